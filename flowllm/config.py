@@ -1,0 +1,138 @@
+"""Typed recipes: a YAML file by name or path, with `key=value` overrides.
+
+A name such as `llm/small` is a file in `configs/`, which ships with the package. Unknown keys,
+wrong types and impossible combinations are refused with the file and the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+import yaml
+
+from flowllm.errors import UserError
+from flowllm.training import TrainingConfig
+from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
+from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
+
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMRecipe:
+    """How to train a prior: `flowllm train-llm`."""
+
+    model: BaseModel
+    text: TextFormat = field(default_factory=TextFormat)
+    tasks: TaskMix = field(default_factory=TaskMix)
+    training: TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RFMRecipe:
+    """How to train a refiner: `flowllm train-rfm`."""
+
+    chart: str = "logmetric"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    loss: LossWeights = field(default_factory=LossWeights)
+    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
+    training: TrainingConfig
+
+
+def named_recipes() -> list[str]:
+    """The recipes that ship with the package, such as `llm/small`."""
+    return sorted(
+        f"{folder.name}/{Path(file.name).stem}"
+        for folder in _configs().iterdir()
+        if folder.is_dir()
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (`llm/small`) or by path, and apply `key=value` overrides.
+
+    Args:
+        kind: the dataclass of the recipe.
+        name: a name in `named_recipes()` or the path of a YAML file.
+        overrides: such as `training.epochs=3`; values are YAML.
+
+    Raises:
+        UserError: no such recipe, broken YAML, unknown key, wrong type, impossible value.
+    """
+    text = _read(name)
+    try:
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not valid YAML: {_one_line(error)}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{name} holds no settings; see configs/ for examples")
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return dacite.from_dict(
+            kind, settings, dacite.Config(strict=True, type_hooks={float: _to_float})
+        )
+    except (dacite.DaciteError, PriorError, RefinerError, UserError) as error:
+        raise UserError(f"{name}: {_one_line(error)}") from error
+
+
+def recipe_dict(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain JSON-serialisable values."""
+    return asdict(recipe)
+
+
+def _configs() -> Any:
+    """`configs/`: inside the package in a wheel, beside it in a source tree."""
+    packaged = resources.files("flowllm") / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
+
+
+def _read(name: str | Path) -> str:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"there is no config file {path}")
+        return path.read_text()
+    if str(name) not in named_recipes():
+        raise UserError(
+            f"there is no config {str(name)!r}; known are {', '.join(named_recipes())}, "
+            "or give the path of a .yaml file"
+        )
+    return (_configs() / f"{name}.yaml").read_text()
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if settings.get(parent) is None:
+            settings[parent] = {}
+        settings = settings[parent]
+        if not isinstance(settings, dict):
+            raise UserError(f"override {override!r}: {parent} is no section of the config")
+    try:
+        settings[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: {_one_line(error)}") from error
+
+
+def _to_float(value: Any) -> float:
+    """YAML 1.1 reads 5e-4 as a string and 1 as an integer."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{value!r} is not a number") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

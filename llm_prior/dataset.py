@@ -1,0 +1,170 @@
+"""Training examples of the text prior: which task, which conditions, which translation.
+
+Every draw is a function of a crystal and a random generator, nothing else, so that whoever owns
+the generator (one for each absolute sample position) can repeat any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pymatgen.core import Structure
+from transformers import PreTrainedTokenizerBase
+
+from llm_prior.errors import PriorError
+from llm_prior.prompts import generation_prompt, infill_prompt, known_conditions
+from llm_prior.text import TextFormat, encode, mask_element, site_symbols
+
+IGNORED = -100  # label of a token that does not enter the loss (torch's cross entropy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMix:
+    """Shares of the tasks and, among generation, of the conditions (CrystalLLM trains two thirds
+    generation, one third infilling).
+
+    Attributes:
+        infill: share of infilling; the rest is generation.
+        unconditional: share of generation without a condition.
+        formula: share with the formula alone.
+        composition: share with formula and number of atoms, which fix every atom.
+            The rest takes a random subset of the known conditions.
+    """
+
+    infill: float = 1 / 3
+    unconditional: float = 0.25
+    formula: float = 0.25
+    composition: float = 0.25
+
+    def __post_init__(self) -> None:
+        shares = (self.infill, self.unconditional, self.formula, self.composition)
+        if min(shares) < 0 or self.infill > 1 or sum(shares[1:]) > 1 + 1e-9:
+            raise PriorError(
+                f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
+                "formula and composition together at most 1"
+            )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the text that should follow it."""
+
+    prompt: str
+    answer: str
+
+
+def draw_example(
+    structure: Structure,
+    properties: Mapping[str, Any],
+    fmt: TextFormat,
+    mix: TaskMix,
+    rng: np.random.Generator,
+) -> Example:
+    """Draw the task, its conditions and a uniform translation for one crystal."""
+    text = encode(structure, fmt, translation=rng.random(3))
+    if rng.random() < mix.infill:
+        element = rng.choice(sorted(set(site_symbols(structure))))
+        return Example(infill_prompt(mask_element(text, element)), str(element))
+
+    known = known_conditions(structure, properties)
+    kind = rng.random()
+    if kind < mix.unconditional:
+        names: list[str] = []
+    elif kind < mix.unconditional + mix.formula:
+        names = ["formula"]
+    elif kind < mix.unconditional + mix.formula + mix.composition:
+        names = ["formula", "num_atoms"]
+    else:
+        names = [name for name in known if rng.random() < 0.5]
+    return Example(generation_prompt({name: known[name] for name in names}), text)
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of prompt + answer + end of sequence, and labels that leave the prompt out.
+
+    Both are tokenised as one string (a tokenizer may join characters across words, never across
+    the newline in which every prompt ends), so generation from the prompt alone continues it.
+    """
+    encoded = tokenizer(
+        prompt + answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
+    ids = list(encoded["input_ids"])
+    labels = [
+        token if start >= len(prompt) else IGNORED
+        for token, (start, _) in zip(ids, encoded["offset_mapping"], strict=True)
+    ]
+    if tokenizer.bos_token_id is not None:
+        ids.insert(0, tokenizer.bos_token_id)
+        labels.insert(0, IGNORED)
+    ids.append(tokenizer.eos_token_id)
+    labels.append(tokenizer.eos_token_id)
+    return ids, labels
+
+
+class CrystalTextDataset:
+    """Crystals as tokenised training examples, drawn anew every time.
+
+    Args:
+        crystals: (id, structure, properties) of each.
+        tokenizer: a fast tokenizer with an end-of-sequence token.
+        fmt: text format of the model.
+        mix: shares of tasks and conditions.
+    """
+
+    def __init__(
+        self,
+        crystals: Sequence[tuple[str, Structure, Mapping[str, Any]]],
+        tokenizer: PreTrainedTokenizerBase,
+        fmt: TextFormat,
+        mix: TaskMix,
+    ) -> None:
+        if not crystals:
+            raise PriorError("the training set has no crystal; check the data file")
+        self.crystals = crystals
+        self.tokenizer = tokenizer
+        self.fmt = fmt
+        self.mix = mix
+
+    def __len__(self) -> int:
+        return len(self.crystals)
+
+    def size(self, index: int) -> int:
+        """Number of atoms: crystals of like size go into one batch, so little is padded."""
+        return len(self.crystals[index][1])
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One training example: `input_ids` and `labels` (T,) as lists, `ids` the crystal's id."""
+        name, structure, properties = self.crystals[index]
+        example = draw_example(structure, properties, self.fmt, self.mix, rng)
+        input_ids, labels = tokenize(self.tokenizer, example.prompt, example.answer)
+        return {"ids": name, "input_ids": input_ids, "labels": labels}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Pad a batch on the right to its longest example: input_ids, attention_mask, labels (B, T)."""
+
+    pad_token_id: int
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        longest = max(len(item["input_ids"]) for item in items)
+        input_ids = torch.full((len(items), longest), self.pad_token_id, dtype=torch.long)
+        labels = torch.full((len(items), longest), IGNORED, dtype=torch.long)
+        attention_mask = torch.zeros((len(items), longest), dtype=torch.long)
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            input_ids[row, :length] = torch.tensor(item["input_ids"])
+            labels[row, :length] = torch.tensor(item["labels"])
+            attention_mask[row, :length] = 1
+        return {
+            "ids": [item["ids"] for item in items],
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+        }

@@ -1,0 +1,215 @@
+"""Crystal <-> text, the representation of CrystalLLM (Gruver et al. 2024, arXiv 2402.04379).
+
+    5.6 5.6 5.6            three lengths in Angstrom
+    90 90 90               three angles in degrees
+    Na                     then per site its element
+    0.00 0.00 0.00         and its fractional coordinates
+    Cl
+    0.50 0.50 0.50
+
+Lines are joined by a newline, with none at the end. No other file knows this layout.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+import numpy as np
+from pymatgen.core import Element, Lattice, Structure
+
+from llm_prior.errors import PriorError
+
+# pymatgen also accepts D, T and dummy species such as Xx; a crystal's text knows these 118 only.
+SYMBOLS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 119))
+_ELEMENTS: dict[str, Element] = {symbol: Element(symbol) for symbol in SYMBOLS}
+
+MASK = "[MASK]"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I)
+# The squared volume of the cell with unit edges; below this the three vectors are coplanar.
+_SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """The precision of the text and the largest crystal; recorded with every model.
+
+    Attributes:
+        coord_decimals: decimals of a fractional coordinate.
+        length_decimals: decimals of a lattice length in Angstrom.
+        angle_decimals: decimals of a lattice angle in degrees.
+        max_atoms: sites of the largest crystal that is written or accepted.
+    """
+
+    coord_decimals: int = 2
+    length_decimals: int = 1
+    angle_decimals: int = 0
+    max_atoms: int = 20
+
+    def to_dict(self) -> dict[str, int]:
+        """The fields as a JSON-serialisable dict."""
+        return asdict(self)
+
+
+class RejectReason(StrEnum):
+    """Why a text is no crystal."""
+
+    TRUNCATED = "truncated"
+    LINE_COUNT = "line_count"
+    NOT_A_NUMBER = "not_a_number"
+    NON_FINITE = "non_finite"
+    BAD_LENGTH = "bad_length"
+    IMPOSSIBLE_ANGLES = "impossible_angles"
+    UNKNOWN_ELEMENT = "unknown_element"
+    TOO_MANY_ATOMS = "too_many_atoms"
+    COINCIDING_ATOMS = "coinciding_atoms"
+
+
+class ParseError(PriorError):
+    """A text that is no crystal, with its `reason` as a countable code."""
+
+    def __init__(self, reason: RejectReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def encode(
+    structure: Structure, fmt: TextFormat, translation: Sequence[float] | None = None
+) -> str:
+    """Write a crystal as text.
+
+    Sites keep the order of the structure, with like atoms together at the place of the first.
+    Numbers are rounded half to even; coordinates are rounded first and wrapped after, so that
+    0.996 becomes 0.00 and never 1.00.
+
+    Args:
+        structure: ordered crystal of at most `fmt.max_atoms` sites.
+        fmt: decimals and size limit.
+        translation: (3,) fractional shift added to every site first.
+
+    Raises:
+        PriorError: the crystal has partial occupancies, an unknown species, or too many sites.
+    """
+    symbols = site_symbols(structure)
+    if len(symbols) > fmt.max_atoms:
+        raise PriorError(
+            f"{structure.composition.formula} has {len(symbols)} atoms, the text format allows "
+            f"{fmt.max_atoms}; drop it or raise max_atoms"
+        )
+    coords = np.asarray(structure.frac_coords, dtype=float)  # (n, 3)
+    if translation is not None:
+        coords = coords + np.asarray(translation, dtype=float)
+    scale = 10**fmt.coord_decimals
+    ticks = np.rint(coords * scale).astype(int) % scale  # (n, 3) in units of the last decimal
+    decimals = f".{fmt.coord_decimals}f"
+
+    lattice = structure.lattice
+    lines = [
+        " ".join(f"{x:.{fmt.length_decimals}f}" for x in lattice.abc),
+        " ".join(f"{x:.{fmt.angle_decimals}f}" for x in lattice.angles),
+    ]
+    first_seen = {symbol: place for place, symbol in reversed(list(enumerate(symbols)))}
+    for site in sorted(range(len(symbols)), key=lambda i: first_seen[symbols[i]]):
+        lines.append(symbols[site])
+        lines.append(" ".join(format(tick / scale, decimals) for tick in ticks[site]))
+    return "\n".join(lines)
+
+
+def site_symbols(structure: Structure) -> list[str]:
+    """The element symbol of each site.
+
+    Raises:
+        PriorError: a site is partly occupied or is none of the 118 elements.
+    """
+    symbols = []
+    for site in structure:
+        if not site.is_ordered:
+            raise PriorError(
+                f"{structure.composition.formula} has partial occupancies ({site.species_string}); "
+                "give an ordered crystal"
+            )
+        symbol = site.specie.symbol
+        if symbol not in _ELEMENTS:
+            raise PriorError(f"{symbol} is not a chemical element; replace it")
+        symbols.append(symbol)
+    return symbols
+
+
+def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
+    """Read a crystal from its text.
+
+    Args:
+        text: as `encode` writes it; any number of decimals is read.
+        fmt: its `max_atoms` is the size limit.
+        complete: False if generation hit the token limit before the end of the sequence.
+
+    Raises:
+        ParseError: with the first reason for which the text is refused.
+    """
+    if not complete:
+        raise ParseError(RejectReason.TRUNCATED, "the text was cut off by the token limit")
+    lines = text.split("\n")
+    if len(lines) < 4 or len(lines) % 2:
+        raise ParseError(
+            RejectReason.LINE_COUNT,
+            f"{len(lines)} lines; a crystal has 2 for the cell and 2 for each of its sites",
+        )
+    lengths = _numbers(lines[0])
+    angles = _numbers(lines[1])
+    if min(lengths) <= 0:
+        raise ParseError(RejectReason.BAD_LENGTH, f"length {min(lengths)} is not positive")
+    if not closes_a_cell(angles):
+        raise ParseError(RejectReason.IMPOSSIBLE_ANGLES, f"no cell has the angles {angles}")
+    num_atoms = len(lines) // 2 - 1
+    if num_atoms > fmt.max_atoms:
+        raise ParseError(
+            RejectReason.TOO_MANY_ATOMS, f"{num_atoms} atoms, the limit is {fmt.max_atoms}"
+        )
+    elements = []
+    for symbol in lines[2::2]:
+        if symbol not in _ELEMENTS:
+            raise ParseError(RejectReason.UNKNOWN_ELEMENT, f"{symbol!r} is not an element")
+        elements.append(_ELEMENTS[symbol])
+    coords = np.array([_numbers(line) for line in lines[3::2]]) % 1.0  # (n, 3)
+    gaps = coords[:, None] - coords[None]  # (n, n, 3)
+    gaps -= np.rint(gaps)
+    apart = np.abs(gaps).max(-1) + np.eye(num_atoms)
+    if apart.min() < 10.0**-fmt.coord_decimals / 2:
+        raise ParseError(RejectReason.COINCIDING_ATOMS, "two atoms stand at the same place")
+    return Structure(Lattice.from_parameters(*lengths, *angles), elements, coords)
+
+
+def closes_a_cell(angles: Sequence[float]) -> bool:
+    """Whether three vectors at these angles (degrees) span a volume: 1 - cos^2 a - cos^2 b
+    - cos^2 c + 2 cos a cos b cos c > 0 (the Gram determinant of unit vectors)."""
+    if not all(0 < angle < 180 for angle in angles):
+        return False
+    a, b, c = (math.cos(math.radians(angle)) for angle in angles)
+    return 1 - a * a - b * b - c * c + 2 * a * b * c > _SMALLEST_UNIT_VOLUME_SQUARED
+
+
+def mask_element(text: str, element: str) -> str:
+    """Replace the element line of every site of `element` by [MASK]: whole lines, so C is not
+    the start of Ca.
+
+    Raises:
+        PriorError: the element is not in the crystal.
+    """
+    lines = text.split("\n")
+    masked = [MASK if i >= 2 and line == element else line for i, line in enumerate(lines)]
+    if masked == lines:
+        raise PriorError(f"{element} is not in the crystal; mask one of {sorted(set(lines[2::2]))}")
+    return "\n".join(masked)
+
+
+def _numbers(line: str) -> tuple[float, float, float]:
+    words = line.split(" ")
+    if len(words) != 3 or not all(_NUMBER.fullmatch(word) for word in words):
+        raise ParseError(RejectReason.NOT_A_NUMBER, f"{line!r} is not three numbers")
+    values = tuple(float(word) for word in words)
+    if not all(math.isfinite(value) for value in values):
+        raise ParseError(RejectReason.NON_FINITE, f"{line!r} has a number that is not finite")
+    return values
