@@ -7,6 +7,7 @@ with it whose files have other hashes is damaged and is refused by the name of t
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from flowllm.errors import UserError
 from flowllm.files import sha256_file, write_atomic
 
 MARKER = "COMPLETE"
-_PREFIX = "checkpoint-"
+_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_complete(folder: Path) -> None:
@@ -34,10 +35,10 @@ def verify(folder: Path) -> None:
         UserError: a file is missing or differs.
     """
     try:
-        hashes = json.loads((folder / MARKER).read_text())
-    except json.JSONDecodeError as error:
+        hashes = dict(json.loads((folder / MARKER).read_bytes()))
+    except (ValueError, TypeError) as error:
         raise UserError(
-            f"{folder / MARKER} is damaged; delete {folder} to resume from an earlier checkpoint"
+            f"{folder / MARKER} is damaged; delete {folder} to resume from an earlier one"
         ) from error
     for name, expected in hashes.items():
         path = folder / name
@@ -49,8 +50,7 @@ def verify(folder: Path) -> None:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, by ascending step."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if (path / MARKER).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    return [path for path in _checkpoints(folder) if (path / MARKER).is_file()]
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -61,6 +61,16 @@ def newest_complete(folder: Path) -> Path | None:
 
 def remove_incomplete(folder: Path) -> None:
     """Delete checkpoint folders that were cut off while being written."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        if path.is_dir() and not (path / MARKER).is_file():
+    for path in _checkpoints(folder):
+        if not (path / MARKER).is_file():
             shutil.rmtree(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Folders named `checkpoint-STEP`, by ascending step; other names are not ours."""
+    steps = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+    }
+    return [steps[step] for step in sorted(steps)]

@@ -67,9 +67,9 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
     Raises:
         UserError: no such recipe, broken YAML, unknown key, wrong type, impossible value.
     """
-    text = _read(name)
+    content = _read(name)
     try:
-        settings = yaml.safe_load(text)
+        settings = yaml.safe_load(content)
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(settings, dict):
@@ -80,6 +80,9 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
         return dacite.from_dict(
             kind, settings, dacite.Config(strict=True, type_hooks={float: _to_float})
         )
+    except dacite.UnexpectedDataError as error:
+        keys = ", ".join(sorted(error.keys))
+        raise UserError(f"{name}: unknown key {keys}; see configs/ for those that exist") from error
     except (dacite.DaciteError, PriorError, RefinerError, UserError) as error:
         raise UserError(f"{name}: {_one_line(error)}") from error
 
@@ -95,18 +98,18 @@ def _configs() -> Any:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "configs"
 
 
-def _read(name: str | Path) -> str:
+def _read(name: str | Path) -> bytes:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"there is no config file {path}")
-        return path.read_text()
+        return path.read_bytes()
     if str(name) not in named_recipes():
         raise UserError(
             f"there is no config {str(name)!r}; known are {', '.join(named_recipes())}, "
             "or give the path of a .yaml file"
         )
-    return (_configs() / f"{name}.yaml").read_text()
+    return (_configs() / f"{name}.yaml").read_bytes()
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:
@@ -126,12 +129,12 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: {_one_line(error)}") from error
 
 
-def _to_float(value: Any) -> float:
-    """YAML 1.1 reads 5e-4 as a string and 1 as an integer."""
+def _to_float(value: Any) -> Any:
+    """YAML 1.1 reads 5e-4 as a string and 1 as an integer. dacite refuses, by key, what stays."""
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{value!r} is not a number") from error
+    except (TypeError, ValueError):
+        return value
 
 
 def _one_line(error: Exception) -> str:

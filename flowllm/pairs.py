@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,17 @@ import pyarrow.parquet as pq
 
 from flowllm.data import Crystal
 from flowllm.errors import UserError
+from flowllm.files import publish
 from rfm import PairedCrystal
 
 _ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
-_COLUMNS = ("id", "atomic_numbers", *_ARRAYS)
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "atomic_numbers": pa.list_(pa.int64()),
+        **{name: pa.list_(pa.float64()) for name in _ARRAYS},
+    }
+)
 
 
 def write_pairs(pairs: Iterable[PairedCrystal], path: Path) -> None:
@@ -26,14 +34,16 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path) -> None:
     }
     for name in _ARRAYS:
         columns[name] = [getattr(pair, name).ravel().tolist() for pair in pairs]
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    table = pa.table(columns, schema=_SCHEMA)
+    publish(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
 def read_pairs(path: str | Path) -> list[PairedCrystal]:
     """Read what `write_pairs` wrote.
 
     Raises:
-        UserError: no such file, no parquet file, a missing column, or no pair in it.
+        UserError: no such file, no parquet file, a column that is missing or of another type, a
+            damaged row, or no pair in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,22 +52,29 @@ def read_pairs(path: str | Path) -> list[PairedCrystal]:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is no parquet file of pairs ({error})") from error
-    if missing := [name for name in _COLUMNS if name not in table.column_names]:
+    if missing := [name for name in _SCHEMA.names if name not in table.column_names]:
         raise UserError(
             f"{path} has no column {missing[0]}; it was not made by `flowllm pair` "
             f"(its columns: {', '.join(table.column_names)})"
         )
     if not table.num_rows:
         raise UserError(f"{path} holds no pair; see the counts of what was dropped beside it")
-    columns = {name: table[name].to_pylist() for name in _COLUMNS}
-    return [
-        PairedCrystal(
-            id=columns["id"][row],
-            atomic_numbers=np.array(columns["atomic_numbers"][row], dtype=np.int64),
-            **{name: np.array(columns[name][row]).reshape(-1, 3) for name in _ARRAYS},
+    try:
+        rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path} was not made by `flowllm pair` ({error})") from error
+    return [_pair(path, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _pair(path: Path, number: int, row: dict[str, Any]) -> PairedCrystal:
+    try:
+        return PairedCrystal(
+            id=row["id"],
+            atomic_numbers=np.array(row["atomic_numbers"], dtype=np.int64),
+            **{name: np.array(row[name], dtype=float).reshape(-1, 3) for name in _ARRAYS},
         )
-        for row in range(table.num_rows)
-    ]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: row {number} is damaged ({error}); make it again") from error
 
 
 def targets_only(crystals: Iterable[Crystal]) -> list[PairedCrystal]:

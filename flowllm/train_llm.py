@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from flowllm.config import LLMRecipe, load_recipe, recipe_dict
 from flowllm.data import read
-from flowllm.errors import UserError
-from flowllm.training import train, training_run
+from flowllm.training import on_cpu, train
+from flowllm.training_run import training_run
 from llm_prior import Collator, CrystalTextDataset, Prior
-
-log = logging.getLogger(__name__)
 
 
 def train_llm(
@@ -61,7 +56,7 @@ def train_llm(
         if run.finished:
             return run.model
         prior = Prior.build(recipe.model, recipe.text, seed=seed)
-        if device == "cpu" or not torch.cuda.is_available():
+        if on_cpu(device):
             # torch's fused attention has a slow bfloat16 backward pass on CPUs: with it a training
             # step of llm/small takes 1.3 times as long.
             prior.model.set_attn_implementation("eager")

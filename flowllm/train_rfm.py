@@ -11,7 +11,8 @@ from flowllm.config import RFMRecipe, load_recipe, recipe_dict
 from flowllm.data import read
 from flowllm.errors import UserError
 from flowllm.pairs import read_pairs, targets_only
-from flowllm.training import train, training_run
+from flowllm.training import train
+from flowllm.training_run import training_run
 from rfm import PairDataset, PairedCrystal, Refiner, RefinerConfig, collate
 
 
@@ -79,6 +80,9 @@ def train_rfm(
         if run.finished:
             return run.model
         start = Refiner.from_pretrained(init) if init else None
+        wanted = (recipe.network, recipe.chart)
+        if start is not None and (start.config.network, start.config.chart) != wanted:
+            raise UserError(f"{init} has another network or chart than {config}; match them")
         training_set = PairDataset(
             load(sources),
             chart_name=recipe.chart,
@@ -99,8 +103,6 @@ def train_rfm(
                 )
             )
         if start is not None:
-            if (start.config.network, start.config.chart) != (recipe.network, recipe.chart):
-                raise UserError(f"{init} has another network or chart than {config}; match them")
             refiner.load_state_dict(start.state_dict())
         validation_set = None
         if validation is not None:

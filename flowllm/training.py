@@ -1,42 +1,49 @@
 """The one training engine of both stages: `transformers.Trainer` on accelerate, and what it lacks.
 
-1. A draw is a function of (seed, absolute sample position): `VirtualEpochs`.
+1. A draw is a function of (seed, absolute sample position): `draws.py`.
 2. A checkpoint counts only when its COMPLETE marker with file hashes exists: `checkpoints.py`.
 3. A loss that is not finite is shown, its gradient is dropped, and a few in a row stop the run
    with the ids of the batch.
-4. An exponential moving average of the weights, kept in the checkpoint.
+4. An exponential moving average of the weights, kept in the checkpoint: `averaging.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from flowllm.checkpoints import mark_complete, newest_complete, remove_incomplete, verify
+from flowllm.averaging import WeightAverage
+from flowllm.checkpoints import mark_complete, newest_complete, verify
+from flowllm.draws import Drawable, VirtualEpochs
 from flowllm.errors import UserError
-from flowllm.files import publish, sha256_file, sha256_folder
-from flowllm.folders import claimed
-from flowllm.versions import versions
 
 log = logging.getLogger(__name__)
 
-RUN_FILE = "run.json"
-EMA_FILE = "ema.safetensors"
-_WINDOW = 50  # batches within which crystals are sorted by size
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
 # Kept checkpoints. More than one, because an old one is deleted before the newest is marked.
 _KEPT = 3
+_POSITIVE = (
+    *("epochs", "batch_size", "gradient_accumulation", "learning_rate"),
+    *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
+)
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "num_workers")
+_TRACKERS = ("none", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,70 +91,21 @@ class TrainingConfig:
     report_to: str = "none"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "gradient_accumulation", "learning_rate"):
-            if getattr(self, name) <= 0:
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"training.{name} must be above 0, not {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"training.ema_decay must be in [0, 1), not {self.ema_decay}")
-
-
-class Drawable(Protocol):
-    """A data set whose every draw is a function of an index and a random generator."""
-
-    def __len__(self) -> int: ...
-
-    def size(self, index: int) -> int: ...
-
-    def draw(self, index: int, rng: np.random.Generator) -> Mapping[str, Any]: ...
-
-
-class VirtualEpochs(torch.utils.data.Dataset):
-    """`epochs` passes over a data set as one long map-style data set.
-
-    The item at an absolute position is drawn with a generator seeded from (seed, position), so it
-    does not depend on what was drawn before, by which worker, or in which run. Each pass is a
-    fresh permutation in which the crystals of a batch are of like size; the remainder that fills
-    no batch is another random one in each pass.
-    """
-
-    def __init__(self, data: Drawable, *, epochs: float, batch_size: int, seed: int) -> None:
-        self.data = data
-        self.batch_size = batch_size
-        self.seed = seed
-        whole = len(data) - len(data) % batch_size
-        self.epoch_length = whole or len(data)
-        self.length = math.ceil(self.epoch_length * epochs)
-        self._sizes = np.array([data.size(index) for index in range(len(data))])
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def index(self, position: int) -> int:
-        """Which crystal stands at an absolute position."""
-        epoch, place = divmod(position, self.epoch_length)
-        if epoch != self._epoch:
-            self._order = self._permutation(epoch)
-            self._epoch = epoch
-        return int(self._order[place])
-
-    def __getitem__(self, position: int) -> Mapping[str, Any]:
-        rng = np.random.default_rng([self.seed, 1, position])
-        return self.data.draw(self.index(position), rng)
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, 0, epoch])
-        order = rng.permutation(len(self.data))[: self.epoch_length]
-        window = _WINDOW * self.batch_size
-        batches = []
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            part = part[np.argsort(self._sizes[part], kind="stable")]
-            batches.extend(
-                part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size)
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"training.{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("beta2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"training.{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise UserError(f"training.max_steps must be above 0, or -1, not {self.max_steps}")
+        if self.report_to not in _TRACKERS:
+            raise UserError(
+                f"training.report_to must be one of {', '.join(_TRACKERS)}, not {self.report_to!r}"
             )
-        return np.concatenate([batches[i] for i in rng.permutation(len(batches))])
 
 
 class NonFiniteLoss(UserError):
@@ -155,11 +113,11 @@ class NonFiniteLoss(UserError):
 
 
 class _EngineTrainer(Trainer):
-    """`Trainer` with complete-marked checkpoints, a guard against NaN, and an EMA."""
+    """`Trainer` with complete-marked checkpoints, a guard against NaN, and an average."""
 
-    def __init__(self, *args: Any, ema: dict[str, torch.Tensor] | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, average: WeightAverage | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ema = ema
+        self.average = average
         self._non_finite_in_a_row = 0
 
     def training_step(
@@ -175,13 +133,13 @@ class _EngineTrainer(Trainer):
         self._non_finite_in_a_row += 1
         log.warning(
             "step %d: the loss is %s; its gradient is dropped (batch: %s)",
-            self.state.global_step, loss.item(), ", ".join(ids[:8]),
+            self.state.global_step + 1, loss.item(), ", ".join(ids[:8]),
         )  # fmt: skip
         if self._non_finite_in_a_row >= _NON_FINITE_LIMIT:
             raise NonFiniteLoss(
                 f"{_NON_FINITE_LIMIT} losses in a row were not finite, the last at step "
-                f"{self.state.global_step} on {', '.join(ids)}; lower training.learning_rate or "
-                "look at these crystals, then resume"
+                f"{self.state.global_step + 1} on {', '.join(ids)}; look at these crystals, or "
+                "train in another folder with a lower training.learning_rate"
             )
         model.zero_grad(set_to_none=True)
         return torch.zeros_like(loss)
@@ -194,33 +152,24 @@ class _EngineTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
-            if self.ema is not None:
-                save_file(self.ema, folder / EMA_FILE)
+            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of objects, which nothing reads
+            if self.average is not None:
+                self.average.save(folder)
             mark_complete(folder)
 
 
-class _Average(TrainerCallback):
-    """Keeps the exponential moving average after each optimiser step.
+class _Progress(ProgressCallback):
+    """The bar alone. The original also prints the log lines to stdout, which is for results."""
 
-    The decay warms up as (1 + step) / (10 + step), so the random start is soon forgotten.
-    """
-
-    def __init__(self, ema: dict[str, torch.Tensor], decay: float) -> None:
-        self.ema = ema
-        self.decay = decay
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        with torch.no_grad():
-            for name, parameter in kwargs["model"].named_parameters():
-                if name in self.ema:
-                    self.ema[name].lerp_(parameter.detach().to(self.ema[name].device), 1 - decay)
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Leave the log lines to `_Log`."""
 
 
-class _LogFile(TrainerCallback):
+class _Log(TrainerCallback):
     """Appends every log line of the Trainer to the log of the run."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -261,109 +210,76 @@ def train(
         Losses, steps and rates of the run, as the Trainer reports them.
 
     Raises:
-        UserError: a damaged checkpoint (named), or losses that stay non-finite.
+        UserError: a damaged checkpoint (named), losses that stay non-finite, a device or an
+            experiment tracker that is not there, a model without gradient checkpointing.
     """
+    _check(config, model)
     checkpoint = newest_complete(folder) if resume else None
     if checkpoint is not None:
         verify(checkpoint)
         log.info("resuming from %s", checkpoint)
 
-    ema = None
-    callbacks: list[TrainerCallback] = [_LogFile()]
+    callbacks: list[TrainerCallback] = [_Log()]
+    average = None
     if config.ema_decay:
-        ema = {
-            name: parameter.detach().clone()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-        }
+        average = WeightAverage(model, config.ema_decay)
         if checkpoint is not None:
-            stored = load_file(checkpoint / EMA_FILE)
-            for name, value in ema.items():
-                value.copy_(stored[name])
-        callbacks.append(_Average(ema, config.ema_decay))
+            average.load(checkpoint)
+        callbacks.append(average)
 
+    arguments = _arguments(config, folder, seed, device, evaluates=validation is not None)
+    draws = None
+    if config.max_steps > 0:
+        # Not the Trainer's own limit: with it a run resumed at its last step takes one more.
+        draws = config.max_steps * config.gradient_accumulation * config.batch_size
+        draws *= arguments.world_size
     trainer = _EngineTrainer(
         model=model,
-        args=_arguments(config, folder, seed, device, evaluates=validation is not None),
+        args=arguments,
         train_dataset=VirtualEpochs(
-            data, epochs=config.epochs, batch_size=config.batch_size, seed=seed
+            data, epochs=config.epochs, batch_size=config.batch_size, seed=seed, limit=draws
         ),
         eval_dataset=None
         if validation is None
         else VirtualEpochs(validation, epochs=1, batch_size=config.batch_size, seed=seed),
         data_collator=collate,
         callbacks=callbacks,
-        ema=ema,
+        average=average,
     )
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    trainer.add_callback(_Progress())
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if ema is not None:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in ema:
-                    parameter.copy_(ema[name])
+    if average is not None:
+        average.copy_to(model)
     return result.metrics
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """A run folder of a training: its identity in `run.json`, checkpoints, at the end `model/`."""
-
-    folder: Path
-
-    @property
-    def model(self) -> Path:
-        """Where the finished model goes."""
-        return self.folder / "model"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the finished model is there."""
-        return self.model.is_dir()
-
-    def publish(self, save: Callable[[Path], object]) -> Path:
-        """Write the finished model, whole or not at all."""
-        return publish(self.model, save)
-
-
-@contextlib.contextmanager
-def training_run(
-    out: str | Path,
-    *,
-    stage: str,
-    recipe: Mapping[str, Any],
-    data: Sequence[str | Path],
-    validation: str | Path | None,
-    seed: int,
-    resume: bool,
-) -> Iterator[TrainingRun]:
-    """Open or go on with the run folder of a training, held against other processes.
+def on_cpu(device: str) -> bool:
+    """Whether a training on `device` runs on the CPU; `auto` takes a GPU where there is one.
 
     Raises:
-        UserError: the folder holds another run, or this one and `resume` is not given.
+        UserError: another name, or `cuda` without a GPU.
     """
-    run = {
-        "stage": stage,
-        "recipe": recipe,
-        "data": [_fingerprint(path) for path in data],
-        "validation": None if validation is None else _fingerprint(validation),
-        "seed": seed,
-    }
-    out = Path(out)
-    there = (out / RUN_FILE).exists()
-    with claimed(out, RUN_FILE, run, info=versions()):
-        if there and not resume:
-            raise UserError(f"{out} holds this run already; add --resume to go on with it")
-        if there:
-            remove_incomplete(out)
-        yield TrainingRun(out)
+    if device not in ("cpu", "cuda", "auto"):
+        raise UserError(f"there is no device {device!r}; choose cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda: torch finds no GPU here; choose cpu or auto")
+    return device == "cpu" or not torch.cuda.is_available()
 
 
-def _fingerprint(path: str | Path) -> dict[str, str]:
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}")
-    digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
-    return {"name": path.name, "sha256": digest}
+def _check(config: TrainingConfig, model: torch.nn.Module) -> None:
+    """Refuse what only this model or this installation makes impossible."""
+    if config.gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+        raise UserError(
+            f"a {type(model).__name__} has no gradient checkpointing; "
+            "set training.gradient_checkpointing to false"
+        )
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise UserError(
+            f"training.report_to is {config.report_to}, which is not installed: "
+            f"pip install {config.report_to}"
+        )
 
 
 def _arguments(
@@ -371,8 +287,7 @@ def _arguments(
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=1,  # VirtualEpochs holds all of them
-        max_steps=config.max_steps,
+        num_train_epochs=1,  # VirtualEpochs holds all of them, or training.max_steps
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -384,7 +299,7 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,
-        use_cpu=device == "cpu",
+        use_cpu=on_cpu(device),
         seed=seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,

@@ -42,7 +42,8 @@ class TaskMix:
 
     def __post_init__(self) -> None:
         shares = (self.infill, self.unconditional, self.formula, self.composition)
-        if min(shares) < 0 or self.infill > 1 or sum(shares[1:]) > 1 + 1e-9:
+        fit = self.infill <= 1 and sum(shares[1:]) <= 1 + 1e-9
+        if not (fit and all(share >= 0 for share in shares)):  # False for NaN too
             raise PriorError(
                 f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
                 "formula and composition together at most 1"
@@ -139,9 +140,16 @@ class CrystalTextDataset:
         return len(self.crystals[index][1])
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One training example: `input_ids` and `labels` (T,) as lists, `ids` the crystal's id."""
+        """One training example: `input_ids` and `labels` (T,) as lists, `ids` the crystal's id.
+
+        Raises:
+            PriorError: the crystal cannot be written, or a property of it is no condition's value.
+        """
         name, structure, properties = self.crystals[index]
-        example = draw_example(structure, properties, self.fmt, self.mix, rng)
+        try:
+            example = draw_example(structure, properties, self.fmt, self.mix, rng)
+        except PriorError as error:
+            raise PriorError(f"crystal {name}: {error}") from error
         input_ids, labels = tokenize(self.tokenizer, example.prompt, example.answer)
         return {"ids": name, "input_ids": input_ids, "labels": labels}
 

@@ -8,38 +8,30 @@ which records the text format and what the model was trained with.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
+from llm_prior.loading import check_place, first_line, load_pretrained
 from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer
 
-log = logging.getLogger(__name__)
-
 SETTINGS_FILE = "prior.json"
 SETTINGS_VERSION = 1
-PAD_TOKEN = "<pad>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A LLaMA decoder that starts from random weights (transformers `LlamaConfig` names)."""
+    """A LLaMA decoder that starts from random weights (transformers `LlamaConfig` names).
+
+    Raises:
+        PriorError: sizes that make no model.
+    """
 
     hidden_size: int = 256
     intermediate_size: int = 704
@@ -47,6 +39,16 @@ class Architecture:
     num_attention_heads: int = 8
     max_position_embeddings: int = 512
     rope_theta: float = 10000.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0:
+                raise PriorError(f"model.architecture.{name} {value} is not positive")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise PriorError(
+                f"model.architecture.hidden_size {self.hidden_size} is not a multiple of twice "
+                f"num_attention_heads {self.num_attention_heads} (rotary positions pair dimensions)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ class Prior:
         """A prior ready to be trained.
 
         Raises:
-            PriorError: the base has no weights or no tokenizer, or cannot be read.
+            PriorError: the base has no weights or no tokenizer, or cannot be read, or the adapter
+                cannot be put on it.
         """
         if base.architecture is not None:
             tokenizer = compact_tokenizer(fmt)
@@ -120,23 +123,30 @@ class Prior:
                 )
             return cls(model=model, tokenizer=tokenizer, fmt=fmt)
 
-        model, tokenizer = _load_pretrained(str(base.name), base.quantization)
+        model, tokenizer = load_pretrained(str(base.name), base.quantization)
         if base.quantization:
             model = prepare_model_for_kbit_training(model)
         if base.lora:
             lora = base.lora
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
-                model = get_peft_model(
-                    model,
-                    LoraConfig(
-                        task_type="CAUSAL_LM",
-                        r=lora.r,
-                        lora_alpha=lora.alpha,
-                        lora_dropout=lora.dropout,
-                        target_modules=lora.target_modules,
-                    ),
+                settings = LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=lora.r,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=lora.target_modules,
                 )
+                try:
+                    model = get_peft_model(model, settings)
+                except ValueError as error:
+                    raise PriorError(f"model.lora on {base.name}: {first_line(error)}") from error
+            # peft takes the name from the model, which for a GGUF file lacks the file, and a
+            # relative path would be lost with the working directory.
+            place = Path(str(base.name))
+            model.peft_config["default"].base_model_name_or_path = (
+                str(place.resolve()) if place.exists() else base.name
+            )
         return cls(model=model, tokenizer=tokenizer, fmt=fmt, source=base.name)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -147,10 +157,18 @@ class Prior:
             dtype: store the weights in this type (for instance torch.bfloat16); default as is.
         """
         folder = Path(folder)
-        state = self.model.state_dict() if dtype is not None else None
-        if state is not None:
-            state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        self.model.save_pretrained(folder, state_dict=state)
+        state = None
+        if dtype is not None:
+            cast: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor
+            state = {
+                key: cast.setdefault(value.data_ptr(), value.to(dtype))
+                if value.is_floating_point()
+                else value
+                for key, value in self.model.state_dict().items()
+            }
+        # Embeddings that were added are the same for every load of the base (`_make_room`).
+        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(folder, state_dict=state, **options)
         self.tokenizer.save_pretrained(folder)
         settings = {"version": SETTINGS_VERSION, "text": asdict(self.fmt), "info": self.info}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
@@ -171,7 +189,7 @@ class Prior:
         """
         settings = _read_settings(str(name))
         fmt = TextFormat(**settings["text"])
-        model, tokenizer = _load_pretrained(str(name), None, dtype)
+        model, tokenizer = load_pretrained(str(name), None, dtype)
         model.to(device)
         model.eval()
         return cls(
@@ -208,62 +226,11 @@ def _llama_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase
     )
 
 
-def _load_pretrained(
-    name: str, quantization: str | None, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    options: dict[str, Any] = {"dtype": dtype}
-    if quantization == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    elif quantization == "8bit":
-        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-
-    path = Path(name)
-    if path.suffix == ".gguf" and path.is_file():
-        folder, options["gguf_file"] = str(path.parent), path.name
-        tokenizer_options = {"gguf_file": path.name}
-    else:
-        folder, tokenizer_options = name, {}
-    adapter = path / "adapter_config.json"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **tokenizer_options)
-        if adapter.is_file():
-            base = json.loads(adapter.read_text())["base_model_name_or_path"]
-            model, _ = _load_pretrained(base, quantization, dtype)
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model = PeftModel.from_pretrained(model, folder)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except SafetensorError as error:
-        raise PriorError(
-            f"the weights in {name} are damaged ({error}); copy or train them again"
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PriorError(
-            f"cannot load a language model from {name}: {reason}; give a model folder or hub id"
-        ) from error
-    if not tokenizer.is_fast:
-        raise PriorError(f"{name} has no fast tokenizer; add its tokenizer.json")
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    tokenizer.padding_side = "left"
-    return model, tokenizer
-
-
 def _read_settings(name: str) -> dict[str, Any]:
+    check_place(name)
     path = Path(name)
     if path.is_dir():
         file = path / SETTINGS_FILE
-    elif path.exists() or name.startswith((".", "/", "~")):
-        raise PriorError(f"{name} is not a model folder; give a folder that train-llm wrote")
     else:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -285,6 +252,6 @@ def _read_settings(name: str) -> dict[str, Any]:
                 f"{file} has version {settings['version']}, this program reads {SETTINGS_VERSION}"
             )
         TextFormat(**settings["text"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise PriorError(f"{file} is damaged ({error}); copy or train the model again") from error
     return settings

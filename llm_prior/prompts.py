@@ -6,7 +6,9 @@ command line read them from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,10 @@ INFILL_HEAD = (
 )
 INFILL_TAIL = "\nGenerate an element that could replace [MASK] in the bulk material:\n"
 SENTENCE_END = ". "
+
+# pymatgen reads more than formulas (charges, exponents, a silent "@") and takes D for hydrogen.
+_FORMULA = re.compile(r"(?:[A-Z][a-z]?|[0-9.()\[\]{}\s])+")
+_LARGEST_AMOUNT = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +59,26 @@ def parse_composition(formula: Any) -> Composition:
     Raises:
         PriorError: not a formula, an unknown element, or a fractional or absent amount.
     """
+    text = str(formula)
+    no_formula = f"{formula!r} is not a chemical formula; write it like Na2SO4"
+    if not _FORMULA.fullmatch(text):
+        raise PriorError(no_formula)
+    symbols = re.findall("[A-Z][a-z]?", text)
+    for symbol in symbols:
+        if symbol not in SYMBOLS:
+            raise PriorError(f"unknown element {symbol} in formula {formula!r}")
     try:
-        composition = Composition(str(formula), strict=True)
-    except (ValueError, TypeError, KeyError) as error:
-        raise PriorError(
-            f"{formula!r} is not a chemical formula of known elements ({error}); "
-            "write it like Na2SO4"
-        ) from error
-    symbols = [str(species) for species in composition]
-    unknown = [symbol for symbol in symbols if symbol not in SYMBOLS]
-    if unknown:
-        raise PriorError(f"unknown element {unknown[0]} in formula {formula!r}")
-    amounts = list(composition.values())
-    if not amounts or any(amount < 1 or amount != int(amount) for amount in amounts):
+        composition = Composition(text, strict=True)
+    except ValueError as error:
+        raise PriorError(no_formula) from error
+    amounts = [composition[symbol] for symbol in symbols]  # pymatgen drops those that are zero
+    if not amounts or not all(_is_whole(amount, 1, _LARGEST_AMOUNT) for amount in amounts):
         raise PriorError(f"formula {formula!r} needs whole amounts of at least one element")
     return composition
+
+
+def _is_whole(number: float, low: int, high: int) -> bool:
+    return math.isfinite(number) and number == int(number) and low <= number <= high
 
 
 def render_formula(value: Any) -> str:
@@ -77,23 +88,31 @@ def render_formula(value: Any) -> str:
 
 def render_elements(value: Any) -> str:
     """`Na-Cl`, `Na,Cl` or a list -> `Cl, Na` (sorted by symbol)."""
-    words = str(value).replace("-", ",").split(",") if isinstance(value, str) else list(value)
+    if isinstance(value, str):
+        words: Iterable[Any] = value.replace("-", ",").split(",")
+    else:
+        words = value if isinstance(value, Iterable) else ()
     symbols = sorted({str(word).strip() for word in words})
+    if not symbols:
+        raise PriorError(f"{value!r} names no element; write elements like Na,Cl")
     for symbol in symbols:
         if symbol not in SYMBOLS:
             raise PriorError(f"unknown element {symbol!r}; write elements like Na,Cl")
     return ", ".join(symbols)
 
 
-def _whole_number(name: str, low: int, high: int | None) -> Callable[[Any], str]:
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PriorError(f"{name} {value!r} is not a number") from error
+
+
+def _whole_number(name: str, low: int, high: int) -> Callable[[Any], str]:
     def render(value: Any) -> str:
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise PriorError(f"{name} {value!r} is not a number") from error
-        if number != int(number) or number < low or (high is not None and number > high):
-            bounds = f"from {low} to {high}" if high is not None else f"of at least {low}"
-            raise PriorError(f"{name} {value!r} is not a whole number {bounds}")
+        number = _number(name, value)
+        if not _is_whole(number, low, high):
+            raise PriorError(f"{name} {value!r} is not a whole number from {low} to {high}")
         return str(int(number))
 
     return render
@@ -101,10 +120,7 @@ def _whole_number(name: str, low: int, high: int | None) -> Callable[[Any], str]
 
 def _two_decimals(name: str) -> Callable[[Any], str]:
     def render(value: Any) -> str:
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise PriorError(f"{name} {value!r} is not a number") from error
+        number = _number(name, value)
         if not abs(number) < 1e6:
             raise PriorError(f"{name} {value!r} is not a finite number of eV")
         return f"{round(number, 2) + 0.0:.2f}"  # + 0.0: no -0.00
@@ -130,7 +146,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="num_atoms",
         sentence="The number of atoms is ",
-        render=_whole_number("num_atoms", 1, None),
+        render=_whole_number("num_atoms", 1, _LARGEST_AMOUNT),
         derive=len,
         help="Number of atoms in the primitive cell.",
     ),

@@ -23,14 +23,28 @@ from pymatgen.core import Element, Lattice, Structure
 
 from llm_prior.errors import PriorError
 
-# pymatgen also accepts D, T and dummy species such as Xx; a crystal's text knows these 118 only.
+# pymatgen also accepts D, T and dummy species such as Xx; a crystal's text knows these 118 only
+# (a deuterium site is hydrogen to pymatgen, and is written as such).
 SYMBOLS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 119))
 _ELEMENTS: dict[str, Element] = {symbol: Element(symbol) for symbol in SYMBOLS}
 
 MASK = "[MASK]"
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.I)
+# ASCII only: \d would match digits of every script, and an ignored case the dotless i, of which
+# `float` reads some and trips over others.
+_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII
+)
+# Angstrom; beyond it the metric tensor of the cell overflows or loses its digits.
+_LONGEST, _SHORTEST = 1e4, 1e-3
 # The squared volume of the cell with unit edges; below this the three vectors are coplanar.
 _SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
+
+_RANGES = {
+    "coord_decimals": (1, 9),
+    "length_decimals": (0, 9),
+    "angle_decimals": (0, 9),
+    "max_atoms": (1, 1000),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +56,23 @@ class TextFormat:
         length_decimals: decimals of a lattice length in Angstrom.
         angle_decimals: decimals of a lattice angle in degrees.
         max_atoms: sites of the largest crystal that is written or accepted.
+
+    Raises:
+        PriorError: not a whole number, or outside the range of `_RANGES`.
     """
 
     coord_decimals: int = 2
     length_decimals: int = 1
     angle_decimals: int = 0
     max_atoms: int = 20
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise PriorError(
+                    f"text.{name} {value!r} is not a whole number from {low} to {high}"
+                )
 
     def to_dict(self) -> dict[str, int]:
         """The fields as a JSON-serialisable dict."""
@@ -159,8 +184,12 @@ def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
         )
     lengths = _numbers(lines[0])
     angles = _numbers(lines[1])
-    if min(lengths) <= 0:
-        raise ParseError(RejectReason.BAD_LENGTH, f"length {min(lengths)} is not positive")
+    for length in lengths:
+        if not _SHORTEST <= length <= _LONGEST:
+            raise ParseError(
+                RejectReason.BAD_LENGTH,
+                f"length {length} is not between {_SHORTEST} and {_LONGEST:g} Angstrom",
+            )
     if not closes_a_cell(angles):
         raise ParseError(RejectReason.IMPOSSIBLE_ANGLES, f"no cell has the angles {angles}")
     num_atoms = len(lines) // 2 - 1
@@ -173,7 +202,8 @@ def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
         if symbol not in _ELEMENTS:
             raise ParseError(RejectReason.UNKNOWN_ELEMENT, f"{symbol!r} is not an element")
         elements.append(_ELEMENTS[symbol])
-    coords = np.array([_numbers(line) for line in lines[3::2]]) % 1.0  # (n, 3)
+    # Twice: the first remainder of a tiny negative number is 1.0.
+    coords = np.array([_numbers(line) for line in lines[3::2]]) % 1.0 % 1.0  # (n, 3)
     gaps = coords[:, None] - coords[None]  # (n, n, 3)
     gaps -= np.rint(gaps)
     apart = np.abs(gaps).max(-1) + np.eye(num_atoms)

@@ -179,6 +179,17 @@ def test_cell_too_skewed_for_spglib_alone_comes_back():
     assert Lattice(reduced).parameters == pytest.approx(expected, abs=1e-6)
 
 
+def test_cell_on_the_edge_of_the_tolerance():
+    # mp-1189174, hexagonal but for its noise: spglib 2.8 runs in circles at the default tolerance.
+    cell = Lattice.from_parameters(
+        5.03443559, 5.03694517, 9.779958, 89.99988619, 90.00022935, 119.98351943
+    ).matrix
+    reduced, _ = reduce_basis(cell, np.zeros((1, 3)))
+    eps = 100 * TOLERANCE * np.linalg.det(cell) ** (2 / 3)
+    assert is_niggli(reduced, eps)
+    assert np.linalg.det(reduced) == pytest.approx(np.linalg.det(cell))
+
+
 def test_skewed_beyond_the_precision_is_refused_with_the_cell():
     shear = np.array([[1, 10**5, 0], [10**5, 10**10 + 1, 0], [0, 0, 1]])
     with pytest.raises(InvalidCrystal, match="no Niggli cell found for the lattice") as error:

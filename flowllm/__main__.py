@@ -1,0 +1,5 @@
+"""`python -m flowllm`."""
+
+from flowllm.cli import main
+
+main()

@@ -1,0 +1,190 @@
+"""`flowllm pair`: the prior proposes a crystal for each target, and the two are aligned.
+
+Only proposals with exactly the target's atoms are kept; the others are counted by reason. Done in
+shards like sampling, so a long pairing survives a kill.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowllm.cells import reduce_cell
+from flowllm.data import Crystal, read
+from flowllm.errors import InvalidCrystal
+from flowllm.files import sha256_file, sha256_folder
+from flowllm.jobs import RunFolder, batch_seed, run_job
+from flowllm.models import BUNDLED_PRIOR, identity, resolve
+from flowllm.pairs import write_pairs
+from flowllm.sampler import BATCH_SIZE, pick_device
+from flowllm.versions import versions
+from llm_prior import (
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    Prior,
+    Proposal,
+    composition_conditions,
+    propose,
+)
+from rfm import PairedCrystal
+from rfm.align import align
+
+PAIRS_FILE = "pairs.parquet"
+SUMMARY_FILE = "summary.json"
+_ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingOutcome:
+    """A finished pairing.
+
+    Attributes:
+        file: the pairs.
+        requested: samples asked for, one per target and repetition.
+        kept: pairs in the file.
+        first_try: of them, accepted on the first attempt.
+        rejects: refused answers of the prior, by reason; several may belong to one request.
+    """
+
+    file: Path
+    requested: int
+    kept: int
+    first_try: int
+    rejects: dict[str, int]
+
+
+def pair(
+    data: str | Path,
+    *,
+    out: str | Path,
+    prior: str | Path | None = None,
+    samples_per_target: int = 1,
+    temperature: float = DEFAULT_TEMPERATURE,
+    top_p: float = DEFAULT_TOP_P,
+    max_attempts: int = 3,
+    limit: int | None = None,
+    skip_invalid: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+    device: str = "auto",
+    progress: bool = True,
+) -> PairingOutcome:
+    """Sample the prior for every crystal of `data` and pair the samples with their targets.
+
+    Args:
+        data: target crystals; see `flowllm.data.read`.
+        out: run folder; `pairs.parquet` and `summary.json` appear in it at the end.
+        prior: folder or hub id; None takes the bundled one.
+        samples_per_target: pairs per crystal.
+        temperature, top_p, max_attempts: see `llm_prior.propose`.
+        limit: the first so many crystals only.
+        skip_invalid: leave out bad rows of `data`, and crystals larger than the prior writes.
+        seed: decides every draw.
+        workers: processes.
+        device: `cpu`, `cuda` or `auto`.
+        progress: show a bar on a terminal.
+
+    Raises:
+        UserError, PriorError: bad data, model or folder.
+    """
+    data = Path(data)
+    prior_folder = resolve(prior, BUNDLED_PRIOR)
+    load = functools.partial(Prior.from_pretrained, prior_folder, device=pick_device(device))
+    model = load()
+    crystals = read(data, skip_invalid=skip_invalid, limit=limit, max_atoms=model.fmt.max_atoms)
+    # Crystals of like size share a batch, which then ends for all at about the same token.
+    targets = sorted(crystals, key=lambda crystal: len(crystal.structure))
+    targets = [target for target in targets for _ in range(samples_per_target)]
+    sampling = {"temperature": temperature, "top_p": top_p, "max_attempts": max_attempts}
+    folder = run_job(
+        out,
+        manifest={
+            "command": "pair",
+            "data": sha256_folder(data) if data.is_dir() else sha256_file(data),
+            "limit": limit,
+            "skip_invalid": skip_invalid,
+            "prior": identity(prior_folder),
+            "samples_per_target": samples_per_target,
+            "seed": seed,
+            **sampling,
+        },
+        total=len(targets),
+        batch_size=2 * BATCH_SIZE,
+        work=functools.partial(_pair_batch, targets, seed, sampling),
+        setup=load if workers > 1 else lambda: model,
+        info=versions(),
+        workers=workers,
+        progress=progress,
+        description="pairing",
+    )
+    return _publish(folder)
+
+
+def _pair_batch(
+    targets: Sequence[Crystal],
+    seed: int,
+    sampling: dict[str, Any],
+    prior: Prior,
+    index: int,
+    start: int,
+    count: int,
+) -> list[dict[str, Any]]:
+    part = targets[start : start + count]
+    requests = [composition_conditions(target.structure.formula) for target in part]
+    proposals = propose(prior, requests, seed=batch_seed(seed, index), **sampling)
+    return [_record(target, proposal) for target, proposal in zip(part, proposals, strict=True)]
+
+
+def _record(target: Crystal, proposal: Proposal) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "id": target.id,
+        "attempts": proposal.attempts,
+        "rejects": dict(proposal.rejects),
+        "pair": None,
+    }
+    if proposal.structure is None:
+        return record
+    try:
+        base = reduce_cell(proposal.structure)
+    except InvalidCrystal as error:
+        record["rejects"][error.reason] = 1
+        return record
+    aligned = align(base, target.structure)
+    record["pair"] = {
+        "atomic_numbers": aligned.atomic_numbers.tolist(),
+        **{name: getattr(aligned, name).tolist() for name in _ARRAYS},
+    }
+    return record
+
+
+def _publish(folder: RunFolder) -> PairingOutcome:
+    folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path))
+    records = list(folder.records())
+    rejects: Counter[str] = Counter()
+    for record in records:
+        rejects.update(record["rejects"])
+    outcome = PairingOutcome(
+        file=folder.path / PAIRS_FILE,
+        requested=len(records),
+        kept=sum(record["pair"] is not None for record in records),
+        first_try=sum(record["pair"] is not None and record["attempts"] == 1 for record in records),
+        rejects=dict(rejects.most_common()),
+    )
+    counts = {k: v for k, v in vars(outcome).items() if k != "file"}
+    folder.publish(SUMMARY_FILE, lambda path: path.write_text(json.dumps(counts, indent=2) + "\n"))
+    return outcome
+
+
+def _pairs(folder: RunFolder) -> Iterator[PairedCrystal]:
+    for record in folder.records():
+        if record["pair"] is not None:
+            arrays = {name: np.array(record["pair"][name]) for name in _ARRAYS}
+            numbers = np.array(record["pair"]["atomic_numbers"])
+            yield PairedCrystal(id=record["id"], atomic_numbers=numbers, **arrays)

@@ -1,0 +1,95 @@
+"""The run folder of a training: what was asked in `run.json`, checkpoints, at the end `model/`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowllm.checkpoints import remove_incomplete
+from flowllm.errors import UserError
+from flowllm.files import publish, sha256_file, sha256_folder
+from flowllm.folders import claimed
+from flowllm.versions import versions
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run folder of a training.
+
+    Attributes:
+        folder: holds `run.json`, `checkpoint-STEP/` and at the end `model/`.
+        first: whether this process is the one of several (torchrun) that writes.
+    """
+
+    folder: Path
+    first: bool = True
+
+    @property
+    def model(self) -> Path:
+        """Where the finished model goes."""
+        return self.folder / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the finished model is there."""
+        return self.model.is_dir()
+
+    def publish(self, save: Callable[[Path], object]) -> Path:
+        """Write the finished model, whole or not at all."""
+        return publish(self.model, save) if self.first else self.model
+
+
+@contextlib.contextmanager
+def training_run(
+    out: str | Path,
+    *,
+    stage: str,
+    recipe: Mapping[str, Any],
+    data: Sequence[str | Path],
+    validation: str | Path | None,
+    seed: int,
+    resume: bool,
+) -> Iterator[TrainingRun]:
+    """Open or go on with the run folder of a training, held against other processes.
+
+    A run that ends before its first checkpoint, on bad data for instance, gives the folder back.
+
+    Raises:
+        UserError: a data file is missing, or the folder holds another run, foreign files, or this
+            run and `resume` is not given.
+    """
+    out = Path(out)
+    if int(os.environ.get("RANK", "0")):
+        yield TrainingRun(out, first=False)
+        return
+    run = {
+        "stage": stage,
+        "recipe": recipe,
+        "data": [_fingerprint(path) for path in data],
+        "validation": None if validation is None else _fingerprint(validation),
+        "seed": seed,
+    }
+    there = (out / RUN_FILE).exists()
+    with claimed(out, RUN_FILE, run, info=versions()):
+        if there and not resume:
+            raise UserError(f"{out} holds this run already; add --resume to go on with it")
+        remove_incomplete(out)
+        try:
+            yield TrainingRun(out)
+        finally:
+            if all(path.name == RUN_FILE or path.name.startswith(".") for path in out.iterdir()):
+                (out / RUN_FILE).unlink()
+
+
+def _fingerprint(path: str | Path) -> dict[str, str]:
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
+    return {"name": path.name, "sha256": digest}

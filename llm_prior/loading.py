@@ -1,0 +1,165 @@
+"""Loading the weights and tokenizer of a language model: from a hub id, a local folder or a GGUF
+file, whole or as an adapter on its base.
+
+Whatever is missing, damaged or does not fit is refused with one line; nothing is filled with random
+numbers in silence, and a path is never looked up on the hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import find_adapter_config_file
+
+from llm_prior.errors import PriorError
+
+PAD_TOKEN = "<pad>"
+
+
+def load_pretrained(
+    name: str, quantization: str | None, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer, with a pad token of its own.
+
+    Args:
+        name: hub id, local folder, or GGUF file.
+        quantization: `4bit`, `8bit` or None.
+        dtype: of the weights that are not quantised.
+
+    Raises:
+        PriorError: nothing there, or something missing, damaged or not fitting.
+    """
+    options: dict[str, Any] = {"dtype": dtype}
+    if quantization == "4bit":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    elif quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        folder, gguf = str(path.parent), {"gguf_file": path.name}
+    else:
+        check_place(name)
+        folder, gguf = name, {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
+        adapter = None if gguf else find_adapter_config_file(folder)
+        if adapter is not None:
+            base = json.loads(Path(adapter).read_text()).get("base_model_name_or_path")
+            model = _load_adapter(name, base, len(tokenizer), quantization, dtype)
+        else:
+            model = _load_weights(folder, **gguf, **options)
+    except PriorError:
+        raise
+    except SafetensorError as error:
+        raise PriorError(
+            f"the weights in {name} are damaged ({error}); copy or train them again"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
+        reason = first_line(error)
+        if gguf or path.is_dir():
+            message = f"cannot load a language model from {name}: {reason}"
+        else:
+            message = f"{name} is neither a folder here nor a model on the hub ({reason})"
+        raise PriorError(f"{message}; give a model folder or hub id") from error
+    if not tokenizer.is_fast:
+        raise PriorError(f"{name} has no fast tokenizer; add its tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise PriorError(f"{name} has no eos_token; name one in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    _make_room(model, len(tokenizer))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.padding_side = "left"
+    return model, tokenizer
+
+
+def _load_weights(folder: str, **options: Any) -> PreTrainedModel:
+    """A model all of whose weights come from the folder: transformers would fill gaps with random
+    numbers and go on."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    gaps = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if gaps:
+        raise PriorError(
+            f"the weights in {folder} do not fit its config.json: {len(gaps)} such as {min(gaps)} "
+            "are missing or of another shape; copy or train the model again"
+        )
+    return model
+
+
+def _load_adapter(
+    name: str, base: str | None, num_tokens: int, quantization: str | None, dtype: torch.dtype
+) -> PeftModel:
+    if not base:
+        raise PriorError(f"{name}/adapter_config.json names no base_model_name_or_path; add it")
+    if Path(name).is_dir() and not (Path(name) / "adapter_model.safetensors").is_file():
+        raise PriorError(f"{name} has no adapter_model.safetensors; copy or train it again")
+    try:
+        model, _ = load_pretrained(base, quantization, dtype)
+    except PriorError as error:
+        raise PriorError(
+            f"{name} is an adapter without its base ({error}); put the base there or correct "
+            f"base_model_name_or_path in {name}/adapter_config.json"
+        ) from error
+    _make_room(model, num_tokens)
+    try:
+        return PeftModel.from_pretrained(model, name)
+    except RuntimeError as error:
+        raise PriorError(
+            f"the adapter {name} does not fit its base {base}: {first_line(error)}; correct "
+            "base_model_name_or_path in its adapter_config.json"
+        ) from error
+
+
+def _make_room(model: PreTrainedModel | PeftModel, num_tokens: int) -> None:
+    """Add embeddings for tokens that the weights do not know.
+
+    Each is the mean of the old ones: a function of the base alone, so an adapter is stored without
+    them, and a token whose logit, the mean of all others, makes it no likely answer.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    if num_tokens <= known:
+        return
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            layer.weight[known:] = layer.weight[:known].mean(0, dtype=torch.float32)
+
+
+def check_place(name: str) -> None:
+    """See that a path leads to a folder; what looks like a hub id (`name`, `org/name`) passes.
+
+    Raises:
+        PriorError: a file, or nothing where only a path can be meant.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise PriorError(f"{name} is not a model folder; give a folder that train-llm wrote")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
+        raise PriorError(f"there is no {name}; give a model folder or hub id")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

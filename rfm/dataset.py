@@ -1,0 +1,189 @@
+"""Pairs of crystals as training data: a base from the prior, a target from the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
+from rfm.errors import RefinerError
+from rfm.lattice import chart
+
+# A spread below this means the cells do not vary there; dividing by it would only amplify rounding.
+_SMALLEST_STD = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedCrystal:
+    """A base crystal and the target it should flow to, of n atoms in the same order.
+
+    id: name of the crystal, kept through batching.
+    atomic_numbers: (n,) integers.
+    base_frac_coords: (n, 3), aligned to the target; None where there is no prior.
+    base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no prior.
+    target_frac_coords: (n, 3).
+    target_lattice: (3, 3), in the basis nearest to the base's.
+    """
+
+    id: str
+    atomic_numbers: np.ndarray
+    base_frac_coords: np.ndarray | None
+    base_lattice: np.ndarray | None
+    target_frac_coords: np.ndarray
+    target_lattice: np.ndarray
+
+
+class PairDataset:
+    """Draws of base, target and time from a list of pairs.
+
+    All cells are turned into standardised chart vectors once, here. A draw depends on nothing but
+    its index and the generator handed in.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[PairedCrystal],
+        *,
+        chart_name: str = "logmetric",
+        base: BaseConfig | None = None,
+        statistics: Statistics | None = None,
+    ) -> None:
+        """Take the pairs.
+
+        Args:
+            pairs: at least one.
+            chart_name: how cells are written, see `rfm.lattice`.
+            base: what the flow starts from; by default the pairs' base without noise.
+            statistics: those of the training pairs when this is a validation set; without them
+                they are computed from the pairs at hand.
+
+        Raises:
+            RefinerError: no pairs; one whose arrays do not fit together or hold a number that is
+                not finite; a cell without volume; a missing base where `base.kind` is `pairs`.
+        """
+        if not pairs:
+            raise RefinerError("the data set holds no pairs")
+        self.base = base or BaseConfig()
+        for pair in pairs:
+            _check(pair, needs_base=self.base.kind == "pairs")
+        self.ids = [pair.id for pair in pairs]
+        self._sizes = np.array([len(pair.atomic_numbers) for pair in pairs])
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._numbers = np.concatenate([pair.atomic_numbers for pair in pairs]).astype(np.int64)
+        self._target_coords = np.concatenate([pair.target_frac_coords for pair in pairs])
+
+        to_vector = chart(chart_name).to_vector
+        target_matrices = torch.from_numpy(np.stack([p.target_lattice for p in pairs])).double()
+        target = to_vector(target_matrices)
+        vectors = target
+        if self.base.kind == "pairs":
+            self._base_coords = np.concatenate([pair.base_frac_coords for pair in pairs])
+            base_matrices = torch.from_numpy(np.stack([p.base_lattice for p in pairs])).double()
+            prior = to_vector(base_matrices)
+            vectors = torch.cat([prior, target])
+        self.statistics = statistics or _statistics(vectors, target_matrices)
+        self.cell = self.statistics.standard_chart(chart_name)
+        self._target_lattice = self.cell.standardise(target).float().numpy()
+        if self.base.kind == "pairs":
+            self._base_lattice = self.cell.standardise(prior).float().numpy()
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.ids)
+
+    def size(self, index: int) -> int:
+        """Number of atoms of a pair."""
+        return int(self._sizes[index])
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One pair with a fresh base and time.
+
+        Returns:
+            `ids` str; `atomic_numbers` (n,) int64; `base_frac_coords`, `target_frac_coords` (n, 3),
+            `base_lattice`, `target_lattice` (6,) standardised, float32; `t` float in [0, 1).
+            Plain arrays: a `torch_geometric.data.Data` costs more than all the rest of a draw. The
+            keys are arguments of `Refiner.forward`, as `Trainer` drops all others.
+        """
+        start = self._starts[index]
+        atoms = slice(start, start + self._sizes[index])
+        if self.base.kind == "pairs":
+            coords, lattice = noisy_base(
+                self._base_coords[atoms], self._base_lattice[index], self.base, rng
+            )
+        else:
+            coords, lattice = uniform_base(self.size(index), self.statistics, self.cell, rng)
+        return {
+            "ids": self.ids[index],
+            "atomic_numbers": self._numbers[atoms],
+            "base_frac_coords": coords,
+            "target_frac_coords": self._target_coords[atoms],
+            "base_lattice": lattice,
+            "target_lattice": self._target_lattice[index],
+            "t": rng.random(),
+        }
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+    """Draws of B crystals with N atoms in all as the keyword arguments of `Refiner.forward`.
+
+    Returns:
+        `ids` list of B str; `num_atoms` (B,), `atomic_numbers` (N,) int64; `base_frac_coords`,
+        `target_frac_coords` (N, 3), `base_lattice`, `target_lattice` (B, 6), `t` (B,) float32.
+    """
+
+    def joined(key: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([item[key] for item in items]))
+
+    def stacked(key: str) -> Tensor:
+        return torch.from_numpy(np.stack([item[key] for item in items]))
+
+    return {
+        "ids": [item["ids"] for item in items],
+        "num_atoms": torch.tensor([len(item["atomic_numbers"]) for item in items]),
+        "atomic_numbers": joined("atomic_numbers"),
+        "base_frac_coords": joined("base_frac_coords").float(),
+        "target_frac_coords": joined("target_frac_coords").float(),
+        "base_lattice": stacked("base_lattice"),
+        "target_lattice": stacked("target_lattice"),
+        "t": torch.tensor([item["t"] for item in items], dtype=torch.float32),
+    }
+
+
+def _statistics(vectors: Tensor, target_matrices: Tensor) -> Statistics:
+    log_lengths = torch.linalg.vector_norm(target_matrices, dim=-1).log()  # (P, 3)
+    std = vectors.std(0, correction=0)
+    return Statistics(
+        mean=vectors.mean(0).tolist(),
+        std=torch.where(std > _SMALLEST_STD, std, 1.0).tolist(),
+        log_length_mean=log_lengths.mean(0).tolist(),
+        log_length_std=log_lengths.std(0, correction=0).tolist(),
+    )
+
+
+def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
+    n = len(pair.atomic_numbers)
+    if n == 0:
+        raise RefinerError(f"pair {pair.id!r} has no atoms; leave it out")
+    arrays = {
+        "target_frac_coords": (pair.target_frac_coords, (n, 3)),
+        "target_lattice": (pair.target_lattice, (3, 3)),
+    }
+    if needs_base:
+        if pair.base_frac_coords is None or pair.base_lattice is None:
+            raise RefinerError(f"pair {pair.id!r} has no base crystal; add one or use base uniform")
+        arrays["base_frac_coords"] = (pair.base_frac_coords, (n, 3))
+        arrays["base_lattice"] = (pair.base_lattice, (3, 3))
+    for name, (array, shape) in arrays.items():
+        if np.shape(array) != shape:
+            raise RefinerError(
+                f"pair {pair.id!r}: {name} has shape {np.shape(array)}, expected {shape}"
+            )
+        if not np.isfinite(array).all():
+            raise RefinerError(f"pair {pair.id!r}: {name} holds a number that is not finite")
+        if name.endswith("lattice") and not abs(np.linalg.det(array)) > 0:
+            raise RefinerError(f"pair {pair.id!r}: {name} has no volume")

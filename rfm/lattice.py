@@ -1,0 +1,175 @@
+"""Charts between cells and R^6.
+
+A lattice is a matrix (3, 3) whose rows are a, b, c in Angstrom. What the refiner moves is the cell
+up to rotation, that is the metric tensor G = L L^T, written as six real numbers:
+
+`logmetric`  the matrix logarithm S of G, as (S11, S22, S33, sqrt2 S12, sqrt2 S13, sqrt2 S23). The
+             factor makes the Euclidean norm of the six equal the Frobenius norm of S, which is the
+             log-Euclidean metric of Arsigny et al. 2006. Every vector of R^6 is a valid cell.
+`params`     logarithms of the three lengths, and logit((angle - 59.9) / 60.2) of the three angles
+             in degrees, after FlowMM (Miller et al. 2024, arXiv 2406.04713). Meant for Niggli
+             cells, whose angles lie in [60, 120]; an angle outside is clamped to the nearer bound.
+
+Back from R^6 comes one fixed orientation: L is lower triangular with a positive diagonal (a along
+x, b in the xy plane, right-handed). Eigenvalues and Cholesky factors are taken in float64 whatever
+the input; the result has the dtype of the input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from geoopt import Euclidean
+from torch import Tensor
+
+from rfm.errors import RefinerError
+
+CELL_SPACE = Euclidean(ndim=1)
+
+_ROWS = [0, 1, 2, 0, 0, 1]
+_COLS = [0, 1, 2, 1, 2, 2]
+_ANGLE_LOW, _ANGLE_HIGH = 59.9, 120.1
+_NIGGLI_LOW, _NIGGLI_HIGH = 60.0, 120.0
+
+
+class Chart(Protocol):
+    """A way to write a cell as six real numbers."""
+
+    name: str
+
+    def to_vector(self, lattice: Tensor) -> Tensor:
+        """(B, 3, 3) with rows a, b, c in Angstrom -> (B, 6)."""
+        ...
+
+    def to_metric(self, vector: Tensor) -> Tensor:
+        """(B, 6) -> G = L L^T, (B, 3, 3) in Angstrom^2."""
+        ...
+
+    def to_matrix(self, vector: Tensor) -> Tensor:
+        """(B, 6) -> lower triangular L, (B, 3, 3) in Angstrom; NaN where no cell closes."""
+        ...
+
+
+def metric_tensor(lattice: Tensor) -> Tensor:
+    """G = L L^T of lattices (B, 3, 3): the scalar products of the rows, in Angstrom^2."""
+    return lattice @ lattice.transpose(-1, -2)
+
+
+def metric_to_matrix(metric: Tensor) -> Tensor:
+    """The lower triangular lattice of a metric (B, 3, 3); NaN where the metric is not positive."""
+    factor, failed = torch.linalg.cholesky_ex(metric.double())
+    factor = torch.where(failed[..., None, None] == 0, factor, torch.nan)
+    return factor.to(metric.dtype)
+
+
+class LogMetric:
+    """The six numbers of log G."""
+
+    name = "logmetric"
+
+    def to_vector(self, lattice: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(metric_tensor(lattice.double()))
+        log_metric = (vectors * values.log().unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        six = log_metric[..., _ROWS, _COLS]
+        return torch.cat([six[..., :3], six[..., 3:] * math.sqrt(2)], dim=-1).to(lattice.dtype)
+
+    def to_metric(self, vector: Tensor) -> Tensor:
+        six = vector.double()
+        diag, off = six[..., :3], six[..., 3:] / math.sqrt(2)
+        values, vectors = torch.linalg.eigh(_symmetric(diag, off))
+        metric = (vectors * values.exp().unsqueeze(-2)) @ vectors.transpose(-1, -2)
+        return metric.to(vector.dtype)
+
+    def to_matrix(self, vector: Tensor) -> Tensor:
+        return metric_to_matrix(self.to_metric(vector.double())).to(vector.dtype)
+
+
+class Params:
+    """Log lengths and logit angles."""
+
+    name = "params"
+
+    def to_vector(self, lattice: Tensor) -> Tensor:
+        metric = metric_tensor(lattice.double())
+        lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()
+        cosines = (metric / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
+        # alpha is between b and c, beta between a and c, gamma between a and b.
+        angles = torch.rad2deg(cosines[..., [1, 0, 0], [2, 2, 1]].acos())
+        angles = angles.clamp(_NIGGLI_LOW, _NIGGLI_HIGH)
+        fraction = (angles - _ANGLE_LOW) / (_ANGLE_HIGH - _ANGLE_LOW)
+        return torch.cat([lengths.log(), fraction.logit()], dim=-1).to(lattice.dtype)
+
+    def to_metric(self, vector: Tensor) -> Tensor:
+        six = vector.double()
+        lengths = six[..., :3].exp()
+        angles = _ANGLE_LOW + (_ANGLE_HIGH - _ANGLE_LOW) * six[..., 3:].sigmoid()
+        return metric_from_parameters(lengths, angles).to(vector.dtype)
+
+    def to_matrix(self, vector: Tensor) -> Tensor:
+        return metric_to_matrix(self.to_metric(vector.double())).to(vector.dtype)
+
+
+def metric_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
+    """G of cells with lengths a, b, c (B, 3) in Angstrom and angles alpha, beta, gamma (B, 3)."""
+    cosines = torch.deg2rad(angles).cos()
+    off = lengths[..., [0, 0, 1]] * lengths[..., [1, 2, 2]] * cosines[..., [2, 1, 0]]
+    return _symmetric(lengths.square(), off)
+
+
+def _symmetric(diag: Tensor, off: Tensor) -> Tensor:
+    """Symmetric matrices from diagonals (.., 3) and the elements 12, 13, 23 (.., 3)."""
+    matrix = torch.diag_embed(diag)
+    matrix[..., [0, 0, 1], [1, 2, 2]] = off
+    matrix[..., [1, 2, 2], [0, 0, 1]] = off
+    return matrix
+
+
+LOGMETRIC = LogMetric()
+PARAMS = Params()
+_CHARTS: dict[str, Chart] = {LOGMETRIC.name: LOGMETRIC, PARAMS.name: PARAMS}
+
+
+def chart(name: str) -> Chart:
+    """The chart called `name`.
+
+    Raises:
+        RefinerError: the name is none of `logmetric`, `params`.
+    """
+    if name not in _CHARTS:
+        raise RefinerError(f"unknown lattice chart {name!r}; choose one of {', '.join(_CHARTS)}")
+    return _CHARTS[name]
+
+
+class StandardChart:
+    """A chart whose six numbers have mean 0 and standard deviation 1 over the pairs at hand.
+
+    This is the form in which the whole refiner carries a cell: path, noise, loss and network see
+    z = (vector - mean) / std.
+    """
+
+    def __init__(self, name: str, mean: Tensor, std: Tensor) -> None:
+        """Take the chart's name and the statistics (6,) of its vectors."""
+        self.chart = chart(name)
+        self.mean = mean.double()
+        self.std = std.double()
+
+    def encode(self, lattice: Tensor) -> Tensor:
+        """Lattices (B, 3, 3) in Angstrom -> standardised vectors (B, 6)."""
+        return self.standardise(self.chart.to_vector(lattice.double())).to(lattice.dtype)
+
+    def standardise(self, vector: Tensor) -> Tensor:
+        """Chart vectors (B, 6) -> standardised vectors (B, 6), float64."""
+        return (vector.double() - self.mean.to(vector.device)) / self.std.to(vector.device)
+
+    def metric(self, z: Tensor) -> Tensor:
+        """Standardised vectors (B, 6) -> metric tensors (B, 3, 3) in Angstrom^2."""
+        return self.chart.to_metric(self._raw(z)).to(z.dtype)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Standardised vectors (B, 6) -> lattices (B, 3, 3); NaN where no cell closes."""
+        return self.chart.to_matrix(self._raw(z)).to(z.dtype)
+
+    def _raw(self, z: Tensor) -> Tensor:
+        return z.double() * self.std.to(z.device) + self.mean.to(z.device)

@@ -1,0 +1,129 @@
+"""Refine pymatgen structures: batch, draw the base, integrate, and back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from pymatgen.core import Lattice, Structure
+
+from rfm.batch import CrystalBatch, atomic_numbers
+from rfm.errors import RefinerError
+from rfm.integrate import integrate
+from rfm.model import Refiner
+
+logger = logging.getLogger(__name__)
+
+
+class Failure(StrEnum):
+    """Why a structure has no refined form."""
+
+    BAD_INPUT = "bad_input"  # disordered, empty, not an element, no volume, not finite
+    NOT_FINITE = "not_finite"  # left the finite numbers while integrating
+    NO_CELL = "no_cell"  # the final cell does not close
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """The outcome for one structure: either `structure`, or `failure` with a line of `detail`."""
+
+    structure: Structure | None = None
+    failure: Failure | None = None
+    detail: str = ""
+
+
+def refine(
+    refiner: Refiner,
+    structures: Sequence[Structure],
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int = 64,
+    steps: int | None = None,
+    method: str | None = None,
+    position_slope: float | None = None,
+    cell_slope: float | None = None,
+) -> list[Refinement]:
+    """Refine structures; the result has one entry per structure, in order.
+
+    A refined structure has the species of the input in the same order, coordinates in [0, 1) and a
+    lattice with a along x and b in the xy plane, left-handed where the input's was. Site properties
+    are dropped, as they belong to the old positions.
+
+    Args:
+        refiner: the model.
+        structures: ordered crystals in the cell convention the refiner was trained on.
+        seed: structure k draws its noise from `numpy.random.default_rng((seed, first_index + k))`,
+            so neither the batch size nor the other structures change it.
+        first_index: the place of the first structure in a larger run.
+        batch_size: structures per batch.
+        steps, method, position_slope, cell_slope: see `rfm.integrate.integrate`; by default those
+            of the refiner's config.
+
+    Raises:
+        RefinerError: a batch size below one, or settings `integrate` refuses. A structure that
+            cannot be refined is no error, it is reported in its `Refinement`.
+    """
+    if batch_size < 1:
+        raise RefinerError(f"batch_size is {batch_size}; at least one is needed")
+    defaults = refiner.config.integration
+    settings = {
+        "steps": defaults.steps if steps is None else steps,
+        "method": defaults.method if method is None else method,
+        "position_slope": defaults.position_slope if position_slope is None else position_slope,
+        "cell_slope": defaults.cell_slope if cell_slope is None else cell_slope,
+    }
+    results = [_refuse(refiner, structure, k) for k, structure in enumerate(structures)]
+    good = [k for k, result in enumerate(results) if result is None]
+    for start in range(0, len(good), batch_size):
+        chunk = good[start : start + batch_size]
+        sources = [structures[k] for k in chunk]
+        given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
+        rngs = [np.random.default_rng((seed, first_index + k)) for k in chunk]
+        end = integrate(refiner, refiner.draw_base(given, rngs), **settings)
+        matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()
+        cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
+        coords = np.split(end.state.frac_coords.double().cpu().numpy(), cuts)
+        for place, k in enumerate(chunk):
+            if not end.finite[place]:
+                results[k] = Refinement(
+                    failure=Failure.NOT_FINITE, detail="the state became non-finite"
+                )
+            else:
+                results[k] = _finish(sources[place], matrices[place], coords[place])
+    failed = [result for result in results if result.failure]
+    if failed:
+        logger.warning("%d of %d structures were not refined", len(failed), len(structures))
+    return results
+
+
+def _refuse(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:
+    """A failure for a structure that cannot enter a batch, else None."""
+    try:
+        numbers = atomic_numbers(structure, index)
+    except RefinerError as error:
+        return Refinement(failure=Failure.BAD_INPUT, detail=str(error))
+    heaviest = refiner.config.network.max_atomic_number
+    matrix = structure.lattice.matrix
+    if numbers.max() > heaviest:
+        detail = f"structure {index} has an element above the network's limit Z = {heaviest}"
+    elif not (np.isfinite(structure.frac_coords).all() and np.isfinite(matrix).all()):
+        detail = f"structure {index} holds a number that is not finite"
+    elif not abs(np.linalg.det(matrix)) > 0:
+        detail = f"structure {index} has a cell without volume"
+    else:
+        return None
+    return Refinement(failure=Failure.BAD_INPUT, detail=detail)
+
+
+def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refinement:
+    """The refined structure, with the species and the handedness of its source."""
+    if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 0:
+        return Refinement(failure=Failure.NO_CELL, detail="the final cell does not close")
+    if np.linalg.det(source.lattice.matrix) < 0:
+        # The metric cannot tell a crystal from its mirror image; the mirror z -> -z keeps it.
+        matrix = matrix * np.array([1.0, 1.0, -1.0])
+    return Refinement(structure=Structure(Lattice(matrix), source.species, coords))

@@ -1,0 +1,99 @@
+"""The flat torus of fractional coordinates, as a geoopt manifold.
+
+A fractional coordinate lives on a circle of circumference 1; the three of an atom on the product of
+three circles with the flat metric. Geodesics are straight lines taken modulo 1:
+
+    exp_x(v) = (x + v) mod 1        log_x(y) = ((y - x + 1/2) mod 1) - 1/2
+"""
+
+from __future__ import annotations
+
+import torch
+from geoopt.manifolds.base import Manifold
+from torch import Tensor
+
+
+def wrap(x: Tensor) -> Tensor:
+    """Coordinates of any shape, taken into [0, 1)."""
+    x = x - torch.floor(x)
+    # A tiny negative number plus one rounds to exactly one, which is the point zero.
+    return torch.where(x >= 1.0, torch.zeros_like(x), x)
+
+
+def wrap_difference(d: Tensor) -> Tensor:
+    """Coordinate differences of any shape, taken into [-1/2, 1/2)."""
+    return d - torch.floor(d + 0.5)
+
+
+class FlatTorus(Manifold):
+    """Unit-period torus; the last dimension of a tensor holds the coordinates of one point.
+
+    Points lie in [0, 1); a tangent vector is any real vector (unit: one period). At a distance of
+    exactly half a period `logmap` takes the negative direction, -1/2.
+    """
+
+    name = "FlatTorus"
+    ndim = 1
+    reversible = True
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if not bool(torch.isfinite(x).all()):
+            return False, "a coordinate is not finite"
+        if bool(((x < -atol) | (x > 1 + atol)).any()):
+            return False, "a coordinate lies outside [0, 1)"
+        return True, None
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        return True, None
+
+    def projx(self, x: Tensor) -> Tensor:
+        """The point of the torus that the coordinates x name."""
+        return wrap(x)
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The identity: every vector is tangent."""
+        return u.expand(torch.broadcast_shapes(x.shape, u.shape))
+
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """(x + u) mod 1."""
+        return wrap(x + u)
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """The exponential map itself; it is as cheap as any retraction."""
+        return self.expmap(x, u)
+
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest tangent vector at x that leads to y, in [-1/2, 1/2)."""
+        return wrap_difference(y - x)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport from x to y: the identity, as the torus is flat."""
+        return v.expand(torch.broadcast_shapes(x.shape, y.shape, v.shape))
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
+        """The identity: the metric is the Euclidean one."""
+        return self.proju(x, u)
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
+    ) -> Tensor:
+        """Euclidean product of u and v (of u with itself without v) over the last dimension."""
+        return (u * (u if v is None else v)).sum(-1, keepdim=keepdim)
+
+    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Geodesic distance |log_x(y)| over the last dimension, in periods."""
+        return torch.linalg.vector_norm(self.logmap(x, y), dim=-1, keepdim=keepdim)
+
+    def random_uniform(
+        self,
+        *size: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Points drawn from the uniform measure, with the given shape."""
+        return torch.rand(*size, generator=generator, device=device, dtype=dtype)

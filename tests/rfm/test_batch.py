@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Species, Structure
+
+from rfm.base import Statistics
+from rfm.batch import CrystalBatch, edges
+from rfm.errors import RefinerError
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6))
+def test_edges_are_all_ordered_pairs_sorted(sizes: list[int]) -> None:
+    pairs = edges(torch.tensor(sizes))
+    expected, start = [], 0
+    for crystal, n in enumerate(sizes):
+        atoms = range(start, start + n)
+        expected += [(i, j, crystal) for i in atoms for j in atoms if i != j]
+        start += n
+    got = list(
+        zip(pairs.source.tolist(), pairs.target.tolist(), pairs.crystal.tolist(), strict=True)
+    )
+    assert got == expected
+    assert pairs.degree.tolist() == [n - 1 for n in sizes for _ in range(n)]
+
+
+def test_structures_there_and_back(structures: list[Structure], statistics: Statistics) -> None:
+    cell = statistics.standard_chart("logmetric")
+    batch = CrystalBatch.from_structures(structures, cell)
+    assert batch.num_crystals == 4
+    assert batch.num_atoms.tolist() == [2, 1, 5, 3]
+    assert batch.batch.tolist() == [0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 3]
+    assert batch.frac_coords.dtype == batch.lattice.dtype == torch.float32
+    for before, after in zip(structures, batch.to_structures(cell), strict=True):
+        assert after.species == before.species
+        assert np.allclose(after.lattice.parameters, before.lattice.parameters, rtol=1e-5)
+        assert np.allclose(after.frac_coords, before.frac_coords, atol=1e-6)
+
+
+def test_coordinates_are_wrapped(statistics: Statistics) -> None:
+    far = Structure(Lattice.cubic(3), ["H", "H"], [[-1e-12, 1.25, -7.75], [1000.1, 0, 0.999999999]])
+    batch = CrystalBatch.from_structures([far], statistics.standard_chart("logmetric"))
+    expected = [[0, 0.25, 0.25], [0.1, 0, 0]]
+    assert np.allclose(batch.frac_coords, expected, atol=1e-6)
+    assert (batch.frac_coords < 1).all()
+
+
+def test_oxidation_states_and_isotopes_keep_their_element(statistics: Statistics) -> None:
+    salt = Structure(
+        Lattice.cubic(5.6), [Species("Na", 1), Species("Cl", -1)], [[0, 0, 0], [0.5, 0.5, 0.5]]
+    )
+    batch = CrystalBatch.from_structures([salt], statistics.standard_chart("logmetric"))
+    assert batch.atomic_numbers.tolist() == [11, 17]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Structure(Lattice.cubic(3), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]]), "disordered"),
+        (Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]]), "not an element"),
+        (Structure(Lattice.cubic(3), [], []), "no sites"),
+        (Structure(Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]]), ["H"], [[0, 0, 0]]), "volume"),
+    ],
+)
+def test_refused_structures(bad: Structure, message: str, statistics: Statistics) -> None:
+    good = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
+    with pytest.raises(RefinerError, match=f"structure 1 .*{message}"):
+        CrystalBatch.from_structures([good, bad], statistics.standard_chart("logmetric"))
+
+
+def test_no_structures(statistics: Statistics) -> None:
+    with pytest.raises(RefinerError, match="at least one"):
+        CrystalBatch.from_structures([], statistics.standard_chart("logmetric"))
+
+
+def test_non_finite_crystals_have_no_structure(
+    structures: list[Structure], statistics: Statistics
+) -> None:
+    cell = statistics.standard_chart("params")
+    batch = CrystalBatch.from_structures(structures, cell)
+    coords = batch.frac_coords.clone()
+    coords[2, 0] = torch.nan
+    with pytest.raises(RefinerError, match="crystal 1"):
+        batch.at(coords, batch.lattice).to_structures(cell)

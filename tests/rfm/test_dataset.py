@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice
+
+from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
+from rfm.dataset import PairDataset, PairedCrystal, collate
+from rfm.errors import RefinerError
+from rfm.lattice import LOGMETRIC
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+def make_pairs(count: int = 6) -> list[PairedCrystal]:
+    rng = np.random.default_rng(11)
+    pairs = []
+    for k in range(count):
+        n = 1 + k % 4
+        lattice = Lattice.from_parameters(*rng.uniform(3, 8, 3), *rng.uniform(75, 105, 3)).matrix
+        target = rng.random((n, 3))
+        pairs.append(
+            PairedCrystal(
+                id=f"pair-{k}",
+                atomic_numbers=rng.integers(1, 90, n),
+                base_frac_coords=target + rng.normal(0, 0.05, (n, 3)),
+                base_lattice=lattice * 1.05,
+                target_frac_coords=target,
+                target_lattice=lattice,
+            )
+        )
+    return pairs
+
+
+def test_a_draw_without_noise_is_the_pair() -> None:
+    pairs = make_pairs()
+    data = PairDataset(pairs)
+    assert len(data) == 6
+    for k, pair in enumerate(pairs):
+        item = data.draw(k, np.random.default_rng(0))
+        assert data.size(k) == len(item["atomic_numbers"]) == len(pair.atomic_numbers)
+        assert item["ids"] == pair.id
+        assert (item["atomic_numbers"] == pair.atomic_numbers).all()
+        assert np.allclose(item["base_frac_coords"], pair.base_frac_coords % 1, atol=1e-6)
+        assert np.allclose(item["target_frac_coords"], pair.target_frac_coords)
+        for key in ("base", "target"):
+            vector = torch.tensor(item[f"{key}_lattice"])[None].double()
+            back = Lattice(data.cell.decode(vector)[0].numpy())
+            expected = Lattice(getattr(pair, f"{key}_lattice"))
+            assert np.allclose(back.parameters, expected.parameters, rtol=1e-5)
+        assert 0 <= item["t"] <= 1
+
+
+def test_cells_are_standardised_over_base_and_target() -> None:
+    data = PairDataset(make_pairs(40))
+    items = [data.draw(k, np.random.default_rng(k)) for k in range(40)]
+    both = np.array([i["base_lattice"] for i in items] + [i["target_lattice"] for i in items])
+    assert np.allclose(both.mean(0), 0, atol=1e-5)
+    assert np.allclose(both.std(0), 1, atol=1e-5)
+
+
+def test_statistics_of_one_cell_do_not_divide_by_nothing() -> None:
+    same = replace(make_pairs()[0], base_lattice=np.eye(3) * 4, target_lattice=np.eye(3) * 4)
+    statistics = PairDataset([same] * 3).statistics
+    assert statistics.std == [1.0] * 6
+    assert np.allclose(statistics.log_length_mean, np.log(4))
+
+
+def test_noise_has_the_width_asked_for() -> None:
+    pairs = make_pairs()
+    clean = PairDataset(pairs)
+    noisy = PairDataset(pairs, base=BaseConfig(position_sigma=0.05, cell_sigma=0.2))
+    rng = np.random.default_rng(0)
+    coords, cells = [], []
+    for _ in range(400):
+        for k in range(6):
+            item, plain = noisy.draw(k, rng), clean.draw(k, np.random.default_rng(0))
+            assert ((item["base_frac_coords"] >= 0) & (item["base_frac_coords"] < 1)).all()
+            d = item["base_frac_coords"] - plain["base_frac_coords"]
+            coords.append((d - np.round(d)).ravel())
+            cells.append(item["base_lattice"] - plain["base_lattice"])
+    # 16,200 and 14,400 numbers: the standard error of a width is half a percent.
+    assert np.concatenate(coords).std() == pytest.approx(0.05, rel=0.03)
+    assert np.concatenate(cells).std() == pytest.approx(0.2, rel=0.03)
+
+
+def test_coordinates_that_round_to_one_are_zero() -> None:
+    coords = np.array([[1 - 1e-12, -1e-12, 0.25]])
+    drawn, _ = noisy_base(coords, np.zeros(6), BaseConfig(), np.random.default_rng(0))
+    assert drawn.tolist() == [[0.0, 0.0, 0.25]]
+
+
+def test_a_draw_depends_on_its_generator_alone() -> None:
+    for kind in ("pairs", "uniform"):
+        data = PairDataset(make_pairs(), base=BaseConfig(kind=kind, position_sigma=0.1))
+        first = data.draw(3, np.random.default_rng(42))
+        data.draw(1, np.random.default_rng(0))
+        again = data.draw(3, np.random.default_rng(42))
+        other = data.draw(3, np.random.default_rng(43))
+        for key in ("base_frac_coords", "base_lattice", "t"):
+            assert np.array_equal(first[key], again[key])
+        assert not np.array_equal(first["base_frac_coords"], other["base_frac_coords"])
+        assert first["t"] != other["t"]
+
+
+def test_validation_uses_the_statistics_of_training() -> None:
+    train = PairDataset(make_pairs())
+    validation = PairDataset(make_pairs(2), statistics=train.statistics)
+    a, b = (data.draw(0, np.random.default_rng(0)) for data in (train, validation))
+    assert np.array_equal(a["target_lattice"], b["target_lattice"])
+    assert PairDataset(make_pairs(2)).statistics != train.statistics
+
+
+def test_uniform_base_has_the_law_of_its_formula() -> None:
+    statistics = Statistics(
+        mean=[0.0] * 6, std=[1.0] * 6, log_length_mean=[1, 1.5, 2], log_length_std=[0.1, 0.2, 0.3]
+    )
+    cell = statistics.standard_chart("logmetric")
+    rng = np.random.default_rng(0)
+    drawn = [uniform_base(2, statistics, cell, rng) for _ in range(800)]
+    matrices = LOGMETRIC.to_matrix(torch.tensor(np.array([v for _, v in drawn])).double())
+    lattices = [Lattice(matrix) for matrix in matrices.numpy()]
+    logs = np.log([lattice.abc for lattice in lattices])
+    angles = np.array([lattice.angles for lattice in lattices])
+    # Means and widths of 800 draws, four standard errors of slack.
+    assert np.allclose(logs.mean(0), [1, 1.5, 2], atol=4 * 0.3 / 800**0.5)
+    assert np.allclose(logs.std(0), [0.1, 0.2, 0.3], rtol=4 / 1600**0.5)
+    assert angles.min() > 59.99 and angles.max() < 120.01
+    assert np.allclose(angles.mean(0), 90, atol=4 * 60 / 12**0.5 / 800**0.5)
+    coords = np.concatenate([coords for coords, _ in drawn])
+    assert abs(coords.mean() - 0.5) < 4 * (1 / 12 / coords.size) ** 0.5
+
+
+def test_uniform_base_needs_no_prior() -> None:
+    bare = [replace(p, base_frac_coords=None, base_lattice=None) for p in make_pairs()]
+    data = PairDataset(bare, base=BaseConfig(kind="uniform"))
+    assert data.draw(5, np.random.default_rng(0))["base_frac_coords"].shape == (2, 3)
+    with pytest.raises(RefinerError, match="'pair-0' has no base crystal"):
+        PairDataset(bare)
+
+
+def test_collate_shapes_and_types() -> None:
+    data = PairDataset(make_pairs())
+    batch = collate([data.draw(k, np.random.default_rng(k)) for k in (3, 0, 2)])
+    assert batch["ids"] == ["pair-3", "pair-0", "pair-2"]
+    assert batch["num_atoms"].tolist() == [4, 1, 3]
+    shapes = {
+        "atomic_numbers": (8,),
+        "base_frac_coords": (8, 3),
+        "target_frac_coords": (8, 3),
+        "base_lattice": (3, 6),
+        "target_lattice": (3, 6),
+        "t": (3,),
+    }
+    for key, shape in shapes.items():
+        assert batch[key].shape == shape
+        assert batch[key].dtype == (torch.int64 if key == "atomic_numbers" else torch.float32)
+    assert batch.keys() == shapes.keys() | {"ids", "num_atoms"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_frac_coords": np.zeros((9, 3))}, r"target_frac_coords has shape \(9, 3\)"),
+        ({"base_lattice": np.zeros((3, 3))}, "base_lattice has no volume"),
+        ({"target_lattice": np.full((3, 3), np.nan)}, "target_lattice holds a number"),
+        ({"atomic_numbers": np.array([], dtype=int)}, "no atoms"),
+    ],
+)
+def test_refused_pairs(change: dict, message: str) -> None:
+    pairs = make_pairs()
+    with pytest.raises(RefinerError, match=f"'pair-2'.*{message}"):
+        PairDataset([*pairs[:2], replace(pairs[2], **change)])
+
+
+def test_no_pairs() -> None:
+    with pytest.raises(RefinerError, match="no pairs"):
+        PairDataset([])
+
+
+@pytest.mark.parametrize("kind", ["Uniform", ""])
+def test_refused_base_kinds(kind: str) -> None:
+    with pytest.raises(RefinerError, match="unknown base"):
+        BaseConfig(kind=kind)
+
+
+def test_refused_widths() -> None:
+    with pytest.raises(RefinerError, match="cell_sigma is -1"):
+        BaseConfig(cell_sigma=-1)
+
+
+@pytest.mark.parametrize("chart_name", ["logmetric", "params"])
+def test_real_crystals(chart_name: str) -> None:
+    path = SHARED / "data/mp20/val.parquet"
+    if not path.is_file():
+        pytest.skip(f"MP-20 is not at {path}")
+    import pandas as pd
+    from pymatgen.core import Structure
+
+    pairs = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for row in pd.read_parquet(path, columns=["material_id", "cif"]).head(40).itertuples():
+            structure = Structure.from_str(row.cif, fmt="cif").get_reduced_structure()
+            pairs.append(
+                PairedCrystal(
+                    id=row.material_id,
+                    atomic_numbers=np.array(structure.atomic_numbers),
+                    base_frac_coords=structure.frac_coords.round(2),
+                    base_lattice=structure.lattice.matrix,
+                    target_frac_coords=structure.frac_coords,
+                    target_lattice=structure.lattice.matrix,
+                )
+            )
+    data = PairDataset(pairs, chart_name=chart_name)
+    rng = np.random.default_rng(0)
+    batch = collate([data.draw(k, rng) for k in range(40)])
+    back = data.cell.decode(batch["target_lattice"].double()).numpy()
+    for matrix, pair in zip(back, pairs, strict=True):
+        expected = Lattice(pair.target_lattice).parameters
+        assert np.allclose(Lattice(matrix).parameters, expected, rtol=2e-5)

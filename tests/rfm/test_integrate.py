@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pymatgen.core import Structure
+
+from rfm.base import Statistics
+from rfm.batch import CrystalBatch
+from rfm.errors import RefinerError
+from rfm.integrate import integrate
+from rfm.model import Refiner
+from rfm.torus import wrap, wrap_difference
+
+
+@pytest.fixture
+def state(structures: list[Structure], statistics: Statistics) -> CrystalBatch:
+    return CrystalBatch.from_structures(structures, statistics.standard_chart("logmetric"))
+
+
+class Constant:
+    """The same velocities everywhere, at all times."""
+
+    def __init__(self, state: CrystalBatch) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.coord = torch.randn(state.frac_coords.shape, generator=generator)
+        self.cell = torch.randn(state.lattice.shape, generator=generator)
+
+    def velocity(self, state: CrystalBatch, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.coord, self.cell
+
+
+class Late(Constant):
+    """Crystal 2 gets a number that is not finite once t reaches 0.5."""
+
+    def __init__(self, state: CrystalBatch, bad: float, where: str) -> None:
+        super().__init__(state)
+        self.bad, self.where = bad, where
+
+    def velocity(self, state: CrystalBatch, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coord, cell = self.coord.clone(), self.cell.clone()
+        if t[0] >= 0.5 and self.where == "coord":
+            coord[4, 1] = self.bad
+        if t[0] >= 0.5 and self.where == "cell":
+            cell[2, 3] = self.bad
+        return coord, cell
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_constant_field_is_integrated_exactly(state: CrystalBatch, steps: int) -> None:
+    field = Constant(state)
+    end = integrate(field, state, steps=steps, position_slope=0.0, cell_slope=0.0)
+    assert end.finite.all()
+    error = wrap_difference(end.state.frac_coords - state.frac_coords - field.coord)
+    assert error.abs().max() < 1e-5
+    assert torch.allclose(end.state.lattice, state.lattice + field.cell, atol=1e-5)
+    assert torch.equal(end.state.frac_coords, wrap(end.state.frac_coords))
+
+
+def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch) -> None:
+    field = Constant(state)
+    steps, position_slope, cell_slope = 10, 5.0, 2.0
+    end = integrate(
+        field, state, steps=steps, position_slope=position_slope, cell_slope=cell_slope
+    ).state
+    # Sum over k of (1 + s k / K) / K is 1 + s (K - 1) / 2 K.
+    mean_t = (steps - 1) / (2 * steps)
+    moved = (1 + position_slope * mean_t) * field.coord
+    error = wrap_difference(end.frac_coords - state.frac_coords - moved)
+    assert error.abs().max() < 1e-5
+    strained = (1 + cell_slope * mean_t) * field.cell
+    assert torch.allclose(end.lattice - state.lattice, strained, atol=1e-5)
+
+
+def test_time_runs_from_zero_to_one(state: CrystalBatch) -> None:
+    seen = []
+
+    class Clock(Constant):
+        def velocity(self, state, t):
+            assert t.shape == (4,)
+            seen.append(t[0].item())
+            return super().velocity(state, t)
+
+    integrate(Clock(state), state, steps=4)
+    assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("where", ["coord", "cell"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_crystal_that_becomes_non_finite_is_frozen_alone(
+    state: CrystalBatch, bad: float, where: str
+) -> None:
+    end = integrate(Late(state, bad, where), state, steps=10)
+    calm = integrate(Constant(state), state, steps=10)
+    assert end.finite.tolist() == [True, True, False, True]
+    others, its_own = state.batch != 2, state.batch == 2
+    assert torch.equal(end.state.frac_coords[others], calm.state.frac_coords[others])
+    assert torch.equal(end.state.lattice[[0, 1, 3]], calm.state.lattice[[0, 1, 3]])
+    assert end.state.frac_coords.isfinite().all() and end.state.lattice.isfinite().all()
+    assert not torch.equal(end.state.frac_coords[its_own], state.frac_coords[its_own])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_the_network_survives_a_bad_batch_mate(
+    refiner: Refiner, state: CrystalBatch, value: float
+) -> None:
+    lattice = state.lattice.clone()
+    lattice[1] = value
+    end = integrate(refiner, state.at(state.frac_coords, lattice), steps=3)
+    calm = integrate(refiner, state, steps=3)
+    assert end.finite.tolist() == [True, False, True, True]
+    others = state.batch != 1
+    difference = end.state.frac_coords[others] - calm.state.frac_coords[others]
+    assert wrap_difference(difference).abs().max() < 1e-5
+    assert torch.allclose(end.state.lattice[[0, 2, 3]], calm.state.lattice[[0, 2, 3]], atol=1e-5)
+
+
+def test_bad_start_is_reported(state: CrystalBatch) -> None:
+    coords = state.frac_coords.clone()
+    coords[0, 2] = float("nan")
+    end = integrate(Constant(state), state.at(coords, state.lattice), steps=2)
+    assert end.finite.tolist() == [False, True, True, True]
+
+
+def test_refused_settings(state: CrystalBatch) -> None:
+    with pytest.raises(RefinerError, match="steps is 0"):
+        integrate(Constant(state), state, steps=0)
+    with pytest.raises(RefinerError, match="unknown method 'leapfrog'"):
+        integrate(Constant(state), state, method="leapfrog")

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Lattice, Species, Structure
+
+from rfm.errors import RefinerError
+from rfm.model import Refiner
+from rfm.refine import Failure, refine
+
+
+def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refiner) -> None:
+    results = refine(refiner, structures, steps=4, seed=1)
+    assert len(results) == 4
+    for before, result in zip(structures, results, strict=True):
+        assert result.failure is None and result.detail == ""
+        assert result.structure.species == before.species
+        assert result.structure.volume > 0
+        assert not np.allclose(result.structure.frac_coords, before.frac_coords)
+
+
+def test_neither_batch_size_nor_place_changes_a_result(
+    structures: list[Structure], refiner: Refiner
+) -> None:
+    whole = refine(refiner, structures, steps=3, seed=9)
+    pieces = refine(refiner, structures, steps=3, seed=9, batch_size=3)
+    tail = refine(refiner, structures[2:], steps=3, seed=9, first_index=2)
+    for a, b in zip([*whole, *whole[2:]], [*pieces, *tail], strict=True):
+        assert np.allclose(a.structure.lattice.matrix, b.structure.lattice.matrix, atol=1e-4)
+        d = a.structure.frac_coords - b.structure.frac_coords
+        assert np.abs(d - np.round(d)).max() < 1e-4
+    other = refine(refiner, structures, steps=3, seed=10)
+    assert not np.allclose(other[0].structure.frac_coords, whole[0].structure.frac_coords)
+
+
+def test_bad_structures_are_reported_in_their_place(
+    structures: list[Structure], refiner: Refiner
+) -> None:
+    bad = {
+        "disordered": Structure(Lattice.cubic(3), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]]),
+        "not an element": Structure(Lattice.cubic(3), ["X"], [[0, 0, 0]]),
+        "no sites": Structure(Lattice.cubic(3), [], []),
+        "not finite": Structure(Lattice.cubic(3), ["H"], [[0, np.nan, 0]]),
+        "without volume": Structure(Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]]), ["H"], [[0] * 3]),
+    }
+    refiner.config.network.max_atomic_number = 70
+    bad["above the network's limit"] = Structure(Lattice.cubic(3), ["Au"], [[0, 0, 0]])
+    mixed = [structures[0], *bad.values(), structures[3]]
+    results = refine(refiner, mixed, steps=2)
+    assert [r.failure for r in results] == [None, *[Failure.BAD_INPUT] * 6, None]
+    for k, (message, result) in enumerate(zip(bad, results[1:-1], strict=True), start=1):
+        assert result.structure is None
+        assert message in result.detail and f"structure {k} " in result.detail
+    alone = refine(refiner, [structures[0]], steps=2)[0].structure
+    assert np.allclose(results[0].structure.frac_coords, alone.frac_coords, atol=1e-5)
+
+
+def test_a_crystal_lost_on_the_way_is_reported(
+    structures: list[Structure], refiner: Refiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = refiner.velocity
+
+    def velocity(state, t):
+        coord, cell = plain(state, t)
+        cell = cell.clone()
+        cell[2, 0] = torch.nan
+        # A cell of length exp(4e3) is a finite vector, but no cell.
+        cell[3, 0] = 1e4
+        return coord, cell
+
+    monkeypatch.setattr(refiner, "velocity", velocity)
+    results = refine(refiner, structures, steps=1)
+    failures = [result.failure for result in results]
+    assert failures == [None, None, Failure.NOT_FINITE, Failure.NO_CELL]
+
+
+def test_handedness_and_oxidation_states_are_kept(refiner: Refiner) -> None:
+    right = Lattice.from_parameters(4, 5, 6, 80, 85, 95)
+    left = Lattice(right.matrix * [1, 1, -1])
+    species = [Species("Zn", 2), Species("S", -2)]
+    coords = [[0, 0, 0], [0.3, 0.4, 0.6]]
+    pair = [Structure(lattice, species, coords) for lattice in (right, left)]
+    results = [refine(refiner, [structure], steps=2)[0].structure for structure in pair]
+    assert np.linalg.det(results[0].lattice.matrix) > 0
+    assert np.linalg.det(results[1].lattice.matrix) < 0
+    assert np.allclose(results[0].lattice.parameters, results[1].lattice.parameters, rtol=1e-4)
+    assert results[0].species == species
+
+
+def test_defaults_come_from_the_config(structures: list[Structure], refiner: Refiner) -> None:
+    refiner.config.integration.steps = 2
+    refiner.config.integration.position_slope = 1.0
+    default = refine(refiner, structures[:1])
+    said = refine(refiner, structures[:1], steps=2, position_slope=1.0)
+    other = refine(refiner, structures[:1], steps=2, position_slope=0.0)
+    assert np.array_equal(default[0].structure.frac_coords, said[0].structure.frac_coords)
+    assert not np.array_equal(default[0].structure.frac_coords, other[0].structure.frac_coords)
+
+
+def test_nothing_to_do_and_refused_settings(structures: list[Structure], refiner: Refiner) -> None:
+    assert refine(refiner, []) == []
+    with pytest.raises(RefinerError, match="batch_size is 0"):
+        refine(refiner, structures, batch_size=0)
+    with pytest.raises(RefinerError, match="steps is 0"):
+        refine(refiner, structures, steps=0)
