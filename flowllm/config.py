@@ -16,7 +16,7 @@ import dacite
 import yaml
 
 from flowllm.errors import UserError
-from flowllm.training import TrainingConfig
+from flowllm.training_config import TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
 

@@ -6,6 +6,7 @@ of times. Every draw of a batch is a function of its seed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def check_conditions(conditions: Mapping[str, Any], fmt: TextFormat) -> None:
     """
     generation_prompt(conditions)
     if "formula" in conditions:
-        unit = int(parse_composition(conditions["formula"]).num_atoms)
+        unit = _formula_unit(conditions["formula"])
         if unit > fmt.max_atoms:
             raise PriorError(
                 f"formula {conditions['formula']} has {unit} atoms, this model writes at most "
@@ -83,6 +84,12 @@ def check_conditions(conditions: Mapping[str, Any], fmt: TextFormat) -> None:
             f"{conditions['num_atoms']} atoms are too many, this model writes at most "
             f"{fmt.max_atoms}; give a smaller cell or another model"
         )
+
+
+def _formula_unit(formula: Any) -> int:
+    """Atoms of the smallest formula unit: 1 for O, whose reduced formula is written O2."""
+    amounts = [int(amount) for amount in parse_composition(formula).values()]
+    return sum(amounts) // math.gcd(*amounts)
 
 
 def propose(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flowllm import config
 from flowllm.config import LLMRecipe, RFMRecipe, load_recipe, named_recipes, recipe_dict
 from flowllm.errors import UserError
-from flowllm.training import TrainingConfig
+from flowllm.training_config import TrainingConfig
 
 KINDS = {"llm": LLMRecipe, "rfm": RFMRecipe}
 SMALL = """

@@ -369,3 +369,21 @@ def test_only_the_first_of_several_processes_writes(
         first.publish(lambda path: path.mkdir())
         assert second.finished
     assert os.listdir(first.model) == []
+
+
+def test_an_adapter_on_a_pretrained_model_resumes_bit_for_bit(files: Path, tmp_path: Path) -> None:
+    limit = "training.max_steps=12"
+    few = [*TRAINING, *ARCHITECTURE, limit]
+    base = stage("llm", files)(out=tmp_path / "base", overrides=few)
+    model = ("model.architecture=null", f"model.name={base}", "model.lora.r=2")
+    train = partial(stage("llm", files), overrides=[*TRAINING, limit, *model])
+    adapter = train(out=tmp_path / "run") / "adapter_model.safetensors"
+    first = adapter.read_bytes()
+    assert not (adapter.parent / "model.safetensors").exists()
+
+    shutil.rmtree(adapter.parent)
+    for step in (12, 9):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    train(out=tmp_path / "run", resume=True)
+    assert adapter.read_bytes() == first
+    Prior.from_pretrained(adapter.parent)

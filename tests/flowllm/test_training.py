@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import shutil
@@ -18,9 +19,10 @@ from safetensors.torch import load_file
 
 from flowllm import training
 from flowllm.averaging import EMA_FILE
-from flowllm.checkpoints import complete_checkpoints, newest_complete, verify
+from flowllm.checkpoints import MARKER, complete_checkpoints, newest_complete, verify
 from flowllm.errors import UserError
-from flowllm.training import NonFiniteLoss, TrainingConfig, on_cpu, train
+from flowllm.training import NonFiniteLoss, on_cpu, train
+from flowllm.training_config import TrainingConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
@@ -255,10 +257,13 @@ def test_no_pickled_object_is_written_or_read(
 ) -> None:
     run(Line(), tmp_path, config(ema_decay=0.5))
     shutil.rmtree(tmp_path / "checkpoint-16")
-    assert {path.name for path in (tmp_path / "checkpoint-12").iterdir()} == {
-        *("COMPLETE", "model.safetensors", EMA_FILE, "trainer_state.json"),
+    files = {
+        *("model.safetensors", EMA_FILE, "trainer_state.json"),
         *("optimizer.pt", "scheduler.pt", "rng_state.pth"),
     }
+    checkpoint = tmp_path / "checkpoint-12"
+    assert {path.name for path in checkpoint.iterdir()} == {*files, MARKER}
+    assert json.loads((checkpoint / MARKER).read_text()).keys() == files  # all have their hash
     loaded = {}
     load = torch.load
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -278,6 +278,23 @@ def test_an_adapter_is_saved_alone_and_loads_on_its_base(tmp_path: Path, tied: b
 
     again.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / "adapter_model.safetensors").keys() == weights.keys()
+
+
+def test_an_adapter_made_elsewhere_brings_its_own_tokens(tmp_path: Path, base: str) -> None:
+    """Fine-tuning with further tokens stores their embeddings inside the adapter."""
+    tokenizer = byte_tokenizer(pad_token="[PAD]")
+    tokenizer.add_tokens(["[SITE]"])
+    model = LlamaForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(260, mean_resizing=False)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "prior.json").write_text(json.dumps({"version": 1, "text": {}}))
+
+    prior = Prior.from_pretrained(tmp_path / "adapter")
+    assert prior.tokenizer.pad_token == "[PAD]"
+    expected = Prior(model=model.eval(), tokenizer=tokenizer, fmt=FMT)
+    assert torch.equal(logits(prior, WHOLE + "[SITE]"), logits(expected, WHOLE + "[SITE]"))
 
 
 def test_only_the_adapter_is_trained(base: str) -> None:

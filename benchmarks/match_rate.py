@@ -1,0 +1,152 @@
+"""Match rate with given composition: the raw sample of the prior against the refined one.
+
+    python benchmarks/match_rate.py ../shared/data/mp20/val.parquet -n 256
+
+For each target the prior is asked for its formula and number of atoms. Match: pymatgen's
+StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD is its root mean square displacement,
+normalised by the cube root of the volume per atom, averaged over the matched. A target whose
+sample failed counts as not matched. Intervals are Wilson's at 95%.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+import torch
+from pymatgen.core.structure_matcher import StructureMatcher
+
+from flowllm.cells import reduce_cell
+from flowllm.data import read
+from flowllm.errors import InvalidCrystal
+from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from llm_prior import Prior, composition_conditions, propose
+from rfm import Refiner, refine
+
+BATCH = 64
+
+
+def wilson(hits: int, total: int) -> str:
+    """A share with its 95% interval (Wilson 1927), in percent."""
+    if not total:
+        return "-"
+    z, p = 1.96, hits / total
+    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2)) / (1 + z * z / total)
+    return f"{100 * p:.1f}% [{100 * (middle - half):.1f}, {100 * (middle + half):.1f}]"
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("-n", default=256, show_default=True, help="Targets, drawn at random.")
+@click.option("--prior", help="Folder; default: the bundled one.")
+@click.option("--refiner", "refiners", multiple=True, help="Folder; default: the bundled one.")
+@click.option("--slope", "slopes", multiple=True, type=float, help="Position slopes to try.")
+@click.option("--steps", "all_steps", multiple=True, type=int, help="Numbers of steps to try.")
+@click.option("--temperature", default=0.7, show_default=True)
+@click.option("--top-p", default=0.9, show_default=True)
+@click.option("--attempts", default=10, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+def main(
+    data: Path,
+    n: int,
+    prior: str | None,
+    refiners: tuple[str, ...],
+    slopes: tuple[float, ...],
+    all_steps: tuple[int, ...],
+    temperature: float,
+    top_p: float,
+    attempts: int,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Print the figures for DATA."""
+    torch.set_num_threads(1)
+    model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR))
+    crystals = read(data, max_atoms=model.fmt.max_atoms, skip_invalid=True)
+    targets = sorted(random.Random(seed).sample(crystals, n), key=lambda c: len(c.structure))
+
+    start = time.perf_counter()
+    proposals = []
+    for at in range(0, n, BATCH):
+        part = targets[at : at + BATCH]
+        requests = [composition_conditions(target.structure.formula) for target in part]
+        proposals += propose(
+            model,
+            requests,
+            seed=seed + at,
+            temperature=temperature,
+            top_p=top_p,
+            max_attempts=attempts,
+        )
+    seconds = time.perf_counter() - start
+
+    first = Counter(
+        "right" if p.structure is not None and p.attempts == 1 else next(iter(p.rejects))
+        for p in proposals
+    )
+    parsed = sum(count for why, count in first.items() if why in ("right",) or "other_" in why)
+    raw = []
+    for proposal in proposals:
+        try:
+            raw.append(None if proposal.structure is None else reduce_cell(proposal.structure))
+        except InvalidCrystal:
+            raw.append(None)
+    drawn = sum(p.attempts for p in proposals)
+    figures = {
+        "targets": n,
+        "first attempt parsed": wilson(parsed, n),
+        "first attempt right composition": wilson(first["right"], n),
+        f"right composition within {attempts} attempts": wilson(sum(s is not None for s in raw), n),
+        "first attempt refused": dict(first),
+        "prior texts/s": round(drawn / seconds, 1),
+    }
+    matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
+
+    def score(name: str, structures: list) -> None:
+        found = [
+            None if s is None else matcher.get_rms_dist(s, t.structure)
+            for s, t in zip(structures, targets, strict=True)
+        ]
+        rms = [pair[0] for pair in found if pair is not None]
+        mean = sum(rms) / len(rms) if rms else float("nan")
+        figures[name] = f"match {wilson(len(rms), n)}, RMSD {mean:.3f}"
+        click.echo(f"{name}: {figures[name]}", err=True)
+
+    score("raw", raw)
+    good = [k for k, structure in enumerate(raw) if structure is not None]
+    for folder in refiners or (None,):
+        refiner = Refiner.from_pretrained(resolve(folder, BUNDLED_REFINER))
+        settings = refiner.config.integration
+        for slope in slopes or (settings.position_slope,):
+            for steps in all_steps or (settings.steps,):
+                start = time.perf_counter()
+                results = refine(
+                    refiner,
+                    [raw[k] for k in good],
+                    seed=seed,
+                    position_slope=slope,
+                    steps=steps,
+                )
+                rate = len(good) / (time.perf_counter() - start)
+                refined: list = [None] * n
+                for k, result in zip(good, results, strict=True):
+                    refined[k] = result.structure
+                name = Path(folder).parent.name if folder else "bundled"
+                score(f"refined ({name}, slope {slope}, {steps} steps, {rate:.1f}/s)", refined)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    figures["peak memory"] = f"{peak:.2f} GiB"
+    click.echo(json.dumps(figures, indent=2))
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
