@@ -93,7 +93,10 @@ def test_a_limit_changes_nothing_before_it() -> None:
     assert [cut[p] for p in range(10)] == [whole[p] for p in range(10)]
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings(  # two loader workers, forked, even on a machine of one core
+    "ignore:This DataLoader will create 2 worker processes:UserWarning",
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
+)
 def test_any_number_of_workers_draws_the_same() -> None:
     draws = VirtualEpochs(made_up(30), epochs=2, batch_size=4, seed=3)
     alone, shared = (

@@ -24,8 +24,10 @@ from flowllm.errors import UserError
 from flowllm.training import NonFiniteLoss, on_cpu, train
 from flowllm.training_config import TrainingConfig
 
+# Two loader workers, forked, are wanted here even on a machine of one core.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:This process .* is multi-threaded:DeprecationWarning"
+    "ignore:This DataLoader will create 2 worker processes:UserWarning",
+    "ignore:This process .* is multi-threaded:DeprecationWarning",
 )
 
 
