@@ -76,7 +76,7 @@ def train_llm(
             return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks)
 
         training_data = dataset(data)
-        metrics = train(
+        train(
             prior.model,
             training_data,
             collate=Collator(prior.tokenizer.pad_token_id),
@@ -87,9 +87,5 @@ def train_llm(
             validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
             device=device,
         )
-        prior.info = {
-            "crystals": len(training_data),
-            "recipe": recipe_dict(recipe),
-            "metrics": metrics,
-        }
+        prior.info = {"crystals": len(training_data), "recipe": recipe_dict(recipe)}
         return run.publish(prior.save_pretrained)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flowllm.config import RFMRecipe, load_recipe, recipe_dict
@@ -61,7 +62,12 @@ def train_rfm(
 
     def load(paths: Sequence[str | Path], limit: int | None = None) -> list[PairedCrystal]:
         if uses_pairs:
-            return [pair for path in paths for pair in read_pairs(path)][:limit]
+            found = [pair for path in paths for pair in read_pairs(path)]
+            if limit is None or limit >= len(found):
+                return found
+            # The file is sorted by size: its first rows would all be small.
+            chosen = np.random.default_rng(0).choice(len(found), limit, replace=False)
+            return [found[k] for k in chosen]
         return [
             pair
             for path in paths
@@ -90,7 +96,7 @@ def train_rfm(
             # The weights of a trained refiner mean what they mean in its own units of the cell.
             statistics=start.config.statistics if start else None,
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             refiner = Refiner(
                 RefinerConfig(

@@ -70,7 +70,7 @@ class Statistics:
 def noisy_base(
     frac_coords: np.ndarray, lattice: np.ndarray, base: BaseConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The prior's crystal with fresh noise.
+    """The prior's crystal with fresh noise, which does not shift it as a whole.
 
     Args:
         frac_coords: (n, 3) coordinates of the prior's crystal.
@@ -81,7 +81,10 @@ def noisy_base(
     Returns:
         float32 coordinates (n, 3) in [0, 1) and cell vector (6,).
     """
-    coords = frac_coords + base.position_sigma * rng.standard_normal(frac_coords.shape)
+    noise = base.position_sigma * rng.standard_normal(frac_coords.shape)
+    # A shift of the whole crystal means nothing, yet it could push an atom's displacement past half
+    # a period, to the other side of the cell.
+    coords = frac_coords + noise - noise.mean(0)
     vector = lattice + base.cell_sigma * rng.standard_normal(6)
     return _wrap(coords), vector.astype(np.float32)
 

@@ -47,16 +47,25 @@ def _euler(
     position_slope: float,
     cell_slope: float,
 ) -> CrystalBatch:
-    """x <- exp_x(dt (1 + s t) u(x, t))."""
+    """x <- exp_x(dt a(t) u(x, t)), a(t) = min(1 + s t, (1 - t) / dt).
+
+    Anti-annealing multiplies the velocity by 1 + s t. The velocity points at the predicted end
+    with speed distance / (1 - t), so a factor above (1 - t) / dt would carry a crystal beyond that
+    end: in the last steps of 50, slope 5 would by up to five times the remaining distance.
+    """
     times = torch.full((state.num_crystals,), t, device=state.lattice.device)
     coord_velocity, lattice_velocity = field.velocity(state, times)
+
+    def factor(slope: float) -> float:
+        return min(1 + slope * t, (1 - t) / dt)
+
     return state.at(
-        TORUS.expmap(state.frac_coords, dt * (1 + position_slope * t) * coord_velocity),
-        CELL_SPACE.expmap(state.lattice, dt * (1 + cell_slope * t) * lattice_velocity),
+        TORUS.expmap(state.frac_coords, dt * factor(position_slope) * coord_velocity),
+        CELL_SPACE.expmap(state.lattice, dt * factor(cell_slope) * lattice_velocity),
     )
 
 
-_METHODS: dict[str, _Step] = {"euler": _euler}
+METHODS: dict[str, _Step] = {"euler": _euler}
 
 
 @torch.no_grad()
@@ -77,7 +86,7 @@ def integrate(
         steps: number of steps, at least 1.
         method: `euler`.
         position_slope: s of the anti-annealing factor 1 + s t on the coordinate velocity (FlowMM,
-            arXiv 2406.04713).
+            arXiv 2406.04713), which never carries an atom past its predicted end.
         cell_slope: the same for the cell velocity.
 
     A crystal whose next state would not be finite stays where it is from then on and is marked; the
@@ -86,8 +95,8 @@ def integrate(
     Raises:
         RefinerError: an unknown method or fewer than one step.
     """
-    if method not in _METHODS:
-        raise RefinerError(f"unknown method {method!r}; choose one of {', '.join(_METHODS)}")
+    if method not in METHODS:
+        raise RefinerError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     if steps < 1:
         raise RefinerError(f"steps is {steps}; at least one is needed")
     finite = _finite(state)
@@ -95,7 +104,7 @@ def integrate(
     origin = state.at(torch.zeros_like(state.frac_coords), torch.zeros_like(state.lattice))
     state = _keep(finite, state, origin)
     for k in range(steps):
-        moved = _METHODS[method](field, state, k / steps, 1 / steps, position_slope, cell_slope)
+        moved = METHODS[method](field, state, k / steps, 1 / steps, position_slope, cell_slope)
         finite = finite & _finite(moved)
         state = _keep(finite, moved, state)
     return Integration(state=state, finite=finite)

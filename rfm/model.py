@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
+from rfm.integrate import METHODS
 from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights, conditional_path, velocity_loss
 
@@ -40,6 +41,17 @@ class IntegrationConfig:
     method: str = "euler"
     position_slope: float = 5.0
     cell_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise RefinerError(
+                f"unknown integration method {self.method!r}; choose one of {', '.join(METHODS)}"
+            )
+        if self.steps < 1:
+            raise RefinerError(f"integration.steps is {self.steps}; at least one is needed")
+        for name in ("position_slope", "cell_slope"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise RefinerError(f"integration.{name} must be 0 or positive")
 
 
 @dataclass(kw_only=True)

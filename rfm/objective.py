@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from rfm.errors import RefinerError
 from rfm.lattice import CELL_SPACE
 from rfm.network import remove_mean
 from rfm.torus import FlatTorus
@@ -73,6 +74,11 @@ class LossWeights:
 
     coord: float = 400.0
     lattice: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise RefinerError(f"loss: {name} is {value}; it must be 0 or positive")
 
 
 class Loss(NamedTuple):

@@ -56,7 +56,7 @@ def refine(
     Args:
         refiner: the model.
         structures: ordered crystals in the cell convention the refiner was trained on.
-        seed: structure k draws its noise from `numpy.random.default_rng((seed, first_index + k))`,
+        seed: structure k draws its noise from a generator of its own, spawned as (seed, first_index + k),
             so neither the batch size nor the other structures change it.
         first_index: the place of the first structure in a larger run.
         batch_size: structures per batch.
@@ -82,7 +82,7 @@ def refine(
         chunk = good[start : start + batch_size]
         sources = [structures[k] for k in chunk]
         given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
-        rngs = [np.random.default_rng((seed, first_index + k)) for k in chunk]
+        rngs = [_generator(seed, first_index + k) for k in chunk]
         end = integrate(refiner, refiner.draw_base(given, rngs), **settings)
         matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()
         cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
@@ -98,6 +98,10 @@ def refine(
     if failed:
         logger.warning("%d of %d structures were not refined", len(failed), len(structures))
     return results
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
 
 
 def _refuse(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:

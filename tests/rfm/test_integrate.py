@@ -62,13 +62,29 @@ def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch) -> None:
     end = integrate(
         field, state, steps=steps, position_slope=position_slope, cell_slope=cell_slope
     ).state
-    # Sum over k of (1 + s k / K) / K is 1 + s (K - 1) / 2 K.
-    mean_t = (steps - 1) / (2 * steps)
-    moved = (1 + position_slope * mean_t) * field.coord
+
+    def factor(slope: float) -> float:  # the mean over steps of min(1 + s t, (1 - t) / dt)
+        return sum(min(1 + slope * k / steps, steps - k) for k in range(steps)) / steps
+
+    moved = factor(position_slope) * field.coord
     error = wrap_difference(end.frac_coords - state.frac_coords - moved)
     assert error.abs().max() < 1e-5
-    strained = (1 + cell_slope * mean_t) * field.cell
+    strained = factor(cell_slope) * field.cell
     assert torch.allclose(end.lattice - state.lattice, strained, atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [0.0, 5.0, 1000.0])
+def test_no_slope_carries_a_crystal_past_the_end_it_predicts(
+    state: CrystalBatch, slope: float
+) -> None:
+    goal = state.lattice + 1.0
+
+    class Homing(Constant):
+        def velocity(self, now, t):
+            return torch.zeros_like(now.frac_coords), (goal - now.lattice) / (1 - t[:, None])
+
+    end = integrate(Homing(state), state, steps=50, cell_slope=slope).state
+    assert torch.allclose(end.lattice, goal, atol=1e-4)
 
 
 def test_time_runs_from_zero_to_one(state: CrystalBatch) -> None:
