@@ -132,7 +132,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 def _to_float(value: Any) -> Any:
     """YAML 1.1 reads 5e-4 as a string and 1 as an integer. dacite refuses, by key, what stays."""
     try:
-        return float(value)
+        return value if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return value
 

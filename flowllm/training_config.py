@@ -12,6 +12,11 @@ _POSITIVE = (
     *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
 )
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "num_workers")
+# What a resumed run may change: they decide what is written on the way, not the weights.
+WITHOUT_EFFECT = (
+    *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
+    *("num_workers", "report_to"),
+)
 _TRACKERS = ("none", "tensorboard", "wandb")
 
 

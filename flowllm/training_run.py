@@ -13,6 +13,7 @@ from flowllm.checkpoints import remove_incomplete
 from flowllm.errors import UserError
 from flowllm.files import publish, sha256_file, sha256_folder
 from flowllm.folders import claimed
+from flowllm.training_config import WITHOUT_EFFECT
 from flowllm.versions import versions
 
 RUN_FILE = "run.json"
@@ -70,13 +71,16 @@ def training_run(
         return
     run = {
         "stage": stage,
-        "recipe": recipe,
+        "recipe": {
+            **recipe,
+            "training": {k: v for k, v in recipe["training"].items() if k not in WITHOUT_EFFECT},
+        },
         "data": [_fingerprint(path) for path in data],
         "validation": None if validation is None else _fingerprint(validation),
         "seed": seed,
     }
     there = (out / RUN_FILE).exists()
-    with claimed(out, RUN_FILE, run, info=versions()):
+    with claimed(out, RUN_FILE, run, info={"recipe": recipe, **versions()}):
         if there and not resume:
             raise UserError(f"{out} holds this run already; add --resume to go on with it")
         remove_incomplete(out)

@@ -251,6 +251,14 @@ def test_another_run_is_refused_with_what_differs(
     assert contents(whole) == before
 
 
+def test_what_does_not_change_the_weights_may_change_upon_resume(
+    finished: tuple[Train, Path],
+) -> None:
+    train, whole = finished
+    overrides = [*train.keywords["overrides"], "training.logging_steps=7", "training.num_workers=1"]
+    assert train(out=whole, resume=True, overrides=overrides) == whole / "model"
+
+
 def test_changed_data_are_another_run(tmp_path: Path, files: Path) -> None:
     data = Path(shutil.copy(files / "train.jsonl", tmp_path))
     train = partial(stage("rfm-uniform", files), data=[data], out=tmp_path / "run")
@@ -355,7 +363,7 @@ def test_only_the_first_of_several_processes_writes(
 ) -> None:
     options = {
         "stage": "train-llm",
-        "recipe": {},
+        "recipe": {"training": {}},
         "data": [files / "train.jsonl"],
         "validation": None,
         "seed": 0,
