@@ -6,6 +6,7 @@ a run that could not make every crystal it was asked for ends with exit code 1.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Any
 
 import click
 
+from flowllm import __version__
+
 # The commands import what they call when they are called: `flowllm --help` answers at once.
 
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
@@ -21,9 +24,14 @@ SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_defaul
 DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
 WORKERS = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 SKIP = click.option("--skip-invalid", is_flag=True, help="Leave out bad rows and count them.")
-PRIOR = click.option("--prior", help="Folder or hub id of a prior.  [default: bundled]")
-REFINER = click.option("--refiner", help="Folder or hub id of a refiner.  [default: bundled]")
-STEPS = click.option("--steps", type=click.IntRange(min=1), help="Integration steps.")
+PRIOR = click.option("--prior", show_default="bundled", help="Folder or hub id of a prior.")
+REFINER = click.option("--refiner", show_default="bundled", help="Folder or hub id of a refiner.")
+STEPS = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    show_default="the refiner's own",
+    help="Integration steps.",
+)
 RESUME = click.option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
 VALIDATION = click.option(
     "--validation", type=click.Path(path_type=Path), help="As the training data, for its loss."
@@ -31,18 +39,34 @@ VALIDATION = click.option(
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-def _sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
+def _sampling(*, max_attempts: int, batch_size: int) -> Callable[..., Any]:
+    options = (
+        click.option(
+            "--temperature", default=0.7, show_default=True, help="Divides the logits; 0: greedy."
+        ),
+        click.option("--top-p", default=0.9, show_default=True, help="Nucleus that is drawn from."),
         click.option(
             "--max-attempts",
             type=click.IntRange(min=1),
+            default=max_attempts,
+            show_default=True,
             help="Answers drawn per crystal before it counts as failed.",
         ),
-        click.option("--top-p", type=float, help="Nucleus that is drawn from.  [default: 0.9]"),
-        click.option("--temperature", type=float, help="Divides the logits.  [default: 0.7]"),
-    ):
-        command = option(command)
-    return command
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=batch_size,
+            show_default=True,
+            help="Crystals at a time, as memory allows; it enters into the draws.",
+        ),
+    )
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 class _Mistake(click.ClickException):
@@ -64,6 +88,10 @@ class _Group(click.Group):
             if any((k.__module__, k.__name__) in _OWN_ERRORS for k in type(error).__mro__):
                 raise _Mistake(str(error)) from error
             raise
+        except OSError as error:
+            if error.errno in _PLACE_ERRORS:
+                raise _Mistake(f"{error.filename}: {error.strerror}; mend that first") from error
+            raise
 
 
 # By name, so that no package is imported that the command does not use.
@@ -72,6 +100,8 @@ _OWN_ERRORS = {
     ("llm_prior.errors", "PriorError"),
     ("rfm.errors", "RefinerError"),
 }
+# A folder that cannot be written or read, a full disk.
+_PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT}
 
 
 class _Conditional(click.Command):
@@ -83,22 +113,26 @@ class _Conditional(click.Command):
         conditions = [
             click.Option(["--" + a.name.replace("_", "-"), a.name], help=a.help) for a in ATTRIBUTES
         ]
-        return [*conditions, *super().get_params(ctx)]
+        first, *others = super().get_params(ctx)
+        return [first, *conditions, *others]
 
 
 @click.group(
     cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(package_name="flowllm-crystal")
+@click.version_option(__version__)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def cli(verbose: bool) -> None:
     """Generate inorganic crystals: a language model proposes, flow matching refines."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(name)s: %(message)s",
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
     logging.getLogger("flowllm").setLevel(logging.INFO)
+    # On a CPU it remarks at every import that an optional kernel of its is not there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @cli.command("train-llm")
@@ -123,7 +157,7 @@ def train_llm_command(**arguments: Any) -> None:
 @OUT
 @PRIOR
 @click.option("--samples-per-target", type=click.IntRange(min=1), default=1, show_default=True)
-@_sampling
+@_sampling(max_attempts=3, batch_size=128)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many crystals.")
 @SKIP
 @SEED
@@ -167,7 +201,7 @@ def train_rfm_command(**arguments: Any) -> None:
 @REFINER
 @click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
 @STEPS
-@_sampling
+@_sampling(max_attempts=10, batch_size=64)
 @OUT
 @SEED
 @WORKERS
@@ -203,6 +237,7 @@ def refine_command(**arguments: Any) -> None:
 @click.option("--max-atoms", type=click.IntRange(min=1), help="Refuse larger crystals.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows.")
 @SKIP
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def data_command(
     file: Path,
     out: Path,
@@ -210,6 +245,7 @@ def data_command(
     max_atoms: int | None,
     limit: int | None,
     skip_invalid: bool,
+    overwrite: bool,
 ) -> None:
     """Convert crystals: read FILE, write OUT; the suffix says the format (none: a CIF folder)."""
     from flowllm.data import read, write
@@ -217,7 +253,7 @@ def data_command(
     crystals = read(
         file, reduce=not no_reduce, max_atoms=max_atoms, limit=limit, skip_invalid=skip_invalid
     )
-    click.echo(write(crystals, out))
+    click.echo(write(crystals, out, overwrite=overwrite))
     click.echo(f"{len(crystals)} crystals written, left out: {_counts(crystals.skipped)}")
 
 

@@ -29,7 +29,7 @@ def diagnose() -> tuple[list[str], bool]:
             "command; run `pip uninstall flowllm`, then reinstall flowllm-crystal"
         )
     for folder in (BUNDLED_PRIOR, BUNDLED_REFINER):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             lines.append(f"ok: bundled {folder.name}")
         else:
             healthy = False

@@ -204,7 +204,8 @@ def run_job(
             damaged shard; a worker process was killed.
         ValueError: `work` returned another number of records, or records that are not plain JSON.
         Exception: whatever `setup` or `work` raises. Batches that other workers have begun are
-            finished first and all finished shards stay.
+            finished first and all finished shards stay; where there are none, the folder is given
+            back.
     """
     sizes = {"total": (total, 0), "batch_size": (batch_size, 1), "workers": (workers, 1)}
     for name, (value, minimum) in sizes.items():
@@ -234,8 +235,19 @@ def run_job(
             # Only this process, which holds the lock, writes: a worker that outlives its killed
             # parent for a moment cannot touch a folder that somebody else has resumed by then.
             make_shard = functools.partial(_make_shard, work)
-            for_each(missing, make_shard, save, setup=setup, workers=workers)
+            try:
+                for_each(missing, make_shard, save, setup=setup, workers=workers)
+            finally:
+                _give_back_if_empty(folder)
     return folder
+
+
+def _give_back_if_empty(folder: RunFolder) -> None:
+    """Let a run that failed before its first shard be repeated with other arguments."""
+    shards = folder.path / "shards"
+    if folder.batches and not any(shards.iterdir()):
+        shards.rmdir()
+        (folder.path / _MANIFEST).unlink()
 
 
 def _resume(folder: RunFolder) -> None:

@@ -18,22 +18,24 @@ import numpy as np
 
 from flowllm.cells import reduce_cell
 from flowllm.data import Crystal, read
-from flowllm.errors import InvalidCrystal
+from flowllm.device import pick_device
+from flowllm.errors import InvalidCrystal, UserError
 from flowllm.files import sha256_file, sha256_folder
 from flowllm.jobs import RunFolder, batch_seed, run_job
 from flowllm.models import BUNDLED_PRIOR, identity, resolve
 from flowllm.pairs import write_pairs
-from flowllm.sampler import BATCH_SIZE, pick_device
+from flowllm.sampler import BATCH_SIZE
 from flowllm.versions import versions
 from llm_prior import (
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
     Prior,
     Proposal,
+    check_settings,
     composition_conditions,
     propose,
 )
-from rfm import PairedCrystal
+from rfm import PairedCrystal, RefinerError
 from rfm.align import align
 
 PAIRS_FILE = "pairs.parquet"
@@ -72,6 +74,7 @@ def pair(
     limit: int | None = None,
     skip_invalid: bool = False,
     seed: int = 0,
+    batch_size: int = 2 * BATCH_SIZE,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
@@ -87,13 +90,17 @@ def pair(
         limit: the first so many crystals only.
         skip_invalid: leave out bad rows of `data`, and crystals larger than the prior writes.
         seed: decides every draw.
-        workers: processes.
+        batch_size: samples at a time and in a shard, as memory allows; another size draws others.
+        workers: processes; how many does not change the result.
         device: `cpu`, `cuda` or `auto`.
         progress: show a bar on a terminal.
 
     Raises:
         UserError, PriorError: bad data, model or folder.
     """
+    check_settings(temperature, top_p, max_attempts)
+    if samples_per_target < 1:
+        raise UserError(f"samples_per_target {samples_per_target} must be at least 1")
     data = Path(data)
     prior_folder = resolve(prior, BUNDLED_PRIOR)
     load = functools.partial(Prior.from_pretrained, prior_folder, device=pick_device(device))
@@ -107,6 +114,7 @@ def pair(
         out,
         manifest={
             "command": "pair",
+            "device": pick_device(device),
             "data": sha256_folder(data) if data.is_dir() else sha256_file(data),
             "limit": limit,
             "skip_invalid": skip_invalid,
@@ -116,7 +124,7 @@ def pair(
             **sampling,
         },
         total=len(targets),
-        batch_size=2 * BATCH_SIZE,
+        batch_size=batch_size,
         work=functools.partial(_pair_batch, targets, seed, sampling),
         setup=load if workers > 1 else lambda: model,
         info=versions(),
@@ -156,7 +164,11 @@ def _record(target: Crystal, proposal: Proposal) -> dict[str, Any]:
     except InvalidCrystal as error:
         record["rejects"][error.reason] = 1
         return record
-    aligned = align(base, target.structure)
+    try:
+        aligned = align(base, target.structure)
+    except RefinerError:  # a cell too odd to be reduced: one pair less, not the end of the job
+        record["rejects"]["not_aligned"] = 1
+        return record
     record["pair"] = {
         "atomic_numbers": aligned.atomic_numbers.tolist(),
         **{name: getattr(aligned, name).tolist() for name in _ARRAYS},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,9 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from flowllm.cif import cif_text
 from flowllm.data import Crystal, read, write
+from flowllm.device import pick_device
+from flowllm.errors import UserError
 from flowllm.files import sha256_file, sha256_folder
 from flowllm.jobs import RunFolder, run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
@@ -21,13 +27,33 @@ from flowllm.sampler import (
     FlowLLM,
     Sample,
     Settings,
-    check_request,
     merge_conditions,
-    pick_device,
+    refined,
 )
 from flowllm.versions import versions
-from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior
+from llm_prior import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    Prior,
+    check_conditions,
+)
 from rfm import Refiner
+
+logger = logging.getLogger(__name__)
+
+# A row a requested crystal, the failed ones included; the structures as pymatgen JSON.
+_TABLE = pa.schema(
+    {
+        **dict.fromkeys(("id", "formula"), pa.string()),
+        "num_atoms": pa.int64(),
+        "cif": pa.string(),
+        **dict.fromkeys(("structure", "prior_structure", "prompt", "text"), pa.string()),
+        "attempts": pa.int64(),
+        **dict.fromkeys(("rejects", "failure"), pa.string()),
+    }
+)
+_LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +79,7 @@ def sample(
     top_p: float = DEFAULT_TOP_P,
     max_attempts: int = DEFAULT_ATTEMPTS,
     steps: int | None = None,
+    batch_size: int = BATCH_SIZE,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
@@ -72,7 +99,9 @@ def sample(
         seed: decides every draw.
         temperature, top_p, max_attempts: see `llm_prior.propose`.
         steps: integration steps; None takes the refiner's own.
-        workers: processes.
+        batch_size: crystals at a time and in a shard, as memory allows; another size draws other
+            crystals.
+        workers: processes; how many does not change the result.
         device: `cpu`, `cuda` or `auto`.
         progress: show a bar on a terminal.
         **conditions: further ones, such as `spacegroup=225`.
@@ -80,6 +109,8 @@ def sample(
     Raises:
         UserError, PriorError, RefinerError: bad request, models or folder.
     """
+    if refiner is not None and not refine:
+        raise UserError("a refiner is given and not used; ask for refine as well, or leave it out")
     settings = Settings(
         conditions=merge_conditions(formula, composition, conditions),
         refine=refine,
@@ -93,9 +124,12 @@ def sample(
     refiner_folder = resolve(refiner, BUNDLED_REFINER) if refine else None
     load = functools.partial(load_models, prior_folder, refiner_folder, pick_device(device))
     model = load()
-    check_request(model.prior, settings.conditions)
+    second = f"refiner {refiner_folder}" if refiner_folder else "no refiner"
+    logger.info("prior %s, %s, on %s", prior_folder, second, model.prior.device)
+    check_conditions(settings.conditions, model.prior.fmt)
     manifest = {
         "command": "sample",
+        "device": pick_device(device),  # another one draws other numbers
         "prior": identity(prior_folder),
         "refiner": identity(refiner_folder) if refiner_folder else None,
         **asdict(settings),
@@ -104,7 +138,7 @@ def sample(
         out,
         manifest=manifest,
         total=n,
-        batch_size=BATCH_SIZE,
+        batch_size=batch_size,
         work=functools.partial(_sample_batch, settings),
         setup=load if workers > 1 else lambda: model,
         info=versions(),
@@ -147,6 +181,7 @@ def refine(
     load = functools.partial(load_models, None, refiner_folder, pick_device(device))
     manifest = {
         "command": "refine",
+        "device": pick_device(device),
         "input": sha256_folder(file) if file.is_dir() else sha256_file(file),
         "refiner": identity(refiner_folder),
         "seed": seed,
@@ -199,10 +234,10 @@ def _refine_batch(
             prompt="",
             text="",
             prior_structure=crystal.structure,
-            structure=result.structure,
-            failure=f"refiner: {result.failure}" if result.failure else None,
+            structure=structure,
+            failure=failure,
         ).to_record()
-        for crystal, result in zip(part, results, strict=True)
+        for crystal, (structure, failure) in zip(part, refined(results), strict=True)
     ]
 
 
@@ -221,22 +256,34 @@ def _publish(folder: RunFolder) -> Outcome:
 def _write_table(samples: Sequence[Sample], path: Path) -> None:
     rows = []
     for sample in samples:
-        row = sample.to_record()
         final = sample.structure
+        row = {**vars(sample), "rejects": json.dumps(sample.rejects)}
         for name in ("structure", "prior_structure"):
-            structure = getattr(sample, name)
-            row[name] = None if structure is None else structure.to(fmt="json")
-        row["rejects"] = str(sample.rejects) if sample.rejects else ""
-        row["cif"] = None if final is None else final.to(fmt="cif")
-        row["formula"] = None if final is None else final.composition.reduced_formula
-        row["num_atoms"] = None if final is None else len(final)
+            row[name] = None if row[name] is None else row[name].to(fmt="json")
+        if final is not None:
+            row["cif"] = cif_text(final)
+            row["formula"] = final.composition.reduced_formula
+            row["num_atoms"] = len(final)
         rows.append(row)
-    pd.DataFrame(rows).to_parquet(path, index=False)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_TABLE), path, compression="zstd")
 
 
 def _write_cifs(crystals: Sequence[Crystal], path: Path) -> None:
-    write([Crystal(id=_file_name(c.id), structure=c.structure) for c in crystals], path)
+    names = _file_names([crystal.id for crystal in crystals])
+    write(
+        [Crystal(id=n, structure=c.structure) for n, c in zip(names, crystals, strict=True)], path
+    )
 
 
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name)
+def _file_names(ids: Sequence[str]) -> list[str]:
+    """A name for each id that every file system takes, each its own."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for number, name in enumerate(ids):
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
+        plain = plain if re.match(r"\w", plain) else f"_{plain}"
+        while plain.casefold() in taken:  # some file systems do not tell CO from Co
+            plain = f"{plain}_{number}"
+        taken.add(plain.casefold())
+        names.append(plain)
+    return names

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from ase import Atoms
 from pymatgen.core import Structure
 
-from flowllm.cells import reduce_cell
+from flowllm.cells import check_geometry, reduce_cell
 from flowllm.data import to_structure
+from flowllm.device import pick_device
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.jobs import batch_seed
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from llm_prior import (
+    ATTRIBUTES,
     DEFAULT_ATTEMPTS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
     Prior,
-    check_conditions,
+    check_settings,
     composition_conditions,
+    generation_prompt,
     propose,
 )
 from rfm import Refinement, Refiner
@@ -42,15 +43,23 @@ class Settings:
         seed: decides every draw.
         temperature, top_p, max_attempts: see `llm_prior.propose`.
         steps: integration steps of the refiner; None takes the model's own.
+
+    Raises:
+        UserError, PriorError: steps for a refiner that is not used, or impossible settings.
     """
 
-    conditions: dict[str, Any] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
     refine: bool = True
     seed: int = 0
     temperature: float = DEFAULT_TEMPERATURE
     top_p: float = DEFAULT_TOP_P
     max_attempts: int = DEFAULT_ATTEMPTS
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self.temperature, self.top_p, self.max_attempts)
+        if self.steps is not None and not self.refine:
+            raise UserError("steps are the refiner's; ask for refine as well, or leave them out")
 
 
 @dataclass(kw_only=True)
@@ -79,7 +88,7 @@ class Sample:
 
     def to_record(self) -> dict[str, Any]:
         """Plain JSON; structures as pymatgen dicts."""
-        record = {**asdict(self, dict_factory=_shallow)}
+        record = {**vars(self), "rejects": dict(self.rejects)}
         for name in ("prior_structure", "structure"):
             structure = getattr(self, name)
             record[name] = None if structure is None else structure.as_dict(verbosity=0)
@@ -143,26 +152,33 @@ class FlowLLM:
         top_p: float = DEFAULT_TOP_P,
         max_attempts: int = DEFAULT_ATTEMPTS,
         steps: int | None = None,
+        batch_size: int = BATCH_SIZE,
         **conditions: Any,
     ) -> list[Sample]:
         """Generate `n` crystals.
+
+        The result is a function of all arguments on one machine and for one number of torch
+        threads; with one thread it is what `flowllm sample` gives.
 
         Args:
             n: how many.
             formula: any number of formula units of this.
             composition: exactly these atoms.
             refine: move the prior's crystals with the refiner.
-            seed: the same seed gives the same crystals on the same machine.
+            seed: decides every draw.
             temperature, top_p, max_attempts: see `llm_prior.propose`.
             steps: integration steps; None takes the refiner's own.
+            batch_size: crystals at a time, as memory allows; another size draws other crystals.
             **conditions: further ones, such as `spacegroup=225`.
 
         Returns:
             `n` samples in order; one that failed has `structure` None and says why.
 
         Raises:
-            UserError, PriorError: impossible or unknown conditions.
+            UserError, PriorError, RefinerError: impossible or unknown conditions or settings.
         """
+        if n < 0 or batch_size < 1:
+            raise UserError(f"n {n} must be at least 0, batch_size {batch_size} at least 1")
         settings = Settings(
             conditions=merge_conditions(formula, composition, conditions),
             refine=refine,
@@ -173,8 +189,8 @@ class FlowLLM:
             steps=steps,
         )
         samples: list[Sample] = []
-        for index, start in enumerate(range(0, n, BATCH_SIZE)):
-            samples += self.sample_batch(settings, index, start, min(BATCH_SIZE, n - start))
+        for index, start in enumerate(range(0, n, batch_size)):
+            samples += self.sample_batch(settings, index, start, min(batch_size, n - start))
         return samples
 
     def sample_batch(self, settings: Settings, index: int, start: int, count: int) -> list[Sample]:
@@ -202,7 +218,7 @@ class FlowLLM:
                 rejects=dict(proposal.rejects),
             )
             if proposal.structure is None:
-                sample.failure = "prior: " + Counter(proposal.rejects).most_common(1)[0][0]
+                sample.failure = "prior: " + proposal.rejects.most_common(1)[0][0]
             else:
                 try:
                     sample.prior_structure = reduce_cell(proposal.structure)
@@ -212,15 +228,14 @@ class FlowLLM:
             samples.append(sample)
         if settings.refine:
             good = [sample for sample in samples if sample.prior_structure is not None]
-            refined = refine_structures(
+            results = refine_structures(
                 self.refiner,
                 [sample.prior_structure for sample in good],
                 seed=seed,
                 steps=settings.steps,
             )
-            for sample, result in zip(good, refined, strict=True):
-                sample.structure = result.structure
-                sample.failure = f"refiner: {result.failure}" if result.failure else None
+            for sample, outcome in zip(good, refined(results), strict=True):
+                sample.structure, sample.failure = outcome
         return samples
 
     def refine(
@@ -243,11 +258,18 @@ class FlowLLM:
             A `Refinement` for each, in order.
 
         Raises:
-            UserError: no refiner is loaded, or a structure cannot be reduced.
+            UserError: no refiner is loaded, a negative seed, or a structure cannot be reduced.
         """
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
-        reduced = [reduce_cell(to_structure(structure)) for structure in structures]
+        if seed < 0:
+            raise UserError(f"seed {seed} is negative; give 0 or more")
+        reduced = []
+        for place, structure in enumerate(structures):
+            try:
+                reduced.append(reduce_cell(to_structure(structure)))
+            except InvalidCrystal as error:
+                raise InvalidCrystal(error.reason, f"structure {place}: {error}") from error
         return refine_structures(
             self.refiner, reduced, seed=seed, first_index=first_index, steps=steps
         )
@@ -256,10 +278,12 @@ class FlowLLM:
 def merge_conditions(
     formula: str | None, composition: str | None, conditions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All conditions of a request in one dict, without those that are None.
+    """All conditions of a request in one dict, as the prompt writes them, without those that are
+    None: requests that mean the same are the same.
 
     Raises:
         UserError: both formula and composition, or composition and num_atoms.
+        PriorError: an unknown condition, or a value that is none.
     """
     merged = {name: value for name, value in conditions.items() if value is not None}
     if formula is not None and composition is not None:
@@ -270,28 +294,22 @@ def merge_conditions(
         if "num_atoms" in merged:
             raise UserError("composition fixes the number of atoms; leave num_atoms out")
         merged |= composition_conditions(composition)
-    return merged
+    generation_prompt(merged)  # refuses unknown names
+    return {a.name: a.render(merged[a.name]) for a in ATTRIBUTES if a.name in merged}
 
 
-def check_request(prior: Prior, conditions: Mapping[str, Any]) -> None:
-    """See that a prior can meet the conditions, before any work begins."""
-    check_conditions(conditions, prior.fmt)
+def refined(results: Sequence[Refinement]) -> list[tuple[Structure | None, str | None]]:
+    """The structure of each result, or why there is none.
 
-
-def pick_device(device: str) -> str:
-    """`auto` is `cuda` where there is one, else `cpu`.
-
-    Raises:
-        UserError: a device that is not there.
+    A final cell too flat for any crystal is a failure as well: no file takes it.
     """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device {device} is not there; use --device cpu")
-    if device != "cpu" and not device.startswith("cuda"):
-        raise UserError(f"unknown device {device!r}; use cpu, cuda or auto")
-    return device
-
-
-def _shallow(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in items if key not in ("prior_structure", "structure")}
+    outcomes: list[tuple[Structure | None, str | None]] = []
+    for result in results:
+        structure, failure = result.structure, result.failure
+        if structure is not None:
+            try:
+                check_geometry(structure.lattice.matrix, structure.frac_coords)
+            except InvalidCrystal as error:
+                structure, failure = None, error.reason
+        outcomes.append((structure, f"refiner: {failure}" if failure else None))
+    return outcomes

@@ -10,25 +10,35 @@ from flowllm.data import Crystal
 
 SYMPREC = 0.1  # Angstrom; generated crystals are not symmetric to more
 _SHOWN = 50
+_HEADS = ("id", "formula", "atoms", "a b c", "alpha beta gamma", "group")
 
 
 def crystal_table(crystals: Sequence[Crystal]) -> str:
     """A line a crystal: id, formula, atoms, lengths (Angstrom), angles (degrees), space group."""
     if not crystals:
         return "no crystals"
-    lines = [f"{'id':<14}{'formula':<16}{'atoms':>5}  {'a b c':<20}{'alpha beta gamma':<18}group"]
-    for crystal in crystals[:_SHOWN]:
-        structure = crystal.structure
-        lengths = " ".join(f"{x:.2f}" for x in structure.lattice.abc)
-        angles = " ".join(f"{x:.0f}" for x in structure.lattice.angles)
-        try:
-            group = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_symbol()
-        except SymmetryUndeterminedError:
-            group = "?"
-        lines.append(
-            f"{crystal.id:<14}{structure.composition.reduced_formula:<16}{len(structure):>5}  "
-            f"{lengths:<20}{angles:<18}{group}"
-        )
+    rows = [_HEADS, *map(_row, crystals[:_SHOWN])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     if len(crystals) > _SHOWN:
         lines.append(f"... and {len(crystals) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def _row(crystal: Crystal) -> tuple[str, ...]:
+    structure = crystal.structure
+    try:
+        group = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_symbol()
+    except SymmetryUndeterminedError:
+        group = "?"
+    return (
+        crystal.id,
+        structure.composition.reduced_formula,
+        str(len(structure)),
+        " ".join(f"{length:.2f}" for length in structure.lattice.abc),
+        " ".join(f"{angle:.0f}" for angle in structure.lattice.angles),
+        group,
+    )

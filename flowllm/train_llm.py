@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowllm.config import LLMRecipe, load_recipe, recipe_dict
 from flowllm.data import read
-from flowllm.training import on_cpu, train
+from flowllm.training import train, training_device
 from flowllm.training_run import training_run
 from llm_prior import Collator, CrystalTextDataset, Prior
 
@@ -56,7 +56,7 @@ def train_llm(
         if run.finished:
             return run.model
         prior = Prior.build(recipe.model, recipe.text, seed=seed)
-        if on_cpu(device):
+        if training_device(device) == "cpu":
             # torch's fused attention has a slow bfloat16 backward pass on CPUs: with it a training
             # step of llm/small takes 1.3 times as long.
             prior.model.set_attn_implementation("eager")

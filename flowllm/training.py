@@ -28,6 +28,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flowllm.averaging import WeightAverage
 from flowllm.checkpoints import mark_complete, newest_complete, verify
+from flowllm.device import pick_device
 from flowllm.draws import Drawable, VirtualEpochs
 from flowllm.errors import UserError
 from flowllm.training_config import TrainingConfig
@@ -144,6 +145,7 @@ def train(
         UserError: a damaged checkpoint (named), losses that stay non-finite, a device or an
             experiment tracker that is not there, a model without gradient checkpointing.
     """
+    device = training_device(device)
     _check(config, model)
     checkpoint = newest_complete(folder) if resume else None
     if checkpoint is not None:
@@ -186,17 +188,17 @@ def train(
     return result.metrics
 
 
-def on_cpu(device: str) -> bool:
-    """Whether a training on `device` runs on the CPU; `auto` takes a GPU where there is one.
+def training_device(device: str) -> str:
+    """`cpu` or `cuda`; which of several GPUs is up to torchrun and CUDA_VISIBLE_DEVICES.
 
     Raises:
-        UserError: another name, or `cuda` without a GPU.
+        UserError: another name, or no GPU for `cuda`.
     """
-    if device not in ("cpu", "cuda", "auto"):
-        raise UserError(f"there is no device {device!r}; choose cpu, cuda or auto")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda: torch finds no GPU here; choose cpu or auto")
-    return device == "cpu" or not torch.cuda.is_available()
+    if ":" in device:
+        raise UserError(
+            f"device {device}: training takes cuda; choose the GPU with CUDA_VISIBLE_DEVICES"
+        )
+    return pick_device(device)
 
 
 def _check(config: TrainingConfig, model: torch.nn.Module) -> None:
@@ -230,7 +232,7 @@ def _arguments(
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,
-        use_cpu=on_cpu(device),
+        use_cpu=device == "cpu",
         seed=seed,
         train_sampling_strategy="sequential",
         remove_unused_columns=False,

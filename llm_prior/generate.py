@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
-from llm_prior.prompts import BY_NAME, generation_prompt, parse_composition
+from llm_prior.prompts import BY_NAME, generation_prompt, parse_composition, render_elements
 from llm_prior.text import ParseError, TextFormat, decode
 
 DEFAULT_TEMPERATURE = 0.7
@@ -63,7 +63,8 @@ def check_conditions(conditions: Mapping[str, Any], fmt: TextFormat) -> None:
     """See that a crystal within the size limit can meet the conditions.
 
     Raises:
-        PriorError: unknown condition, bad value, or more atoms than the model writes.
+        PriorError: unknown condition, bad value, conditions that contradict each other, or more
+            atoms than the model writes.
     """
     generation_prompt(conditions)
     if "formula" in conditions:
@@ -79,11 +80,40 @@ def check_conditions(conditions: Mapping[str, Any], fmt: TextFormat) -> None:
                 f"{atoms} atoms are no whole number of formula units of "
                 f"{conditions['formula']}; give a multiple of {unit}"
             )
-    if int(float(conditions.get("num_atoms", 1))) > fmt.max_atoms:
+    atoms = int(float(conditions.get("num_atoms", fmt.max_atoms)))
+    if atoms > fmt.max_atoms:
         raise PriorError(
             f"{conditions['num_atoms']} atoms are too many, this model writes at most "
             f"{fmt.max_atoms}; give a smaller cell or another model"
         )
+    if "elements" in conditions:
+        elements = render_elements(conditions["elements"])
+        if len(elements.split(", ")) > atoms:
+            raise PriorError(
+                f"a crystal of {atoms} atoms cannot have the elements {elements}; give fewer "
+                "elements or more atoms"
+            )
+        if "formula" in conditions:
+            formula = parse_composition(conditions["formula"])
+            if render_elements(map(str, formula)) != elements:
+                raise PriorError(
+                    f"formula {conditions['formula']} is not of the elements {elements}; "
+                    "give the formula alone"
+                )
+
+
+def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
+    """See that a distribution to draw from is described.
+
+    Raises:
+        PriorError: temperature negative or not finite, top_p outside (0, 1], or no attempt.
+    """
+    if not 0 <= temperature < math.inf:  # refuses NaN as well
+        raise PriorError(f"temperature {temperature} is no number from 0; the usual is 0.7 to 1")
+    if not 0 < top_p <= 1:
+        raise PriorError(f"top_p {top_p} is not in (0, 1]; 1 draws from all tokens")
+    if max_attempts < 1:
+        raise PriorError(f"max_attempts {max_attempts} must be at least 1")
 
 
 def _formula_unit(formula: Any) -> int:
@@ -117,16 +147,16 @@ def propose(
     Raises:
         PriorError: bad conditions or settings, or a prompt longer than the context.
     """
-    if temperature < 0 or not 0 < top_p <= 1 or max_attempts < 1:
-        raise PriorError(
-            f"temperature {temperature} must be at least 0, top_p {top_p} in (0, 1], "
-            f"max_attempts {max_attempts} at least 1"
-        )
+    check_settings(temperature, top_p, max_attempts)
+    if seed < 0:
+        raise PriorError(f"seed {seed} is negative; give 0 or more")
     for conditions in requests:
         check_conditions(conditions, prior.fmt)
     proposals = [Proposal(prompt=generation_prompt(conditions)) for conditions in requests]
     open_ones = list(range(len(requests)))
     for attempt in range(max_attempts):
+        if not open_ones:
+            break
         answers = generate_texts(
             prior,
             [proposals[i].prompt for i in open_ones],
@@ -144,7 +174,7 @@ def propose(
                 proposal.rejects[reason] += 1
                 still_open.append(i)
         open_ones = still_open
-        if not open_ones or temperature == 0:  # the likeliest text stays the same
+        if temperature == 0:  # the likeliest text stays the same
             break
     return proposals
 

@@ -3,16 +3,19 @@ file, whole or as an adapter on its base.
 
 Whatever is missing, damaged or does not fit is refused with one line; nothing is filled with random
 numbers in silence, and a path is never looked up on the hub.
+
+peft is imported where an adapter is at hand: it takes longer than everything else here together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -22,10 +25,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file
+from transformers.utils.logging import set_tqdm_hook
 
 from llm_prior.errors import PriorError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 PAD_TOKEN = "<pad>"
+_BAR_AFTER = 3  # seconds
 
 
 def load_pretrained(
@@ -94,9 +102,10 @@ def load_pretrained(
 def _load_weights(folder: str, **options: Any) -> PreTrainedModel:
     """A model all of whose weights come from the folder: transformers would fill gaps with random
     numbers and go on."""
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    with _bars_for_people():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     gaps = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if gaps:
         raise PriorError(
@@ -121,6 +130,8 @@ def _load_adapter(
             f"base_model_name_or_path in {name}/adapter_config.json"
         ) from error
     _make_room(model, num_tokens)
+    from peft import PeftModel
+
     try:
         return PeftModel.from_pretrained(model, name)
     except RuntimeError as error:
@@ -143,6 +154,21 @@ def _make_room(model: PreTrainedModel | PeftModel, num_tokens: int) -> None:
     with torch.no_grad():
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[known:] = layer.weight[:known].mean(0, dtype=torch.float32)
+
+
+@contextlib.contextmanager
+def _bars_for_people() -> Iterator[None]:
+    """Show transformers' progress bars on a terminal only, and only when they last."""
+
+    def bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        options = {"disable": None, "delay": _BAR_AFTER} | options
+        return previous(make, args, options) if previous else make(*args, **options)
+
+    previous = set_tqdm_hook(bar)
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)
 
 
 def check_place(name: str) -> None:

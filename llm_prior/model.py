@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
@@ -116,7 +115,7 @@ class Prior:
         """
         if base.architecture is not None:
             tokenizer = compact_tokenizer(fmt)
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model: torch.nn.Module = LlamaForCausalLM(
                     _llama_config(base.architecture, tokenizer)
@@ -125,10 +124,14 @@ class Prior:
 
         model, tokenizer = load_pretrained(str(base.name), base.quantization)
         if base.quantization:
+            from peft import prepare_model_for_kbit_training
+
             model = prepare_model_for_kbit_training(model)
         if base.lora:
+            from peft import LoraConfig, get_peft_model
+
             lora = base.lora
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 settings = LoraConfig(
                     task_type="CAUSAL_LM",
@@ -167,7 +170,8 @@ class Prior:
                 for key, value in self.model.state_dict().items()
             }
         # Embeddings that were added are the same for every load of the base (`_make_room`).
-        options = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        adapter = hasattr(self.model, "peft_config")
+        options = {"save_embedding_layers": False} if adapter else {}
         self.model.save_pretrained(folder, state_dict=state, **options)
         self.tokenizer.save_pretrained(folder)
         settings = {"version": SETTINGS_VERSION, "text": asdict(self.fmt), "info": self.info}

@@ -56,8 +56,8 @@ def refine(
     Args:
         refiner: the model.
         structures: ordered crystals in the cell convention the refiner was trained on.
-        seed: structure k draws its noise from a generator of its own, spawned as (seed, first_index + k),
-            so neither the batch size nor the other structures change it.
+        seed: structure k draws its noise from a generator of its own, spawned from `seed` as
+            number first_index + k, so neither the batch size nor the other structures change it.
         first_index: the place of the first structure in a larger run.
         batch_size: structures per batch.
         steps, method, position_slope, cell_slope: see `rfm.integrate.integrate`; by default those

@@ -21,7 +21,7 @@ from flowllm import training
 from flowllm.averaging import EMA_FILE
 from flowllm.checkpoints import MARKER, complete_checkpoints, newest_complete, verify
 from flowllm.errors import UserError
-from flowllm.training import NonFiniteLoss, on_cpu, train
+from flowllm.training import NonFiniteLoss, train, training_device
 from flowllm.training_config import TrainingConfig
 
 # Two loader workers, forked, are wanted here even on a machine of one core.
@@ -320,17 +320,20 @@ def test_what_cannot_be_done_here_is_refused(
     monkeypatch.setattr(training, "find_spec", {"wandb": None}.__getitem__)
     with pytest.raises(UserError, match="report_to is wandb, which is not installed: pip install"):
         run(Line(), tmp_path, config(report_to="wandb"))
-    with pytest.raises(UserError, match="there is no device 'gpu'; choose cpu, cuda or auto"):
+    with pytest.raises(UserError, match="unknown device 'gpu'; use cpu, cuda"):
         run(Line(), tmp_path, config(), device="gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="device cuda: torch finds no GPU here"):
+    with pytest.raises(UserError, match="device cuda is not there"):
         run(Line(), tmp_path, config(), device="cuda")
     assert not list(tmp_path.iterdir())
 
 
-def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for available in (True, False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert on_cpu("cpu") and on_cpu("auto") is not available
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not on_cpu("cuda")
+def test_a_training_takes_one_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, chosen in ((0, "cpu"), (2, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert training_device("cpu") == "cpu"
+        assert training_device("auto") == chosen
+    assert training_device("cuda") == "cuda"
+    with pytest.raises(UserError, match="cuda:1: .*CUDA_VISIBLE_DEVICES"):
+        training_device("cuda:1")
