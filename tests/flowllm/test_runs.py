@@ -86,6 +86,7 @@ def test_the_manifest_says_what_was_asked_of_which_models(run: Run) -> None:
         "command": "sample",
         "prior": {"name": "prior", "sha256": sha256_folder(BUNDLED_PRIOR)},
         "refiner": {"name": "refiner", "sha256": sha256_folder(BUNDLED_REFINER)},
+        "device": "cpu",
         "conditions": {"formula": "NaCl"},
         "refine": True,
         "seed": 3,

@@ -17,7 +17,9 @@ def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refine
         assert result.failure is None and result.detail == ""
         assert result.structure.species == before.species
         assert result.structure.volume > 0
-        assert not np.allclose(result.structure.frac_coords, before.frac_coords)
+        # A lone atom cannot move against the others, and there is no other motion.
+        moved = not np.allclose(result.structure.frac_coords, before.frac_coords)
+        assert moved == (len(before) > 1)
 
 
 def test_neither_batch_size_nor_place_changes_a_result(
@@ -89,11 +91,11 @@ def test_handedness_and_oxidation_states_are_kept(refiner: Refiner) -> None:
 
 
 def test_defaults_come_from_the_config(structures: list[Structure], refiner: Refiner) -> None:
-    refiner.config.integration.steps = 2
+    refiner.config.integration.steps = 4
     refiner.config.integration.position_slope = 1.0
     default = refine(refiner, structures[:1])
-    said = refine(refiner, structures[:1], steps=2, position_slope=1.0)
-    other = refine(refiner, structures[:1], steps=2, position_slope=0.0)
+    said = refine(refiner, structures[:1], steps=4, position_slope=1.0)
+    other = refine(refiner, structures[:1], steps=4, position_slope=0.0)
     assert np.array_equal(default[0].structure.frac_coords, said[0].structure.frac_coords)
     assert not np.array_equal(default[0].structure.frac_coords, other[0].structure.frac_coords)
 
