@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
@@ -386,6 +386,7 @@ def test_an_element_beyond_the_network_fails_alone(tmp_path: Path) -> None:
     assert outcome.failures == {"refiner: bad_input": 1}
 
 
+@settings(deadline=None)
 @given(ids=st.lists(st.text(min_size=1), unique=True, max_size=30))
 def test_any_ids_give_file_names_of_their_own(ids: list[str]) -> None:
     names = runs._file_names(ids)
