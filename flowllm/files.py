@@ -73,6 +73,11 @@ def sha256_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_path(path: Path) -> str:
+    """`sha256_file` of a file, `sha256_folder` of a folder."""
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+
+
 def sha256_folder(path: str | Path) -> str:
     """SHA-256 over the relative names and contents of all files in a folder, as 64 hex digits.
 

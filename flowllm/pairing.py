@@ -20,10 +20,10 @@ from flowllm.cells import reduce_cell
 from flowllm.data import Crystal, read
 from flowllm.device import pick_device
 from flowllm.errors import InvalidCrystal, UserError
-from flowllm.files import sha256_file, sha256_folder
+from flowllm.files import sha256_path
 from flowllm.jobs import RunFolder, batch_seed, run_job
 from flowllm.models import BUNDLED_PRIOR, identity, resolve
-from flowllm.pairs import write_pairs
+from flowllm.pairs import ARRAYS, write_pairs
 from flowllm.sampler import BATCH_SIZE
 from flowllm.versions import versions
 from llm_prior import (
@@ -40,7 +40,6 @@ from rfm.align import align
 
 PAIRS_FILE = "pairs.parquet"
 SUMMARY_FILE = "summary.json"
-_ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ def pair(
         manifest={
             "command": "pair",
             "device": pick_device(device),
-            "data": sha256_folder(data) if data.is_dir() else sha256_file(data),
+            "data": sha256_path(data),
             "limit": limit,
             "skip_invalid": skip_invalid,
             "prior": identity(prior_folder),
@@ -171,7 +170,7 @@ def _record(target: Crystal, proposal: Proposal) -> dict[str, Any]:
         return record
     record["pair"] = {
         "atomic_numbers": aligned.atomic_numbers.tolist(),
-        **{name: getattr(aligned, name).tolist() for name in _ARRAYS},
+        **{name: getattr(aligned, name).tolist() for name in ARRAYS},
     }
     return record
 
@@ -197,6 +196,6 @@ def _publish(folder: RunFolder) -> PairingOutcome:
 def _pairs(folder: RunFolder) -> Iterator[PairedCrystal]:
     for record in folder.records():
         if record["pair"] is not None:
-            arrays = {name: np.array(record["pair"][name]) for name in _ARRAYS}
+            arrays = {name: np.array(record["pair"][name]) for name in ARRAYS}
             numbers = np.array(record["pair"]["atomic_numbers"])
             yield PairedCrystal(id=record["id"], atomic_numbers=numbers, **arrays)

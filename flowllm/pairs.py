@@ -15,12 +15,12 @@ from flowllm.errors import UserError
 from flowllm.files import publish
 from rfm import PairedCrystal
 
-_ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
+ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "atomic_numbers": pa.list_(pa.int64()),
-        **{name: pa.list_(pa.float64()) for name in _ARRAYS},
+        **{name: pa.list_(pa.float64()) for name in ARRAYS},
     }
 )
 
@@ -32,7 +32,7 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path) -> None:
         "id": [pair.id for pair in pairs],
         "atomic_numbers": [pair.atomic_numbers.tolist() for pair in pairs],
     }
-    for name in _ARRAYS:
+    for name in ARRAYS:
         columns[name] = [getattr(pair, name).ravel().tolist() for pair in pairs]
     table = pa.table(columns, schema=_SCHEMA)
     publish(path, lambda file: pq.write_table(table, file, compression="zstd"))
@@ -71,7 +71,7 @@ def _pair(path: Path, number: int, row: dict[str, Any]) -> PairedCrystal:
         return PairedCrystal(
             id=row["id"],
             atomic_numbers=np.array(row["atomic_numbers"], dtype=np.int64),
-            **{name: np.array(row[name], dtype=float).reshape(-1, 3) for name in _ARRAYS},
+            **{name: np.array(row[name], dtype=float).reshape(-1, 3) for name in ARRAYS},
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: row {number} is damaged ({error}); make it again") from error

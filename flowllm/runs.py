@@ -19,7 +19,7 @@ from flowllm.cif import cif_text
 from flowllm.data import Crystal, read, write
 from flowllm.device import pick_device
 from flowllm.errors import UserError
-from flowllm.files import sha256_file, sha256_folder
+from flowllm.files import sha256_path
 from flowllm.jobs import RunFolder, run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
 from flowllm.sampler import (
@@ -182,7 +182,7 @@ def refine(
     manifest = {
         "command": "refine",
         "device": pick_device(device),
-        "input": sha256_folder(file) if file.is_dir() else sha256_file(file),
+        "input": sha256_path(file),
         "refiner": identity(refiner_folder),
         "seed": seed,
         "steps": steps,

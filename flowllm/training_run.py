@@ -11,7 +11,7 @@ from typing import Any
 
 from flowllm.checkpoints import remove_incomplete
 from flowllm.errors import UserError
-from flowllm.files import publish, sha256_file, sha256_folder
+from flowllm.files import publish, sha256_path
 from flowllm.folders import claimed
 from flowllm.training_config import WITHOUT_EFFECT
 from flowllm.versions import versions
@@ -95,5 +95,4 @@ def _fingerprint(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
-    digest = sha256_folder(path) if path.is_dir() else sha256_file(path)
-    return {"name": path.name, "sha256": digest}
+    return {"name": path.name, "sha256": sha256_path(path)}
