@@ -1,0 +1,59 @@
+"""Commands that make crystals: sample, refine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowllm.cli.options import (
+    DEVICE,
+    OUT,
+    PRIOR,
+    REFINER,
+    SEED,
+    SKIP,
+    STEPS,
+    WORKERS,
+    Conditional,
+    given,
+    report,
+    sampling,
+)
+
+
+@click.command("sample", cls=Conditional)
+@click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many crystals.")
+@click.option("--composition", help="Exactly these atoms, such as Na4Cl4.")
+@PRIOR
+@REFINER
+@click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
+@STEPS
+@sampling(max_attempts=10, batch_size=64)
+@OUT
+@SEED
+@WORKERS
+@DEVICE
+def sample_command(n: int, **arguments: Any) -> None:
+    """Generate crystals into a run folder; started again, it goes on where it was stopped."""
+    from flowllm.runs import sample
+
+    report(sample(n, **given(arguments)), n)
+
+
+@click.command("refine")
+@click.argument("file", type=click.Path(path_type=Path))
+@REFINER
+@STEPS
+@OUT
+@SKIP
+@SEED
+@WORKERS
+@DEVICE
+def refine_command(**arguments: Any) -> None:
+    """Refine the crystals of FILE (CIF file or folder, CSV, parquet, extxyz, JSON)."""
+    from flowllm.runs import refine
+
+    outcome = refine(**given(arguments))
+    report(outcome, len(outcome.crystals) + outcome.failures.total())
