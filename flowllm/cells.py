@@ -19,11 +19,11 @@ from pymatgen.core import Composition, DummySpecies, Element, Lattice, Structure
 
 from flowllm.errors import InvalidCrystal
 
-TOLERANCE = 1e-5
+NIGGLI_TOLERANCE = 1e-5  # recorded in every manifest; see `reduce_basis`
 MIN_VOLUME = 0.1  # A^3, far below what one hydrogen atom takes
 
 
-def reduce_cell(structure: Structure, tolerance: float = TOLERANCE) -> Structure:
+def reduce_cell(structure: Structure, tolerance: float = NIGGLI_TOLERANCE) -> Structure:
     """The same crystal in its Niggli cell.
 
     The order of the sites is kept; oxidation states, labels and site properties are dropped.
@@ -42,7 +42,7 @@ def reduce_cell(structure: Structure, tolerance: float = TOLERANCE) -> Structure
 
 
 def reduce_basis(
-    lattice: ArrayLike, frac_coords: ArrayLike, tolerance: float = TOLERANCE
+    lattice: ArrayLike, frac_coords: ArrayLike, tolerance: float = NIGGLI_TOLERANCE
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Niggli-reduced basis of a lattice, and the positions in it.
 

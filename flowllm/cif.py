@@ -19,9 +19,8 @@ from flowllm.crystal import (
     UNREADABLE,
     Geometry,
     geometry_of_structure,
-    one_line,
 )
-from flowllm.errors import InvalidCrystal
+from flowllm.errors import InvalidCrystal, one_line
 from flowllm.workers import for_each
 
 _WORTH_WORKERS = 5000  # CIFs for pymatgen; fewer are parsed before the processes have paid off

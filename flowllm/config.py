@@ -7,7 +7,7 @@ wrong types and impossible combinations are refused with the file and the key.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import dacite
 import yaml
 
-from flowllm.errors import UserError
+from flowllm.errors import UserError, one_line
 from flowllm.training_config import TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
@@ -71,9 +71,11 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
     try:
         settings = yaml.safe_load(content)
     except yaml.YAMLError as error:
-        raise UserError(f"{name} is not valid YAML: {_one_line(error)}") from error
+        raise UserError(f"{name} is not valid YAML: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{name} holds no settings; see configs/ for examples")
+    if other := _other_stage(kind, settings):
+        raise UserError(f"{name} is {other}")
     for override in overrides:
         _apply(settings, override)
     try:
@@ -84,12 +86,23 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
         keys = ", ".join(sorted(error.keys))
         raise UserError(f"{name}: unknown key {keys}; see configs/ for those that exist") from error
     except (dacite.DaciteError, PriorError, RefinerError, UserError) as error:
-        raise UserError(f"{name}: {_one_line(error)}") from error
+        raise UserError(f"{name}: {one_line(error)}") from error
 
 
-def recipe_dict(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain JSON-serialisable values."""
-    return asdict(recipe)
+_STAGES = {
+    LLMRecipe: "a recipe for a prior; train it with train-llm, or give another recipe",
+    RFMRecipe: "a recipe for a refiner; train it with train-rfm, or give another recipe",
+}
+
+
+def _other_stage(kind: type, settings: dict[str, Any]) -> str | None:
+    """What a recipe is that has only keys of the other stage, some unknown to this one."""
+
+    def fits(stage: type) -> bool:
+        return settings.keys() <= {field.name for field in fields(stage)}
+
+    others = [stage for stage in _STAGES if stage is not kind and fits(stage)]
+    return None if fits(kind) or not others else _STAGES[others[0]]
 
 
 def _configs() -> Any:
@@ -126,7 +139,7 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     try:
         settings[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: {_one_line(error)}") from error
+        raise UserError(f"override {override!r}: {one_line(error)}") from error
 
 
 def _to_float(value: Any) -> Any:
@@ -135,7 +148,3 @@ def _to_float(value: Any) -> Any:
         return value if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -110,9 +110,3 @@ def scalar(value: Any) -> float | int | str | None:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, int | str) else None
-
-
-def one_line(error: BaseException | str) -> str:
-    """What a library said, on one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,4 +1,4 @@
-"""Crystals in and out of files: CSV, parquet, CIF (a file or a folder), extxyz, JSON.
+"""Crystals in and out of files: CSV, parquet, CIF (a file or a folder), extxyz, JSON; POSCAR in.
 
 Reading: `rows` makes `Row`s of every format, `cif` parses those that are CIFs, `_admit` decides
 which become crystals; from there on all formats are one. Large files are cached by content.
@@ -18,14 +18,13 @@ from flowllm.crystal import (
     Crystal,
     Geometry,
     geometry_of_structure,
-    one_line,
     to_atoms,
     to_structure,
 )
 from flowllm.data_cache import cache_folder, cache_key, load, store
-from flowllm.errors import InvalidCrystal, UserError
+from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.files import publish
-from flowllm.rows import Row, read_rows
+from flowllm.rows import Row, is_poscar, read_rows
 from flowllm.writers import KNOWN, WRITERS, write_folder
 
 __all__ = [
@@ -65,7 +64,8 @@ def read(
     `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the row number, from
     1), and properties. `.cif`, or a folder of them: the id is the file name; one structure a file.
     `.extxyz`, `.xyz`: properties from the comment line. `.json`, `.jsonl`: pymatgen structure
-    dicts (one, a list, or one a line), properties from their `properties`.
+    dicts (one, a list, or one a line), properties from their `properties`. `.vasp`, or a name that
+    begins with `POSCAR` or `CONTCAR`: one structure, with its elements named.
 
     CIFs come out as pymatgen's parser gives them: sites sorted by electronegativity, coordinates
     within a ten-thousandth of 1/3 or 2/3 made exact. Deuterium and tritium become hydrogen.
@@ -137,7 +137,9 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
     if repeated:
         raise UserError(f"{path}: the id {repeated[0]!r} occurs twice; give every crystal its own")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; choose another name or pass overwrite=True")
+        raise UserError(
+            f"{path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
+        )
     if folder and path.exists() and not _only_cifs(path):
         raise UserError(f"{path} is more than a folder of CIFs and stays; choose another name")
 
@@ -156,10 +158,12 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif" and p.is_file())
         if not files:
-            raise UserError(f"{path}: the folder holds no .cif files")
+            run = (path / "cif").is_dir()  # of `flowllm sample` or `refine`
+            hint = f"; it is a run folder, give {path / 'cif'}" if run else ""
+            raise UserError(f"{path}: the folder holds no .cif files{hint}")
         return files
-    if path.suffix.lower() not in WRITERS:
-        raise UserError(f"{path}: cannot read {path.suffix!r} files; {KNOWN}")
+    if path.suffix.lower() not in WRITERS and not is_poscar(path):
+        raise UserError(f"{path}: cannot read {path.suffix!r} files; {KNOWN}, and POSCAR")
     return [path]
 
 
@@ -204,7 +208,7 @@ def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | Non
                 raise InvalidCrystal(
                     error.reason,
                     f"{path}: {row.place} (id {row.id}): {error.detail}; mend it, or leave such "
-                    "crystals out with skip_invalid",
+                    "crystals out with skip_invalid (--skip-invalid)",
                 )
             crystals.skipped[error.reason] += 1
             continue

@@ -22,7 +22,7 @@ from flowllm.rows import Row
 
 logger = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 1  # raise it when the same file would give other rows
+_CACHE_FORMAT = 2  # raise it when the same file would give other rows
 # What stands in the columns of a row that has no geometry.
 _NOTHING = Geometry(np.zeros((3, 3)), np.zeros(0, dtype=np.uint8), np.zeros((0, 3)))
 
@@ -45,7 +45,7 @@ def cache_key(files: list[Path], reduce: bool, limit: int | None) -> str:
         (file.name if file.suffix.lower() == ".cif" else file.suffix.lower(), sha256_file(file))
         for file in files
     ]
-    settings = [_CACHE_FORMAT, reduce, cells.TOLERANCE, limit]
+    settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit]
     versions = [version(package) for package in ("pymatgen", "spglib", "ase")]
     return hashlib.sha256(json.dumps([settings, versions, contents]).encode()).hexdigest()
 

@@ -24,3 +24,9 @@ class InvalidCrystal(UserError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+def one_line(error: BaseException | str) -> str:
+    """What a library said, on one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

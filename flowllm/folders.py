@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _differences(there: Any, asked: Any, key: str = "") -> Iterator[str]:
     """One phrase for each key (nested ones dotted) in which two JSON values differ."""
+    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        there, asked = (dict(enumerate(values, start=1)) for values in (there, asked))
     if isinstance(there, dict) and isinstance(asked, dict):
+        if there.get("sha256") != asked.get("sha256"):
+            yield f"{key} is {_shown(there)} there, {_shown(asked)} here"
+            return
         for name in sorted(there.keys() | asked.keys()):
             dotted = f"{key}.{name}" if key else name
             if name not in asked:
@@ -108,5 +114,13 @@ def _differences(there: Any, asked: Any, key: str = "") -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
+    """A value as short as it can be told: a model or a file as its name and a piece of its hash."""
+    if isinstance(value, dict):
+        words = [_shown(value[name]) for name in ("name", "sha256") if name in value]
+        return " ".join(words) or "given"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:8]
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from flowllm.errors import UserError
-from flowllm.files import sha256_folder
+from flowllm.files import sha256_file, sha256_folder
 
 _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_PRIOR = _BUNDLED / "prior"
 BUNDLED_REFINER = _BUNDLED / "refiner"
+_ADAPTER_FILE = "adapter_config.json"  # peft's
 
 
 def resolve(name: str | Path | None, bundled: Path) -> Path:
@@ -38,6 +41,30 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
         ) from error
 
 
-def identity(folder: Path) -> dict[str, str]:
-    """Name and content hash of a model folder, for manifests."""
-    return {"name": folder.name, "sha256": sha256_folder(folder)}
+def identity(folder: Path) -> dict[str, Any]:
+    """Name and content hash of a model folder, for manifests.
+
+    A LoRA adapter is nothing without its base, so that is named as well, as `base`: with its hash
+    where it is a folder or a GGUF file here, by its name alone where it is a hub id.
+
+    Raises:
+        UserError: the folder is not there or empty, or its adapter_config.json is damaged.
+    """
+    found: dict[str, Any] = {"name": folder.name, "sha256": sha256_folder(folder)}
+    adapter = folder / _ADAPTER_FILE
+    if adapter.is_file():
+        try:
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{adapter} names no base model; copy or train it again") from error
+        found["base"] = _identity_of_base(str(base))
+    return found
+
+
+def _identity_of_base(base: str) -> dict[str, Any]:
+    path = Path(base)
+    if path.is_dir():
+        return identity(path)
+    if path.is_file():
+        return {"name": path.name, "sha256": sha256_file(path)}
+    return {"name": base}

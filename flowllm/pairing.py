@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flowllm.cells import reduce_cell
+from flowllm.cells import NIGGLI_TOLERANCE, reduce_cell
 from flowllm.data import Crystal, read
 from flowllm.device import pick_device
 from flowllm.errors import InvalidCrystal, UserError
@@ -70,6 +70,7 @@ def pair(
     temperature: float = DEFAULT_TEMPERATURE,
     top_p: float = DEFAULT_TOP_P,
     max_attempts: int = 3,
+    constrain: bool = True,
     limit: int | None = None,
     skip_invalid: bool = False,
     seed: int = 0,
@@ -85,7 +86,7 @@ def pair(
         out: run folder; `pairs.parquet` and `summary.json` appear in it at the end.
         prior: folder or hub id; None takes the bundled one.
         samples_per_target: pairs per crystal.
-        temperature, top_p, max_attempts: see `llm_prior.propose`.
+        temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
         limit: the first so many crystals only.
         skip_invalid: leave out bad rows of `data`, and crystals larger than the prior writes.
         seed: decides every draw.
@@ -95,7 +96,7 @@ def pair(
         progress: show a bar on a terminal.
 
     Raises:
-        UserError, PriorError: bad data, model or folder.
+        UserError, PriorError: bad data, model or folder, or not one sample could be kept.
     """
     check_settings(temperature, top_p, max_attempts)
     if samples_per_target < 1:
@@ -108,7 +109,12 @@ def pair(
     # Crystals of like size share a batch, which then ends for all at about the same token.
     targets = sorted(crystals, key=lambda crystal: len(crystal.structure))
     targets = [target for target in targets for _ in range(samples_per_target)]
-    sampling = {"temperature": temperature, "top_p": top_p, "max_attempts": max_attempts}
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_attempts": max_attempts,
+        "constrain": constrain,
+    }
     folder = run_job(
         out,
         manifest={
@@ -117,6 +123,7 @@ def pair(
             "data": sha256_path(data),
             "limit": limit,
             "skip_invalid": skip_invalid,
+            "niggli_tolerance": NIGGLI_TOLERANCE,
             "prior": identity(prior_folder),
             "samples_per_target": samples_per_target,
             "seed": seed,
@@ -145,7 +152,7 @@ def _pair_batch(
 ) -> list[dict[str, Any]]:
     part = targets[start : start + count]
     requests = [composition_conditions(target.structure.formula) for target in part]
-    proposals = propose(prior, requests, seed=batch_seed(seed, index), **sampling)
+    proposals = propose(prior, requests, seed=batch_seed(seed, index), slots=count, **sampling)
     return [_record(target, proposal) for target, proposal in zip(part, proposals, strict=True)]
 
 
@@ -176,7 +183,6 @@ def _record(target: Crystal, proposal: Proposal) -> dict[str, Any]:
 
 
 def _publish(folder: RunFolder) -> PairingOutcome:
-    folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path))
     records = list(folder.records())
     rejects: Counter[str] = Counter()
     for record in records:
@@ -190,6 +196,14 @@ def _publish(folder: RunFolder) -> PairingOutcome:
     )
     counts = {k: v for k, v in vars(outcome).items() if k != "file"}
     folder.publish(SUMMARY_FILE, lambda path: path.write_text(json.dumps(counts, indent=2) + "\n"))
+    if not outcome.kept:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.rejects.items())
+        raise UserError(
+            f"none of {outcome.requested} samples could be paired (refused: {reasons}); train the "
+            f"prior longer, or allow more max_attempts (--max-attempts); {folder.path} keeps the "
+            f"counts in {SUMMARY_FILE}"
+        )
+    folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path))
     return outcome
 
 

@@ -58,7 +58,7 @@ def read_pairs(path: str | Path) -> list[PairedCrystal]:
             f"(its columns: {', '.join(table.column_names)})"
         )
     if not table.num_rows:
-        raise UserError(f"{path} holds no pair; see the counts of what was dropped beside it")
+        raise UserError(f"{path} holds no pair; summary.json beside it counts what was dropped")
     try:
         rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
     except pa.ArrowException as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from flowllm.crystal import (
     UNREADABLE,
     Geometry,
     geometry_of_atoms,
-    one_line,
+    geometry_of_structure,
     scalar,
 )
-from flowllm.errors import InvalidCrystal, UserError
+from flowllm.errors import InvalidCrystal, UserError, one_line
 
 # Names under which public data sets keep what this house calls by the name on the right.
 FIELD_OF_COLUMN = {
@@ -66,8 +67,10 @@ def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]
             return _table_rows(path, limit)
         case ".json" | ".jsonl":
             return _json_rows(path, limit)
-        case _:
+        case ".extxyz" | ".xyz":
             return _extxyz_rows(path, limit)
+        case _:
+            return _poscar_rows(path)
 
 
 def _cif_rows(files: list[Path]) -> Iterator[Row]:
@@ -159,6 +162,30 @@ def _extxyz_rows(path: Path, limit: int | None) -> Iterator[Row]:
         ) from error
 
 
+def is_poscar(path: Path) -> bool:
+    """Whether a file is VASP's by its name: `POSCAR`, `CONTCAR` (and anything after), `.vasp`."""
+    return path.suffix.lower() == ".vasp" or path.name.upper().startswith(("POSCAR", "CONTCAR"))
+
+
+def _poscar_rows(path: Path) -> Iterator[Row]:
+    # Slow to import, and no other format needs it.
+    from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
+
+    name = path.stem if path.suffix.lower() == ".vasp" else path.name
+    source: Geometry | InvalidCrystal
+    try:
+        with warnings.catch_warnings():
+            # Without a line of elements pymatgen would make them up and only warn.
+            warnings.simplefilter("error", BadPoscarWarning)
+            poscar = Poscar.from_str(path.read_text(encoding="utf-8"), read_velocities=False)
+        source = geometry_of_structure(poscar.structure)
+    except InvalidCrystal as error:
+        source = error
+    except (*UNREADABLE, BadPoscarWarning, OSError) as error:
+        source = InvalidCrystal("unreadable", f"not a readable POSCAR: {one_line(error)}")
+    yield Row(place="structure 1", id=name, properties={}, source=source)
+
+
 def _row(
     place: str,
     fallback_id: str,
@@ -200,6 +227,8 @@ def _number(column: str, target: str, value: float | int | str) -> float | int:
         return int(number)
     if not math.isfinite(number):
         raise InvalidCrystal("bad_property", f"column {column!r}: {value!r} is not a number")
+    if target == "band_gap" and number < 0:
+        raise InvalidCrystal("bad_property", f"column {column!r}: {value!r} is below 0")
     return number
 
 

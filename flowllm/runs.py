@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flowllm.cells import NIGGLI_TOLERANCE
 from flowllm.cif import cif_text
 from flowllm.data import Crystal, read, write
 from flowllm.device import pick_device
@@ -22,12 +23,11 @@ from flowllm.errors import UserError
 from flowllm.files import sha256_path
 from flowllm.jobs import RunFolder, run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
+from flowllm.request import Settings, check_size, merge_conditions, symbols
 from flowllm.sampler import (
     BATCH_SIZE,
     FlowLLM,
     Sample,
-    Settings,
-    merge_conditions,
     refined,
 )
 from flowllm.versions import versions
@@ -37,8 +37,10 @@ from llm_prior import (
     DEFAULT_TOP_P,
     Prior,
     check_conditions,
+    warn_of_untrained,
 )
 from rfm import Refiner
+from rfm import refine as refine_structures
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ def sample(
     temperature: float = DEFAULT_TEMPERATURE,
     top_p: float = DEFAULT_TOP_P,
     max_attempts: int = DEFAULT_ATTEMPTS,
+    constrain: bool = True,
+    exclude_elements: str | Sequence[str] | None = None,
     steps: int | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 1,
@@ -97,7 +101,8 @@ def sample(
         refiner: folder or hub id; None takes the bundled one.
         refine: move the prior's crystals with the refiner.
         seed: decides every draw.
-        temperature, top_p, max_attempts: see `llm_prior.propose`.
+        temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
+        exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
         steps: integration steps; None takes the refiner's own.
         batch_size: crystals at a time and in a shard, as memory allows; another size draws other
             crystals.
@@ -118,6 +123,8 @@ def sample(
         temperature=temperature,
         top_p=top_p,
         max_attempts=max_attempts,
+        constrain=constrain,
+        exclude_elements=symbols(exclude_elements),
         steps=steps,
     )
     prior_folder = resolve(prior, BUNDLED_PRIOR)
@@ -126,12 +133,17 @@ def sample(
     model = load()
     second = f"refiner {refiner_folder}" if refiner_folder else "no refiner"
     logger.info("prior %s, %s, on %s", prior_folder, second, model.prior.device)
-    check_conditions(settings.conditions, model.prior.fmt)
+    check_size(composition, settings.conditions, model.prior.fmt)
+    check_conditions(
+        settings.conditions, model.prior.fmt, exclude_elements=settings.exclude_elements
+    )
+    warn_of_untrained(model.prior, settings.conditions)
     manifest = {
         "command": "sample",
         "device": pick_device(device),  # another one draws other numbers
         "prior": identity(prior_folder),
         "refiner": identity(refiner_folder) if refiner_folder else None,
+        "niggli_tolerance": NIGGLI_TOLERANCE,
         **asdict(settings),
     }
     folder = run_job(
@@ -163,22 +175,27 @@ def refine(
 ) -> Outcome:
     """Refine the crystals of a file or folder into a run folder.
 
+    Meant for rough crystals such as a prior's samples; one that is relaxed already usually comes
+    out worse.
+
     Args:
         file: anything that `flowllm.data.read` reads.
         out: as for `sample`.
         refiner: folder or hub id; None takes the bundled one.
         seed: crystal k draws its noise from (seed, k).
         steps: integration steps; None takes the refiner's own.
-        skip_invalid: leave out bad rows of `file` instead of stopping.
+        skip_invalid: leave out bad rows of `file`, and crystals larger than any the refiner was
+            trained on, instead of stopping.
         workers, device, progress: as for `sample`.
 
     Raises:
         UserError, RefinerError: bad file, model or folder.
     """
     file = Path(file)
-    crystals = read(file, skip_invalid=skip_invalid)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
     load = functools.partial(load_models, None, refiner_folder, pick_device(device))
+    model = load()
+    crystals = read(file, skip_invalid=skip_invalid, max_atoms=model.refiner.config.max_atoms)
     manifest = {
         "command": "refine",
         "device": pick_device(device),
@@ -187,6 +204,7 @@ def refine(
         "seed": seed,
         "steps": steps,
         "skip_invalid": skip_invalid,
+        "niggli_tolerance": NIGGLI_TOLERANCE,
     }
     folder = run_job(
         out,
@@ -194,7 +212,7 @@ def refine(
         total=len(crystals),
         batch_size=BATCH_SIZE,
         work=functools.partial(_refine_batch, list(crystals), seed, steps),
-        setup=load,
+        setup=load if workers > 1 else lambda: model,
         info=versions(),
         workers=workers,
         progress=progress,
@@ -227,7 +245,9 @@ def _refine_batch(
     count: int,
 ) -> list[dict[str, Any]]:
     part = crystals[start : start + count]
-    results = model.refine([c.structure for c in part], seed=seed, steps=steps, first_index=start)
+    results = refine_structures(  # not `model.refine`: `read` has reduced the cells already
+        model.refiner, [c.structure for c in part], seed=seed, first_index=start, steps=steps
+    )
     return [
         Sample(
             id=crystal.id,

@@ -8,58 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from pymatgen.core import Structure
+from pymatgen.core import IStructure, Structure
 
-from flowllm.cells import check_geometry, reduce_cell
+from flowllm.cells import reduce_cell
 from flowllm.data import to_structure
 from flowllm.device import pick_device
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.jobs import batch_seed
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from flowllm.request import Settings, check_size, merge_conditions, symbols
 from llm_prior import (
-    ATTRIBUTES,
     DEFAULT_ATTEMPTS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
     Prior,
-    check_settings,
-    composition_conditions,
-    generation_prompt,
     propose,
+    warn_of_untrained,
 )
 from rfm import Refinement, Refiner
 from rfm import refine as refine_structures
 
 BATCH_SIZE = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a sampling run asks for, apart from the models: plain JSON, part of its identity.
-
-    Attributes:
-        conditions: see `llm_prior.prompts.ATTRIBUTES`.
-        refine: move the prior's crystals with the refiner.
-        seed: decides every draw.
-        temperature, top_p, max_attempts: see `llm_prior.propose`.
-        steps: integration steps of the refiner; None takes the model's own.
-
-    Raises:
-        UserError, PriorError: steps for a refiner that is not used, or impossible settings.
-    """
-
-    conditions: dict[str, str] = field(default_factory=dict)
-    refine: bool = True
-    seed: int = 0
-    temperature: float = DEFAULT_TEMPERATURE
-    top_p: float = DEFAULT_TOP_P
-    max_attempts: int = DEFAULT_ATTEMPTS
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        check_settings(self.temperature, self.top_p, self.max_attempts)
-        if self.steps is not None and not self.refine:
-            raise UserError("steps are the refiner's; ask for refine as well, or leave them out")
 
 
 @dataclass(kw_only=True)
@@ -151,6 +120,8 @@ class FlowLLM:
         temperature: float = DEFAULT_TEMPERATURE,
         top_p: float = DEFAULT_TOP_P,
         max_attempts: int = DEFAULT_ATTEMPTS,
+        constrain: bool = True,
+        exclude_elements: str | Sequence[str] | None = None,
         steps: int | None = None,
         batch_size: int = BATCH_SIZE,
         **conditions: Any,
@@ -166,7 +137,8 @@ class FlowLLM:
             composition: exactly these atoms.
             refine: move the prior's crystals with the refiner.
             seed: decides every draw.
-            temperature, top_p, max_attempts: see `llm_prior.propose`.
+            temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
+            exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
             steps: integration steps; None takes the refiner's own.
             batch_size: crystals at a time, as memory allows; another size draws other crystals.
             **conditions: further ones, such as `spacegroup=225`.
@@ -186,8 +158,13 @@ class FlowLLM:
             temperature=temperature,
             top_p=top_p,
             max_attempts=max_attempts,
+            constrain=constrain,
+            exclude_elements=symbols(exclude_elements),
             steps=steps,
         )
+        if self.prior is not None:
+            check_size(composition, settings.conditions, self.prior.fmt)
+            warn_of_untrained(self.prior, settings.conditions)
         samples: list[Sample] = []
         for index, start in enumerate(range(0, n, batch_size)):
             samples += self.sample_batch(settings, index, start, min(batch_size, n - start))
@@ -207,6 +184,9 @@ class FlowLLM:
             temperature=settings.temperature,
             top_p=settings.top_p,
             max_attempts=settings.max_attempts,
+            constrain=settings.constrain,
+            exclude_elements=settings.exclude_elements,
+            slots=count,
         )
         samples = []
         for number, proposal in enumerate(proposals, start):
@@ -248,22 +228,26 @@ class FlowLLM:
     ) -> list[Refinement]:
         """Refine structures from anywhere: pymatgen or ASE, reduced to their Niggli cell first.
 
+        Meant for rough crystals such as a prior's samples; one that is relaxed already usually
+        comes out worse.
+
         Args:
-            structures: ordered crystals.
+            structures: a list of ordered crystals.
             seed: structure k draws its noise from (seed, first_index + k).
             steps: integration steps; None takes the refiner's own.
             first_index: place of the first structure in a larger run.
 
         Returns:
-            A `Refinement` for each, in order.
+            A `Refinement` for each, in order: `structure`, or None and the `failure` that says why.
 
         Raises:
-            UserError: no refiner is loaded, a negative seed, or a structure cannot be reduced.
+            UserError, RefinerError: no refiner is loaded, a lone crystal instead of a list, one
+                that cannot be reduced, or an impossible seed or number of steps.
         """
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
-        if seed < 0:
-            raise UserError(f"seed {seed} is negative; give 0 or more")
+        if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms
+            raise UserError("refine takes a list of crystals; put a single one into brackets: [s]")
         reduced = []
         for place, structure in enumerate(structures):
             try:
@@ -275,41 +259,9 @@ class FlowLLM:
         )
 
 
-def merge_conditions(
-    formula: str | None, composition: str | None, conditions: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All conditions of a request in one dict, as the prompt writes them, without those that are
-    None: requests that mean the same are the same.
-
-    Raises:
-        UserError: both formula and composition, or composition and num_atoms.
-        PriorError: an unknown condition, or a value that is none.
-    """
-    merged = {name: value for name, value in conditions.items() if value is not None}
-    if formula is not None and composition is not None:
-        raise UserError("formula and composition exclude each other; give one of them")
-    if formula is not None:
-        merged["formula"] = formula
-    if composition is not None:
-        if "num_atoms" in merged:
-            raise UserError("composition fixes the number of atoms; leave num_atoms out")
-        merged |= composition_conditions(composition)
-    generation_prompt(merged)  # refuses unknown names
-    return {a.name: a.render(merged[a.name]) for a in ATTRIBUTES if a.name in merged}
-
-
 def refined(results: Sequence[Refinement]) -> list[tuple[Structure | None, str | None]]:
-    """The structure of each result, or why there is none.
-
-    A final cell too flat for any crystal is a failure as well: no file takes it.
-    """
-    outcomes: list[tuple[Structure | None, str | None]] = []
-    for result in results:
-        structure, failure = result.structure, result.failure
-        if structure is not None:
-            try:
-                check_geometry(structure.lattice.matrix, structure.frac_coords)
-            except InvalidCrystal as error:
-                structure, failure = None, error.reason
-        outcomes.append((structure, f"refiner: {failure}" if failure else None))
-    return outcomes
+    """The structure of each result, or why there is none."""
+    return [
+        (result.structure, f"refiner: {result.failure}" if result.failure else None)
+        for result in results
+    ]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from flowllm.config import LLMRecipe, load_recipe, recipe_dict
+import torch
+
+from flowllm.config import LLMRecipe, load_recipe
 from flowllm.data import read
+from flowllm.errors import UserError
+from flowllm.files import publish
 from flowllm.training import train, training_device
-from flowllm.training_run import training_run
+from flowllm.training_run import TrainingRun, training_run
 from llm_prior import Collator, CrystalTextDataset, Prior
 
 
@@ -23,6 +29,7 @@ def train_llm(
     seed: int = 0,
     resume: bool = False,
     device: str = "auto",
+    merge: bool = False,
 ) -> Path:
     """Train or fine-tune a language model on crystals (CrystalLLM, arXiv 2402.04379).
 
@@ -36,25 +43,29 @@ def train_llm(
         seed: of weights, order and draws.
         resume: go on from the newest complete checkpoint in `out`.
         device: `cpu`, `cuda` or `auto`.
+        merge: also write `out/merged`, the adapter added to the weights of its base: a model that
+            needs no base. Works for a finished run too (with `resume`).
 
     Returns:
-        The model folder, `out/model`.
+        The model folder, `out/model`, or `out/merged`.
 
     Raises:
         UserError, PriorError: bad recipe, data, base model or run folder.
     """
     recipe = load_recipe(LLMRecipe, config, overrides)
+    if merge and recipe.model.lora is None:
+        raise UserError(f"{config} has no model.lora, so there is no adapter to merge")
     with training_run(
         out,
         stage="train-llm",
-        recipe=recipe_dict(recipe),
+        recipe=asdict(recipe),
         data=data,
         validation=validation,
         seed=seed,
         resume=resume,
     ) as run:
         if run.finished:
-            return run.model
+            return _merged(run) if merge else run.model
         prior = Prior.build(recipe.model, recipe.text, seed=seed)
         if training_device(device) == "cpu":
             # torch's fused attention has a slow bfloat16 backward pass on CPUs: with it a training
@@ -87,5 +98,22 @@ def train_llm(
             validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
             device=device,
         )
-        prior.info = {"crystals": len(training_data), "recipe": recipe_dict(recipe)}
-        return run.publish(prior.save_pretrained)
+        prior.info = {
+            "crystals": len(training_data),
+            "conditions": training_data.conditions(),
+            "recipe": asdict(recipe),
+        }
+        model = run.publish(prior.save_pretrained)
+        return _merged(run) if merge else model
+
+
+def _merged(run: TrainingRun) -> Path:
+    """`out/merged`, written if it is not there."""
+    folder = run.folder / "merged"
+    if not run.first or folder.is_dir():
+        return folder
+    prior = Prior.from_pretrained(run.model, merge=True)
+    quantised = (prior.info["recipe"]["model"] or {}).get("quantization")
+    # Quantised weights are computed with in bfloat16, so that keeps all they say.
+    save = functools.partial(prior.save_pretrained, dtype=torch.bfloat16 if quantised else None)
+    return publish(folder, save)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from flowllm.config import RFMRecipe, load_recipe, recipe_dict
+from flowllm.config import RFMRecipe, load_recipe
 from flowllm.data import read
 from flowllm.errors import UserError
+from flowllm.jobs import batch_seed
 from flowllm.pairs import read_pairs, targets_only
 from flowllm.training import train
 from flowllm.training_run import training_run
@@ -55,9 +57,11 @@ def train_rfm(
     recipe = load_recipe(RFMRecipe, config, overrides)
     uses_pairs = recipe.base.kind == "pairs"
     if uses_pairs and pairs is None:
-        raise UserError(f"{config} has base.kind pairs: give --pairs FILE, made by `flowllm pair`")
+        raise UserError(
+            f"{config} has base.kind pairs: give pairs (--pairs FILE), made by `flowllm pair`"
+        )
     if not uses_pairs and not data:
-        raise UserError(f"{config} has base.kind uniform: give --data FILE with crystals")
+        raise UserError(f"{config} has base.kind uniform: give data (--data FILE), crystals")
     sources = [pairs] if uses_pairs else list(data)
 
     def load(paths: Sequence[str | Path], limit: int | None = None) -> list[PairedCrystal]:
@@ -77,7 +81,7 @@ def train_rfm(
     with training_run(
         out,
         stage="train-rfm",
-        recipe=recipe_dict(recipe),
+        recipe=asdict(recipe),
         data=sources + ([init] if init else []),
         validation=validation,
         seed=seed,
@@ -96,12 +100,16 @@ def train_rfm(
             # The weights of a trained refiner mean what they mean in its own units of the cell.
             statistics=start.config.statistics if start else None,
         )
+        max_atoms = max(training_set.size(k) for k in range(len(training_set)))
+        if start is not None and start.config.max_atoms is not None:
+            max_atoms = max(max_atoms, start.config.max_atoms)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(batch_seed(seed, 0))  # torch itself sees the low 32 bits only
             refiner = Refiner(
                 RefinerConfig(
                     statistics=training_set.statistics,
                     chart=recipe.chart,
+                    max_atoms=max_atoms,
                     network=recipe.network,
                     base=recipe.base,
                     loss=recipe.loss,

@@ -40,7 +40,8 @@ class TrainingConfig:
         eval_steps: optimiser steps between evaluations on the validation set.
         eval_crystals: how many crystals of the validation set that looks at.
         logging_steps: optimiser steps between log lines.
-        max_steps: stop after this many optimiser steps; -1 runs all epochs.
+        max_steps: stop after this many optimiser steps, if the epochs have not ended before: it
+            caps them and never extends them; -1 runs all epochs.
         num_workers: processes that prepare batches.
         report_to: `tensorboard`, `wandb` or `none`.
     """

@@ -82,7 +82,9 @@ def training_run(
     there = (out / RUN_FILE).exists()
     with claimed(out, RUN_FILE, run, info={"recipe": recipe, **versions()}):
         if there and not resume:
-            raise UserError(f"{out} holds this run already; add --resume to go on with it")
+            raise UserError(
+                f"{out} holds this run already; go on with it by resume=True (--resume)"
+            )
         remove_incomplete(out)
         try:
             yield TrainingRun(out)

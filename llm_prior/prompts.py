@@ -118,11 +118,13 @@ def _whole_number(name: str, low: int, high: int) -> Callable[[Any], str]:
     return render
 
 
-def _two_decimals(name: str) -> Callable[[Any], str]:
+def _two_decimals(name: str, low: float = -math.inf) -> Callable[[Any], str]:
     def render(value: Any) -> str:
         number = _number(name, value)
         if not abs(number) < 1e6:
             raise PriorError(f"{name} {value!r} is not a finite number of eV")
+        if number < low:
+            raise PriorError(f"{name} {value!r} is below {low:g} eV; give {low:g} or more")
         return f"{round(number, 2) + 0.0:.2f}"  # + 0.0: no -0.00
 
     return render
@@ -171,7 +173,7 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="band_gap",
         sentence="The band gap is ",
-        render=_two_decimals("band_gap"),
+        render=_two_decimals("band_gap", low=0),
         help="Band gap in eV.",
     ),
 )

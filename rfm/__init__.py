@@ -8,11 +8,11 @@ from rfm.base import BaseConfig, Statistics
 from rfm.batch import CrystalBatch
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
-from rfm.integrate import Integration, integrate
+from rfm.integration import Integration, integrate
 from rfm.model import IntegrationConfig, Refiner, RefinerConfig
 from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights
-from rfm.refine import Failure, Refinement, refine
+from rfm.refining import Failure, Refinement, refine
 
 __all__ = [
     "BaseConfig",

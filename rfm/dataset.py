@@ -96,8 +96,8 @@ class PairDataset:
         """Number of pairs."""
         return len(self.ids)
 
-    def size(self, index: int) -> int:
-        """Number of atoms of a pair."""
+    def size(self, index: int, rng: np.random.Generator | None = None) -> int:
+        """Number of atoms of a pair, whatever `rng` would draw."""
         return int(self._sizes[index])
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:

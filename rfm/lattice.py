@@ -6,9 +6,11 @@ up to rotation, that is the metric tensor G = L L^T, written as six real numbers
 `logmetric`  the matrix logarithm S of G, as (S11, S22, S33, sqrt2 S12, sqrt2 S13, sqrt2 S23). The
              factor makes the Euclidean norm of the six equal the Frobenius norm of S, which is the
              log-Euclidean metric of Arsigny et al. 2006. Every vector of R^6 is a valid cell.
-`params`     logarithms of the three lengths, and logit((angle - 59.9) / 60.2) of the three angles
-             in degrees, after FlowMM (Miller et al. 2024, arXiv 2406.04713). Meant for Niggli
-             cells, whose angles lie in [60, 120]; an angle outside is clamped to the nearer bound.
+`params`     logarithms of the three lengths, and logit(angle / 180) of the three angles in
+             degrees, after FlowMM (Miller et al. 2024, arXiv 2406.04713). FlowMM has
+             logit((angle - 59.9) / 60.2), which holds Niggli cells only; a target in the basis
+             nearest to its base (`rfm.align`) has angles beyond those, and here every cell has a
+             vector. Not every vector is a cell: three angles may fail to close.
 
 Back from R^6 comes one fixed orientation: L is lower triangular with a positive diagonal (a along
 x, b in the xy plane, right-handed). Eigenvalues and Cholesky factors are taken in float64 whatever
@@ -30,8 +32,6 @@ CELL_SPACE = Euclidean(ndim=1)
 
 _ROWS = [0, 1, 2, 0, 0, 1]
 _COLS = [0, 1, 2, 1, 2, 2]
-_ANGLE_LOW, _ANGLE_HIGH = 59.9, 120.1
-_NIGGLI_LOW, _NIGGLI_HIGH = 60.0, 120.0
 
 
 class Chart(Protocol):
@@ -97,15 +97,12 @@ class Params:
         cosines = (metric / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
         # alpha is between b and c, beta between a and c, gamma between a and b.
         angles = torch.rad2deg(cosines[..., [1, 0, 0], [2, 2, 1]].acos())
-        angles = angles.clamp(_NIGGLI_LOW, _NIGGLI_HIGH)
-        fraction = (angles - _ANGLE_LOW) / (_ANGLE_HIGH - _ANGLE_LOW)
-        return torch.cat([lengths.log(), fraction.logit()], dim=-1).to(lattice.dtype)
+        return torch.cat([lengths.log(), (angles / 180).logit()], dim=-1).to(lattice.dtype)
 
     def to_metric(self, vector: Tensor) -> Tensor:
         six = vector.double()
         lengths = six[..., :3].exp()
-        angles = _ANGLE_LOW + (_ANGLE_HIGH - _ANGLE_LOW) * six[..., 3:].sigmoid()
-        return metric_from_parameters(lengths, angles).to(vector.dtype)
+        return metric_from_parameters(lengths, 180 * six[..., 3:].sigmoid()).to(vector.dtype)
 
     def to_matrix(self, vector: Tensor) -> Tensor:
         return metric_to_matrix(self.to_metric(vector.double())).to(vector.dtype)

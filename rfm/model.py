@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
-from rfm.integrate import METHODS
+from rfm.integration import METHODS
 from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights, conditional_path, velocity_loss
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -33,7 +36,7 @@ class IntegrationConfig:
     """How samples are drawn unless the caller says otherwise.
 
     steps: steps from t = 0 to 1.
-    method: the integrator, see `rfm.integrate`.
+    method: the integrator, see `rfm.integration`.
     position_slope, cell_slope: s of the anti-annealing factor 1 + s t on the two velocities.
     """
 
@@ -60,10 +63,13 @@ class RefinerConfig:
 
     statistics: of the pairs it is trained on, from `PairDataset.statistics`.
     chart: how cells are written, `logmetric` or `params`.
+    max_atoms: atoms of the largest crystal it is trained on; larger ones are refused. None, in a
+        config.json from before this was recorded, lets every size pass.
     """
 
     statistics: Statistics
     chart: str = "logmetric"
+    max_atoms: int | None = None
     network: NetworkConfig = field(default_factory=NetworkConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     loss: LossWeights = field(default_factory=LossWeights)
@@ -233,6 +239,12 @@ class Refiner(nn.Module):
             raise RefinerError(
                 f"{weights_path} does not fit {config_path}: {_first_detail(error)}"
             ) from error
+        if refiner.config.max_atoms is None:
+            logger.warning(
+                "%s has no max_atoms: crystals larger than those the refiner was trained on come "
+                "out as nonsense and are not refused; add the number there",
+                config_path,
+            )
         return refiner.to(device).eval()
 
 

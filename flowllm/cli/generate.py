@@ -26,6 +26,7 @@ from flowllm.cli.options import (
 @click.command("sample", cls=Conditional)
 @click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many crystals.")
 @click.option("--composition", help="Exactly these atoms, such as Na4Cl4.")
+@click.option("--exclude-elements", help="No crystal has these elements, such as Pb,Cd.")
 @PRIOR
 @REFINER
 @click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
@@ -52,7 +53,10 @@ def sample_command(n: int, **arguments: Any) -> None:
 @WORKERS
 @DEVICE
 def refine_command(**arguments: Any) -> None:
-    """Refine the crystals of FILE (CIF file or folder, CSV, parquet, extxyz, JSON)."""
+    """Refine the crystals of FILE (CIF file or folder, CSV, parquet, extxyz, JSON, POSCAR).
+
+    For rough crystals such as a prior's samples: it spoils those that are relaxed already.
+    """
     from flowllm.runs import refine
 
     outcome = refine(**given(arguments))

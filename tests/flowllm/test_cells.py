@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pymatgen.core import DummySpecies, Lattice, Structure
 
-from flowllm.cells import TOLERANCE, make_structure, reduce_basis, reduce_cell, wrap
+from flowllm.cells import NIGGLI_TOLERANCE, make_structure, reduce_basis, reduce_cell, wrap
 from flowllm.errors import InvalidCrystal
 
 
@@ -67,7 +67,7 @@ coordinates = hnp.arrays(
 def test_result_is_reduced_and_the_same_crystal(lattice, change, frac_coords):
     given_lattice = change @ lattice
     reduced, new = reduce_basis(given_lattice, frac_coords)
-    eps = 4 * TOLERANCE * np.linalg.det(lattice) ** (2 / 3)
+    eps = 4 * NIGGLI_TOLERANCE * np.linalg.det(lattice) ** (2 / 3)
     assert is_niggli(reduced, eps)
     assert np.all((new >= 0) & (new < 1))
     # Standard orientation, right-handed.
@@ -185,7 +185,7 @@ def test_cell_on_the_edge_of_the_tolerance():
         5.03443559, 5.03694517, 9.779958, 89.99988619, 90.00022935, 119.98351943
     ).matrix
     reduced, _ = reduce_basis(cell, np.zeros((1, 3)))
-    eps = 100 * TOLERANCE * np.linalg.det(cell) ** (2 / 3)
+    eps = 100 * NIGGLI_TOLERANCE * np.linalg.det(cell) ** (2 / 3)
     assert is_niggli(reduced, eps)
     assert np.linalg.det(reduced) == pytest.approx(np.linalg.det(cell))
 

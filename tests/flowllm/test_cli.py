@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flowllm.table import crystal_table
 from flowllm.train_llm import train_llm
 from flowllm.train_rfm import train_rfm
 from llm_prior import generate
+from llm_prior.generate import Question
 from llm_prior.prompts import ATTRIBUTES
 
 # The function behind each command, and what the command cannot do without.
@@ -211,10 +213,14 @@ def test_conditions_and_settings_reach_the_function(monkeypatch: pytest.MonkeyPa
     assert not {"formula", "composition", "prior"} & seen.keys()
 
 
+def no_crystals(_: object, queue: deque[Question], **__: Any) -> Iterator[tuple[int, str, bool]]:
+    """In place of the prior."""
+    while queue:
+        yield queue.popleft().place, "none", True
+
+
 def test_too_few_crystals_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        generate, "generate_texts", lambda _, prompts, **__: [("none", True)] * len(prompts)
-    )
+    monkeypatch.setattr(generate, "generate_texts", no_crystals)
     out = tmp_path / "run"
     result = call("sample", "-n", 2, "--max-attempts", 2, "--out", out)
     assert result.exit_code == 1
@@ -285,7 +291,8 @@ MISTAKES = [
     # requests
     ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
     ("sample -n 1 --formula Na11Cl10", "formula Na11Cl10 has 21 atoms, this model writes at most"),
-    ("sample -n 1 --composition Na20Cl20", "40 atoms are too many, this model writes at most 20"),
+    ("sample -n 1 --composition Na400Cl4", "composition Na400Cl4 has 404 atoms, this model writes"),
+    ("sample -n 1 --band-gap -1", "band_gap '-1' is below 0 eV; give 0 or more"),
     ("sample -n 1 --spacegroup 231", "spacegroup '231' is not a whole number from 1 to 230"),
     ("sample -n 1 --formula NaCl --composition NaCl", "formula and composition exclude each other"),
     ("sample -n 1 --temperature -1", "temperature -1.0 is no number from 0"),
@@ -303,6 +310,10 @@ MISTAKES = [
     # recipes
     ("train-llm --data nacl.cif training.momentum=3", "llm/small: unknown key momentum"),
     ("train-llm --data nacl.cif --config recipe.yaml", "recipe.yaml: unknown key momentum"),
+    (
+        "train-llm --data nacl.cif --config rfm/small",
+        "rfm/small is a recipe for a refiner",
+    ),
     ("train-llm --data nacl.cif --config llm/huge", "there is no config 'llm/huge'; known are llm"),
     ("train-rfm --data nacl.cif base=uniform", "base"),
 ]

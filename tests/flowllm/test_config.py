@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowllm import config
-from flowllm.config import LLMRecipe, RFMRecipe, load_recipe, named_recipes, recipe_dict
+from flowllm.config import LLMRecipe, RFMRecipe, load_recipe, named_recipes
 from flowllm.errors import UserError
 from flowllm.training_config import TrainingConfig
 
@@ -40,13 +40,14 @@ def test_recipes_of_both_stages_ship() -> None:
 def test_every_shipped_recipe_loads_and_is_recorded_as_json(name: str) -> None:
     recipe = load_recipe(KINDS[name.split("/")[0]], name)
     assert recipe.training == TrainingConfig(**asdict(recipe.training))
-    assert json.loads(json.dumps(recipe_dict(recipe), allow_nan=False)) == recipe_dict(recipe)
+    assert json.loads(json.dumps(asdict(recipe), allow_nan=False)) == asdict(recipe)
 
 
 @pytest.mark.parametrize("name", named_recipes())
 def test_a_recipe_of_the_other_stage_is_refused(name: str) -> None:
-    (other,) = KINDS.keys() - {name.split("/")[0]}
-    with pytest.raises(UserError, match=f"^{name}: "):
+    stage = name.split("/")[0]
+    (other,) = KINDS.keys() - {stage}
+    with pytest.raises(UserError, match=f"^{name} is a recipe for .*; train it with train-{stage}"):
         load_recipe(KINDS[other], name)
 
 

@@ -294,7 +294,7 @@ def test_bad_row_stops_with_its_place_or_is_counted(tmp_path, suffix, case, capl
         read(path)
     assert error.value.reason == reason and str(error.value).count("column") == 1
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert "skip_invalid" in str(error.value)
+    assert "skip_invalid (--skip-invalid)" in str(error.value)
     back = read(path, skip_invalid=True)
     assert [c.id for c in back] == ["ok"]
     assert back.skipped == Counter({reason: 1})
@@ -327,6 +327,7 @@ def test_too_many_atoms_and_repeated_ids(tmp_path):
         ("spacegroup.number", 2.5, "not a space group number"),
         ("band_gap", "wide", "column 'band_gap': 'wide' is not a number"),
         ("band_gap", "1" + 400 * "0", "is not a number"),
+        ("band_gap", -0.5, "column 'band_gap': -0.5 is below 0"),
     ],
 )
 def test_property_that_is_no_number(tmp_path, column, value, message):
@@ -386,6 +387,23 @@ def test_bad_extxyz_frames(tmp_path):
     path.write_text(path.read_text() + "two\natoms\n")
     with pytest.raises(UserError, match="not readable as extxyz .* header but got: .*two"):
         read(path, skip_invalid=True)
+
+
+@pytest.mark.parametrize("name", ["POSCAR", "CONTCAR.17", "salt.vasp"])
+def test_poscar(tmp_path, name):
+    text = "salt\n5.64\n0 .5 .5\n.5 0 .5\n.5 .5 0\nNa Cl\n1 1\nDirect\n0 0 0\n.5 .5 .5\n"
+    path = tmp_path / name
+    path.write_text(text)
+    (crystal,) = read(path)
+    assert crystal.id == name.removesuffix(".vasp")
+    assert crystal.structure.composition == Composition("NaCl")
+    assert crystal.structure.lattice.volume == pytest.approx(5.64**3 / 4)
+    # VASP 4 has no line of elements, and nothing says which they are.
+    for broken in (text.replace("Na Cl\n", ""), text[:40], ""):
+        path.write_text(broken)
+        with pytest.raises(InvalidCrystal, match="not a readable POSCAR") as error:
+            read(path)
+        assert str(path) in str(error.value)
 
 
 def test_energy_of_an_extxyz_frame_is_a_property(tmp_path):
@@ -519,7 +537,7 @@ def test_processes_are_started_only_where_they_pay(tmp_path, monkeypatch):
 def test_nothing_is_overwritten_unasked(tmp_path):
     for name in ("t.csv", "folder"):
         path = write(crystals()[:1], tmp_path / name)
-        with pytest.raises(UserError, match="exists; choose another name or pass overwrite=True"):
+        with pytest.raises(UserError, match="exists; .* overwrite=True .--overwrite"):
             write(crystals(), path)
         assert len(read(path)) == 1
         write(crystals(), path, overwrite=True)

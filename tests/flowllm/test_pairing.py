@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from flowllm.errors import UserError
 from flowllm.jobs import RunFolder
 from flowllm.pairing import PairingOutcome, pair
 from flowllm.pairs import read_pairs
-from llm_prior import PriorError, composition_conditions, generate, generation_prompt
+from llm_prior import Prior, PriorError, composition_conditions, generate, generation_prompt
+from llm_prior.generate import Question
 from llm_prior.text import TextFormat, decode, encode
 from rfm import PairedCrystal
 
@@ -98,12 +99,18 @@ def check_pairs(pairs: list[PairedCrystal], targets: dict[str, Structure]) -> No
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, *rounds: Callable[[str], str]) -> None:
-    """Answer a prompt with what the round's function makes of it; the last one stays."""
-    left = list(rounds)
+    """Answer a prompt with what the function of its attempt makes of it; the last one stays."""
 
-    def generate_texts(prior: object, prompts: list[str], **_: Any) -> list[tuple[str, bool]]:
-        make = left.pop(0) if len(left) > 1 else left[0]
-        return [(make(prompt), True) for prompt in prompts]
+    def generate_texts(
+        prior: Prior, queue: deque[Question], **_: Any
+    ) -> Iterator[tuple[int, str, bool]]:
+        attempts: Counter[int] = Counter()
+        while queue:
+            question = queue.popleft()
+            make = rounds[min(attempts[question.place], len(rounds) - 1)]
+            attempts[question.place] += 1
+            prompt = prior.tokenizer.decode(question.prompt, skip_special_tokens=True)
+            yield question.place, make(prompt), True
 
     monkeypatch.setattr(generate, "generate_texts", generate_texts)
 
@@ -228,11 +235,12 @@ def test_refused_answers_are_counted_by_reason(
     assert [p.id for p in read_pairs(outcome.file)] == ["iron", "fluorite", "cubic-perovskite"]
 
     answer(monkeypatch, flat)
-    outcome = pair(data, out=tmp_path / "c", device="cpu")
-    assert (outcome.requested, outcome.kept, outcome.first_try) == (4, 0, 0)
-    assert outcome.rejects == {"bad_cell": 4}
-    with pytest.raises(UserError, match="holds no pair; see the counts"):
-        read_pairs(outcome.file)
+    for _ in range(2):  # the shards are there the second time
+        with pytest.raises(UserError, match=r"none of 4 samples could be paired.*: bad_cell 4\)"):
+            pair(data, out=tmp_path / "c", device="cpu")
+    counts = json.loads((tmp_path / "c" / "summary.json").read_text())
+    assert (counts["kept"], counts["rejects"]) == (0, {"bad_cell": 4})
+    assert not (tmp_path / "c" / "pairs.parquet").exists()
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from flowllm import FlowLLM, Sample, UserError, runs, sampler
+from flowllm import FlowLLM, Sample, UserError, runs
 from flowllm.data import Crystal, read, write
 from flowllm.files import sha256_folder
 from flowllm.jobs import RunFolder
@@ -28,6 +28,7 @@ from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.runs import Outcome, refine, sample
 from flowllm.versions import versions
 from llm_prior import PriorError, generate
+from llm_prior.generate import Question
 from rfm import Failure, Refinement, RefinerError
 
 ASKED = {"formula": "NaCl", "refine": True, "seed": 3, "steps": 3, "batch_size": 2}
@@ -93,9 +94,12 @@ def test_the_manifest_says_what_was_asked_of_which_models(run: Run) -> None:
         "temperature": 0.7,
         "top_p": 0.9,
         "max_attempts": 10,
+        "constrain": True,
+        "exclude_elements": [],
         "steps": 3,
         "total": 5,
         "batch_size": 2,
+        "niggli_tolerance": 1e-5,
     }
     assert manifest["info"] == versions()
 
@@ -192,7 +196,7 @@ def test_another_model_is_another_run(run: Run, tmp_path: Path) -> None:
     again(refiner=refiner)  # the same content elsewhere is the same model
     with open(refiner / "config.json", "a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match="refiner.sha256 is .* there, .* here"):
+    with pytest.raises(UserError, match=r'refiner is "refiner" \w{8} there, "refiner" \w{8} h'):
         again(refiner=refiner)
     assert contents(outcome.folder) == before
 
@@ -222,10 +226,14 @@ def test_the_language_model_alone_names_no_refiner(tmp_path: Path) -> None:
     assert record["structure"] == record["prior_structure"]
 
 
+def no_crystals(_: object, queue: deque[Question], **__: Any) -> Iterator[tuple[int, str, bool]]:
+    """In place of the prior."""
+    while queue:
+        yield queue.popleft().place, "none", True
+
+
 def test_a_run_without_a_crystal_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        generate, "generate_texts", lambda _, prompts, **__: [("none", True)] * len(prompts)
-    )
+    monkeypatch.setattr(generate, "generate_texts", no_crystals)
     outcome = sample(3, out=tmp_path / "run", max_attempts=2, device="cpu")
     assert (outcome.crystals, outcome.failures) == ([], {"prior: line_count": 3})
     assert sorted(p.name for p in outcome.folder.iterdir()) == [
@@ -340,12 +348,12 @@ def test_the_noise_of_a_crystal_is_that_of_its_place_in_the_file(
 ) -> None:
     places = []
 
-    def record(self: FlowLLM, structures: list[Structure], **options: Any) -> list[Refinement]:
+    def record(_: object, structures: list[Structure], **options: Any) -> list[Refinement]:
         places.append((options["seed"], options["first_index"], len(structures)))
         return [Refinement(structure=structure) for structure in structures]
 
     monkeypatch.setattr(runs, "BATCH_SIZE", 4)
-    monkeypatch.setattr(FlowLLM, "refine", record)
+    monkeypatch.setattr(runs, "refine_structures", record)
     refine(write(crystals, tmp_path / "in.jsonl"), out=tmp_path / "run", seed=7, device="cpu")
     assert places == [(7, 0, 4), (7, 4, 4), (7, 8, 3)]
 
@@ -363,19 +371,29 @@ def test_a_folder_of_cifs_is_refined_and_bad_ones_may_be_left_out(tmp_path: Path
 def test_what_cannot_be_refined_is_counted_and_the_rest_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write([crystal("good"), crystal("lost", 1), crystal("flat", 2)], tmp_path / "in.json")
-    flat = Structure(Lattice.orthorhombic(3, 3, 1e-6), ["Ti", "O"], [[0] * 3, [0.5] * 3])
+    file = write([crystal("good"), crystal("lost", 1), crystal("huge", 2)], tmp_path / "in.json")
     results = [
         Refinement(structure=crystal("good").structure),
         Refinement(failure=Failure.NO_CELL),
-        Refinement(structure=flat),
+        Refinement(failure=Failure.BAD_VOLUME),
     ]
-    monkeypatch.setattr(sampler, "refine_structures", lambda *_, **__: results)
+    monkeypatch.setattr(runs, "refine_structures", lambda *_, **__: results)
     outcome = refine(file, out=tmp_path / "run", device="cpu")
     assert [c.id for c in outcome.crystals] == ["good"]
-    assert outcome.failures == {"refiner: no_cell": 1, "refiner: bad_cell": 1}
+    assert outcome.failures == {"refiner: no_cell": 1, "refiner: bad_volume": 1}
     rows = pq.read_table(outcome.folder / "samples.parquet").to_pylist()
-    assert [row["failure"] for row in rows] == [None, "refiner: no_cell", "refiner: bad_cell"]
+    assert [row["failure"] for row in rows] == [None, "refiner: no_cell", "refiner: bad_volume"]
+
+
+def test_a_crystal_larger_than_the_refiner_knows_is_a_bad_row(tmp_path: Path) -> None:
+    large = Crystal(id="large", structure=crystal("x").structure * (11, 1, 1))
+    file = write([large, crystal("good")], tmp_path / "in.json")
+    with pytest.raises(UserError, match="id large.: 22 atoms, over max_atoms=20; .*--skip-invalid"):
+        refine(file, out=tmp_path / "run", device="cpu")
+    outcome = refine(file, out=tmp_path / "run", steps=1, skip_invalid=True, device="cpu")
+    assert [c.id for c in outcome.crystals] == ["good"] and not outcome.failures
+    with pytest.raises(UserError, match=f"it is a run folder, give {tmp_path / 'run' / 'cif'}"):
+        refine(tmp_path / "run", out=tmp_path / "again", device="cpu")
 
 
 def test_an_element_beyond_the_network_fails_alone(tmp_path: Path) -> None:

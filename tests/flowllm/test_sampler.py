@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from transformers.utils.logging import set_tqdm_hook
 
 from flowllm import FlowLLM, InvalidCrystal, Sample, UserError, sampler
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
-from flowllm.sampler import merge_conditions, pick_device
+from flowllm.request import merge_conditions
+from flowllm.sampler import pick_device
 from llm_prior import PriorError, generate
+from llm_prior.generate import Question
 from rfm import BaseConfig, Failure, Refinement, RefinerError
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +51,12 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have the prior answer these texts, by place in the batch, to every attempt."""
 
     def script(*texts: str) -> None:
-        order: list[str] = []
-
-        def generate_texts(prior: object, prompts: list[str], **_: Any) -> list[tuple[str, bool]]:
-            if len(prompts) == len(texts):
-                order[:] = texts
-            else:  # the refused ones
-                order[:] = [text for text in order if text == "no crystal"]
-            return [(text, True) for text in order]
+        def generate_texts(
+            prior: object, queue: deque[Question], **_: Any
+        ) -> Iterator[tuple[int, str, bool]]:
+            while queue:
+                place = queue.popleft().place
+                yield place, texts[place], True
 
         monkeypatch.setattr(generate, "generate_texts", generate_texts)
 
@@ -162,7 +162,8 @@ def test_none_asked_for_none_made(model: FlowLLM) -> None:
         ({"steps": 0}, "steps"),
         ({"formula": "NaCl", "composition": "Na4Cl4"}, "formula and composition exclude"),
         ({"composition": "Na4Cl4", "num_atoms": 8}, "composition fixes the number of atoms"),
-        ({"composition": "Na11Cl10"}, "Na11Cl10 has 21 atoms, this model writes at most 20"),
+        ({"composition": "Na400Cl4"}, "composition Na400Cl4 has 404 atoms, this model writes at"),
+        ({"band_gap": -0.5}, "band_gap -0.5 is below 0 eV; give 0 or more"),
         ({"colour": "red"}, "unknown condition 'colour'"),
         ({"spacegroup": "cubic"}, "spacegroup 'cubic' is not a number"),
         ({"formula": "NaQ"}, "unknown element Q in formula 'NaQ'"),
@@ -191,6 +192,7 @@ def test_requests_that_mean_the_same_are_the_same() -> None:
     texts = merge_conditions("Cl2Na2", None, {"band_gap": "5.001", "spacegroup": "225"})
     assert list(numbers.items()) == list(texts.items())
     assert json.loads(json.dumps(numbers)) == numbers
+    assert merge_conditions(None, None, {"elements": "Na,Na"}) == {"elements": "Na"}
     assert merge_conditions(None, "Na4Cl4", {}) == {"formula": "NaCl", "num_atoms": "8"}
 
 
@@ -215,8 +217,13 @@ def test_a_failure_says_why_and_leaves_the_others_alone(
 def test_the_reason_is_the_most_frequent_one(
     model: FlowLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = iter(["x", NACL, NACL])
-    monkeypatch.setattr(generate, "generate_texts", lambda *_, **__: [(next(texts), True)])
+    def generate_texts(
+        prior: object, queue: deque[Question], **_: Any
+    ) -> Iterator[tuple[int, str, bool]]:
+        for text in ("x", NACL, NACL):
+            yield queue.popleft().place, text, True
+
+    monkeypatch.setattr(generate, "generate_texts", generate_texts)
     (sample,) = model.sample(1, formula="KCl", max_attempts=3)
     assert sample.failure == "prior: other_formula"
     assert sample.rejects == {"line_count": 1, "other_formula": 2}
@@ -226,16 +233,15 @@ def test_what_the_refiner_cannot_finish_keeps_the_priors_crystal(
     model: FlowLLM, answers: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(NACL, NACL, NACL)
-    flat = Structure(Lattice.orthorhombic(3, 3, 1e-6), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
     results = [
         Refinement(failure=Failure.NOT_FINITE),
-        Refinement(structure=flat),
+        Refinement(failure=Failure.CLOSE_ATOMS),
         Refinement(structure=rock_salt()),
     ]
     monkeypatch.setattr(sampler, "refine_structures", lambda *_, **__: results)
     lost, squeezed, good = model.sample(3)
     assert (lost.structure, lost.failure) == (None, "refiner: not_finite")
-    assert (squeezed.structure, squeezed.failure) == (None, "refiner: bad_cell")
+    assert (squeezed.structure, squeezed.failure) == (None, "refiner: close_atoms")
     assert good.structure is results[2].structure and good.failure is None
     assert all(sample.prior_structure is not None for sample in (lost, squeezed, good))
 
@@ -306,8 +312,17 @@ def test_a_structure_that_cannot_be_refined_is_named(model: FlowLLM) -> None:
         assert caught.value.reason == reason
     with pytest.raises(UserError, match="must be a pymatgen Structure or ASE Atoms, not str"):
         model.refine(["NaCl.cif"])
-    with pytest.raises(UserError, match="seed -1 is negative"):
+    with pytest.raises(RefinerError, match="seed -1 is negative"):
         model.refine([rock_salt()], seed=-1)
+    for lone in (rock_salt(), Atoms("Na", cell=[4] * 3, pbc=True)):
+        with pytest.raises(UserError, match=r"a list of crystals; put a single one into brackets"):
+            model.refine(lone)
+
+
+def test_a_crystal_larger_than_any_trained_on_is_reported_alone(model: FlowLLM) -> None:
+    large, small = model.refine([rock_salt() * (2, 2, 1), rock_salt()], **QUICK)
+    assert (large.structure, large.failure) == (None, Failure.TOO_MANY_ATOMS)
+    assert small.structure is not None
 
 
 # --- where models come from ----------------------------------------------------------------------
@@ -342,6 +357,27 @@ def test_the_identity_of_a_model_is_its_content(tmp_path: Path) -> None:
     before = identity(tmp_path / "model")
     (tmp_path / "model" / "weights").write_bytes(b"2")
     assert before["name"] == "model" and identity(tmp_path / "model") != before
+
+
+def test_the_identity_of_an_adapter_includes_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    base = tmp_path / "base"
+    base.mkdir()
+    gguf = tmp_path / "base.gguf"
+    for place, weights in ((base, base / "model.safetensors"), (gguf, gguf)):
+        settings.write_text(json.dumps({"base_model_name_or_path": str(place)}))
+        weights.write_bytes(b"1")
+        before = identity(tmp_path / "adapter")
+        weights.write_bytes(b"2")
+        after = identity(tmp_path / "adapter")
+        assert before["sha256"] == after["sha256"] and before["base"] != after["base"]
+        assert after["base"]["name"] == place.name
+    settings.write_text(json.dumps({"base_model_name_or_path": "org/model"}))
+    assert identity(tmp_path / "adapter")["base"] == {"name": "org/model"}
+    settings.write_text("{}")
+    with pytest.raises(UserError, match="adapter_config.json names no base model"):
+        identity(tmp_path / "adapter")
 
 
 def test_prior_and_refiner_are_not_taken_for_each_other() -> None:

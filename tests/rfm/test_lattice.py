@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice
 from scipy.linalg import expm
 
+from rfm.align import nearest_bases
 from rfm.errors import RefinerError
 from rfm.lattice import (
     CELL_SPACE,
@@ -23,11 +24,12 @@ from rfm.lattice import (
 )
 
 lengths = st.floats(1.5, 60.0)
+short = st.floats(2.0, 12.0)
 angles = st.floats(60.5, 119.5)
 
 
 @st.composite
-def cells(draw: st.DrawFn) -> Lattice:
+def cells(draw: st.DrawFn, lengths: st.SearchStrategy[float] = lengths) -> Lattice:
     """Closed cells with angles in the range of Niggli cells, and not flatter than sin = 0.1."""
     alpha, beta = draw(angles), draw(angles)
     low = abs(alpha - beta) + 8
@@ -64,19 +66,26 @@ def test_logmetric_agrees_with_scipy() -> None:
 
 def test_params_by_hand() -> None:
     vector = PARAMS.to_vector(torch.tensor(Lattice.orthorhombic(1, math.e, 10).matrix)[None])[0]
-    # 90 degrees lies in the middle of 59.9 and 120.1, where the logit is 0.
+    # 90 degrees lies in the middle of 0 and 180, where the logit is 0.
     assert np.allclose(vector, [0, 1, math.log(10), 0, 0, 0], atol=1e-12)
 
 
-def test_params_clamps_angles_to_those_of_niggli_cells() -> None:
-    wide = Lattice.from_parameters(3, 4, 5, 90, 90, 135)
-    back = PARAMS.to_matrix(PARAMS.to_vector(torch.tensor(wide.matrix)[None]))[0]
-    assert np.allclose(Lattice(back.numpy()).parameters, [3, 4, 5, 90, 90, 120])
+@given(base=cells(short), target=cells(short))
+@example(  # 47 degrees in the basis nearest to the base
+    base=Lattice.from_parameters(3, 3.5, 7, 90, 90, 61),
+    target=Lattice.from_parameters(3, 3.1, 7, 90, 90, 92),
+)
+def test_params_holds_every_cell_that_alignment_gives(base: Lattice, target: Lattice) -> None:
+    bases, _ = nearest_bases(base.matrix, target.get_niggli_reduced_lattice().matrix)
+    aligned = bases @ target.get_niggli_reduced_lattice().matrix
+    back = PARAMS.to_matrix(PARAMS.to_vector(torch.from_numpy(aligned))).numpy()
+    metrics = [lattices @ np.swapaxes(lattices, 1, 2) for lattices in (aligned, back)]
+    assert np.allclose(*metrics, rtol=1e-6, atol=1e-6)
 
 
 def test_params_without_a_cell_gives_nan() -> None:
     # 60 + 60 degrees cannot span 120.05.
-    angle = (torch.tensor([60.0, 60.0, 120.05], dtype=torch.float64) - 59.9) / 60.2
+    angle = torch.tensor([60.0, 60.0, 120.05], dtype=torch.float64) / 180
     vector = torch.cat([torch.zeros(3, dtype=torch.float64), angle.logit()])
     both = torch.stack([vector, torch.zeros(6, dtype=torch.float64)])
     matrix = PARAMS.to_matrix(both)

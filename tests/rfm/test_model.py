@@ -201,3 +201,16 @@ def test_loss_does_not_see_whole_translations(refiner: Refiner) -> None:
         item = {**data.draw(0, np.random.default_rng(0)), "t": 0.5}
         losses.append(refiner(**collate([item]))["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_refiner_from_before_the_size_was_recorded_says_so(
+    refiner: Refiner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refiner.config.max_atoms = 7
+    refiner.save_pretrained(tmp_path)
+    assert Refiner.from_pretrained(tmp_path).config.max_atoms == 7 and not caplog.records
+    settings = json.loads((tmp_path / "config.json").read_text())
+    del settings["max_atoms"]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert Refiner.from_pretrained(tmp_path).config.max_atoms is None
+    assert "config.json has no max_atoms" in caplog.text

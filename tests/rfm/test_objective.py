@@ -5,7 +5,7 @@ import torch
 
 from rfm.batch import CrystalBatch
 from rfm.dataset import PairDataset, PairedCrystal, collate
-from rfm.integrate import integrate
+from rfm.integration import integrate
 from rfm.model import Refiner, RefinerConfig
 from rfm.network import NetworkConfig
 from rfm.objective import TORUS, LossWeights, PathPoint, conditional_path, velocity_loss

@@ -7,7 +7,7 @@ from pymatgen.core import Structure
 from rfm.base import Statistics
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
-from rfm.integrate import integrate
+from rfm.integration import integrate
 from rfm.model import Refiner
 from rfm.torus import wrap, wrap_difference
 

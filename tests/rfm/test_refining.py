@@ -7,7 +7,7 @@ from pymatgen.core import Lattice, Species, Structure
 
 from rfm.errors import RefinerError
 from rfm.model import Refiner
-from rfm.refine import Failure, refine
+from rfm.refining import Failure, _finish, refine
 
 
 def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refiner) -> None:
@@ -77,6 +77,31 @@ def test_a_crystal_lost_on_the_way_is_reported(
     assert failures == [None, None, Failure.NOT_FINITE, Failure.NO_CELL]
 
 
+def test_what_comes_out_as_no_crystal_is_a_failure() -> None:
+    ends = {
+        None: Structure(Lattice.cubic(4), ["H", "H"], [[0] * 3, [0.2, 0, 0]]),
+        Failure.CLOSE_ATOMS: Structure(Lattice.cubic(4), ["H", "H"], [[0] * 3, [0.95, 0, 0]]),
+        Failure.BAD_VOLUME: Structure(Lattice.cubic(13), ["H", "H"], [[0] * 3, [0.5] * 3]),
+    }
+    ends |= {Failure.NO_CELL: Structure(Lattice(np.diag([1, 1, 0])), ["H"], [[0] * 3])}
+    for failure, end in ends.items():
+        result = _finish(end, np.array(end.lattice.matrix), end.frac_coords)
+        assert result.failure == failure and (result.structure is None) == bool(failure)
+    # An atom too near to its own image, in a cell that hides it in its basis; and too dense a cell.
+    skewed = np.array([[0.3, 0, 0], [0, 9, 0], [3.1, 4, 9]])
+    assert _finish(ends[None], skewed, ends[None].frac_coords).failure == Failure.CLOSE_ATOMS
+    assert _finish(ends[None], np.eye(3), ends[None].frac_coords).failure == Failure.BAD_VOLUME
+
+
+def test_larger_crystals_than_it_was_trained_on_are_refused(
+    structures: list[Structure], refiner: Refiner
+) -> None:
+    refiner.config.max_atoms = 3
+    results = refine(refiner, structures, steps=2)
+    assert [r.failure for r in results] == [None, None, Failure.TOO_MANY_ATOMS, None]
+    assert results[2].detail == "structure 2 has 5 atoms; the refiner knows up to 3"
+
+
 def test_handedness_and_oxidation_states_are_kept(refiner: Refiner) -> None:
     right = Lattice.from_parameters(4, 5, 6, 80, 85, 95)
     left = Lattice(right.matrix * [1, 1, -1])
@@ -106,3 +131,5 @@ def test_nothing_to_do_and_refused_settings(structures: list[Structure], refiner
         refine(refiner, structures, batch_size=0)
     with pytest.raises(RefinerError, match="steps is 0"):
         refine(refiner, structures, steps=0)
+    with pytest.raises(RefinerError, match="seed -1 is negative"):
+        refine(refiner, structures, seed=-1)

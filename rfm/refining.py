@@ -12,18 +12,26 @@ from pymatgen.core import Lattice, Structure
 
 from rfm.batch import CrystalBatch, atomic_numbers
 from rfm.errors import RefinerError
-from rfm.integrate import integrate
+from rfm.integration import integrate
 from rfm.model import Refiner
 
 logger = logging.getLogger(__name__)
+
+# What no crystal is: the bound of Xie et al. 2021 (arXiv 2110.06197) on distances, in Angstrom, and
+# volumes per atom, in Angstrom^3, five times beyond those of MP-20 (5.8 to 202).
+MIN_DISTANCE = 0.5
+MIN_VOLUME, MAX_VOLUME = 1.0, 1000.0
 
 
 class Failure(StrEnum):
     """Why a structure has no refined form."""
 
     BAD_INPUT = "bad_input"  # disordered, empty, not an element, no volume, not finite
+    TOO_MANY_ATOMS = "too_many_atoms"  # larger than any crystal the refiner was trained on
     NOT_FINITE = "not_finite"  # left the finite numbers while integrating
     NO_CELL = "no_cell"  # the final cell does not close
+    BAD_VOLUME = "bad_volume"  # the final volume per atom is that of no crystal
+    CLOSE_ATOMS = "close_atoms"  # two atoms of the final crystal nearly coincide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +57,9 @@ def refine(
 ) -> list[Refinement]:
     """Refine structures; the result has one entry per structure, in order.
 
+    A refiner moves crystals as rough as the base it was trained on, such as samples of a prior. A
+    crystal that is relaxed already gets the same noise and usually comes out worse.
+
     A refined structure has the species of the input in the same order, coordinates in [0, 1) and a
     lattice with a along x and b in the xy plane, left-handed where the input's was. Site properties
     are dropped, as they belong to the old positions.
@@ -60,13 +71,15 @@ def refine(
             number first_index + k, so neither the batch size nor the other structures change it.
         first_index: the place of the first structure in a larger run.
         batch_size: structures per batch.
-        steps, method, position_slope, cell_slope: see `rfm.integrate.integrate`; by default those
+        steps, method, position_slope, cell_slope: see `rfm.integrate`; by default those
             of the refiner's config.
 
     Raises:
-        RefinerError: a batch size below one, or settings `integrate` refuses. A structure that
-            cannot be refined is no error, it is reported in its `Refinement`.
+        RefinerError: a batch size below one, a negative seed, or settings `integrate` refuses. A
+            structure that cannot be refined is no error, it is reported in its `Refinement`.
     """
+    if seed < 0:
+        raise RefinerError(f"seed {seed} is negative; give 0 or more")
     if batch_size < 1:
         raise RefinerError(f"batch_size is {batch_size}; at least one is needed")
     defaults = refiner.config.integration
@@ -110,6 +123,10 @@ def _refuse(refiner: Refiner, structure: Structure, index: int) -> Refinement | 
         numbers = atomic_numbers(structure, index)
     except RefinerError as error:
         return Refinement(failure=Failure.BAD_INPUT, detail=str(error))
+    largest = refiner.config.max_atoms
+    if largest is not None and len(numbers) > largest:
+        detail = f"structure {index} has {len(numbers)} atoms; the refiner knows up to {largest}"
+        return Refinement(failure=Failure.TOO_MANY_ATOMS, detail=detail)
     heaviest = refiner.config.network.max_atomic_number
     matrix = structure.lattice.matrix
     if numbers.max() > heaviest:
@@ -124,10 +141,20 @@ def _refuse(refiner: Refiner, structure: Structure, index: int) -> Refinement | 
 
 
 def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refinement:
-    """The refined structure, with the species and the handedness of its source."""
+    """The refined structure, with the species and handedness of its source, if it is a crystal."""
     if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 0:
         return Refinement(failure=Failure.NO_CELL, detail="the final cell does not close")
     if np.linalg.det(source.lattice.matrix) < 0:
         # The metric cannot tell a crystal from its mirror image; the mirror z -> -z keeps it.
         matrix = matrix * np.array([1.0, 1.0, -1.0])
-    return Refinement(structure=Structure(Lattice(matrix), source.species, coords))
+    structure = Structure(Lattice(matrix), source.species, coords)
+    volume = structure.volume / len(structure)
+    if not MIN_VOLUME <= volume <= MAX_VOLUME:
+        detail = f"the final cell has {volume:.3g} Angstrom^3 per atom"
+        return Refinement(failure=Failure.BAD_VOLUME, detail=detail)
+    # An atom and its own images are as far apart as the shortest vector of the lattice.
+    images = min(structure.lattice.get_lll_reduced_lattice().abc)
+    if images < MIN_DISTANCE or not structure.is_valid(MIN_DISTANCE):
+        detail = f"two atoms are closer than {MIN_DISTANCE} Angstrom in the end"
+        return Refinement(failure=Failure.CLOSE_ATOMS, detail=detail)
+    return Refinement(structure=structure)
