@@ -28,6 +28,11 @@ from llm_prior.errors import PriorError
 SYMBOLS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 119))
 _ELEMENTS: dict[str, Element] = {symbol: Element(symbol) for symbol in SYMBOLS}
 
+# What crystals have, and so what constrained decoding writes: Angstrom and degrees. (The widest of
+# 35,291 crystals of MP-20 train and val has 45 Angstrom, their angles 7 to 170.)
+LENGTH_RANGE = (0.5, 60.0)
+ANGLE_RANGE = (5.0, 175.0)
+
 MASK = "[MASK]"
 # ASCII only: \d would match digits of every script, and an ignored case the dotless i, of which
 # `float` reads some and trips over others.
@@ -37,7 +42,7 @@ _NUMBER = re.compile(
 # Angstrom; beyond it the metric tensor of the cell overflows or loses its digits.
 _LONGEST, _SHORTEST = 1e4, 1e-3
 # The squared volume of the cell with unit edges; below this the three vectors are coplanar.
-_SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
+SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
 
 _RANGES = {
     "coord_decimals": (1, 9),
@@ -218,7 +223,7 @@ def closes_a_cell(angles: Sequence[float]) -> bool:
     if not all(0 < angle < 180 for angle in angles):
         return False
     a, b, c = (math.cos(math.radians(angle)) for angle in angles)
-    return 1 - a * a - b * b - c * c + 2 * a * b * c > _SMALLEST_UNIT_VOLUME_SQUARED
+    return 1 - a * a - b * b - c * c + 2 * a * b * c > SMALLEST_UNIT_VOLUME_SQUARED
 
 
 def mask_element(text: str, element: str) -> str:

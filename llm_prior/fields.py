@@ -1,0 +1,146 @@
+"""The fields of a crystal's text and how a tokenizer writes each of their values.
+
+The text that `llm_prior.text.encode` writes is a row of fields (three lengths, three angles, then
+per site its element and three coordinates), each with the white space before it. A field has
+finitely many values, so the tokenizer itself says, once, which tokens write each of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from llm_prior.errors import PriorError
+from llm_prior.prompts import GENERATION_TAIL
+from llm_prior.text import ANGLE_RANGE, LENGTH_RANGE, SYMBOLS, TextFormat
+
+Kind = Literal["first_length", "length", "first_angle", "angle", "element", "first_coord", "coord"]
+FieldTokens = dict[Kind, dict[int, tuple[int, ...]]]
+
+_CELL: tuple[Kind, ...] = ("first_length", "length", "length", "first_angle", "angle", "angle")
+_SITE: tuple[Kind, ...] = ("element", "first_coord", "coord", "coord")
+_PREFIX: dict[Kind, str] = {
+    "first_length": "",
+    "length": " ",
+    "first_angle": "\n",
+    "angle": " ",
+    "element": "\n",
+    "first_coord": "\n",
+    "coord": " ",
+}
+_MOST_VALUES = 20_000
+_SITES = 2  # in a trial text: what follows a site is another one, or the end
+_STRIDES = (1, 3, 7)  # of the values of neighbouring fields, so that their pairs vary
+
+
+def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTokens:
+    """The tokens of every value of every field, as the tokenizer writes them inside a text.
+
+    A value is named by its tick: a length, angle or coordinate in units of its last decimal, an
+    element by its place in `SYMBOLS`.
+
+    Raises:
+        PriorError: too many decimals for the values to be counted out, or a tokenizer that does
+            not reproduce the text, or whose tokens cross the border of two fields.
+    """
+    trials = _trials(fmt)
+    texts = ["".join(text for *_, text in trial) for trial in trials]
+    rows = tokenizer([GENERATION_TAIL + text for text in texts], add_special_tokens=False)
+    pieces = _pieces(tokenizer, {token for row in rows["input_ids"] for token in row})
+    found: FieldTokens = {kind: {} for kind in _PREFIX}
+    for trial, text, row in zip(trials, texts, rows["input_ids"], strict=True):
+        whole = GENERATION_TAIL + text
+        ends = [0, *accumulate(len(pieces[token]) for token in row)]
+        spare = ends[-1] - len(whole)  # white space that some tokenizers begin every text with
+        if "".join(pieces[token] for token in row) != " " * spare + whole:
+            raise PriorError(
+                "this tokenizer does not reproduce the text of a crystal (has it a token for every "
+                f"character of {text!r}?); use another base model"
+            )
+        place_of = {end: place for place, end in enumerate(ends)}
+        border = spare + len(GENERATION_TAIL)
+        start = begin = place_of.get(border)
+        for kind, tick, word in trial:
+            border += len(word)
+            stop = place_of.get(border)
+            if start is None or stop is None:
+                raise PriorError(
+                    f"this tokenizer has a token that joins {word!r} with what stands beside it, "
+                    "so the text cannot be constrained; sample without constraint"
+                )
+            tokens = tuple(row[start:stop])
+            if found[kind].setdefault(tick, tokens) != tokens:
+                raise PriorError(
+                    f"this tokenizer writes {word!r} in more than one way, so the text cannot be "
+                    "constrained; sample without constraint"
+                )
+            start = stop
+        if tokenizer.decode(row[begin:], skip_special_tokens=True) != text:
+            raise PriorError(
+                f"this tokenizer does not decode its own tokens of {text!r} to that text; "
+                "use another base model"
+            )
+    return found
+
+
+def _trials(fmt: TextFormat) -> list[list[tuple[Kind, int, str]]]:
+    """Texts as (kind, tick, text) of each field: every value of every field at every place."""
+    words = {kind: list(_words(kind, fmt)) for kind in _PREFIX}
+    trials = []
+    for step in range(max(map(len, words.values()))):
+        trial = []
+        for place, kind in enumerate(_CELL + _SITE * _SITES):
+            count = len(words[kind])
+            stride = _STRIDES[place % len(_STRIDES)]
+            if math.gcd(stride, count) > 1:
+                stride = 1
+            tick, word = words[kind][(step * stride + place) % count]
+            trial.append((kind, tick, _PREFIX[kind] + word))
+        trials.append(trial)
+    return trials
+
+
+def angle_ticks(fmt: TextFormat) -> range:
+    """The angles that may be written, in units of their last decimal."""
+    return _ticks(ANGLE_RANGE, fmt.angle_decimals)
+
+
+def _ticks(bounds: Sequence[float], decimals: int) -> range:
+    low, high = (round(bound * 10**decimals) for bound in bounds)
+    return range(max(low, 1), high + 1)
+
+
+def _words(kind: Kind, fmt: TextFormat) -> Iterator[tuple[int, str]]:
+    """(tick, text without white space) of each value."""
+    if kind == "element":
+        yield from enumerate(SYMBOLS)
+        return
+    if kind in ("first_length", "length"):
+        name, decimals = "length", fmt.length_decimals
+        ticks = _ticks(LENGTH_RANGE, decimals)
+    elif kind in ("first_angle", "angle"):
+        name, decimals = "angle", fmt.angle_decimals
+        ticks = angle_ticks(fmt)
+    else:
+        name, decimals = "coord", fmt.coord_decimals
+        ticks = range(10**decimals)
+    if len(ticks) > _MOST_VALUES:
+        raise PriorError(
+            f"text.{name}_decimals {decimals} is too fine for the text to be constrained; "
+            "sample without constraint"
+        )
+    for tick in ticks:
+        yield tick, f"{tick / 10**decimals:.{decimals}f}"
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> dict[int, str]:
+    """What each token adds to a text that it does not begin (some decoders strip its start)."""
+    anchor = tokenizer("0", add_special_tokens=False)["input_ids"][-1]
+    start = len(tokenizer.decode([anchor]))
+    ordered = sorted(tokens)
+    decoded = tokenizer.batch_decode([[anchor, token] for token in ordered])
+    return {token: text[start:] for token, text in zip(ordered, decoded, strict=True)}
