@@ -15,6 +15,7 @@ from flowllm import __version__
 from flowllm.cli.files import data_command, doctor_command
 from flowllm.cli.generate import refine_command, sample_command
 from flowllm.cli.group import Group
+from flowllm.cli.text import infill_command, ipt_command, mutate_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
 
 # The commands import what they call when they are called: `flowllm --help` answers at once.
@@ -44,6 +45,10 @@ for command in (
     train_rfm_command,
     sample_command,
     refine_command,
+    infill_command,
+    mutate_command,
+    score_command,
+    ipt_command,
     data_command,
     doctor_command,
 ):

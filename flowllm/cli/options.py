@@ -43,6 +43,12 @@ def sampling(*, max_attempts: int, batch_size: int) -> Callable[..., Any]:
             help="Answers drawn per crystal before it counts as failed.",
         ),
         click.option(
+            "--constrain/--no-constrain",
+            default=True,
+            show_default=True,
+            help="Only texts that decode and have the atoms asked for can be written.",
+        ),
+        click.option(
             "--batch-size",
             type=click.IntRange(min=1),
             default=batch_size,

@@ -32,6 +32,7 @@ from flowllm.cli.options import (
 @SEED
 @RESUME
 @DEVICE
+@click.option("--merge", is_flag=True, help="Also write OUT/merged: the adapter in its base.")
 @OVERRIDES
 def train_llm_command(**arguments: Any) -> None:
     """Train or fine-tune the text prior on crystals."""

@@ -1,0 +1,196 @@
+"""The distribution over the elements that could stand in a crystal where one is masked.
+
+All elements are scored in one pass of the model over prompt and answers together. Their tokens
+make a tree that hangs on the end of the prompt: a token of an answer attends to the prompt and to
+the tokens before it in its own answer, so prompt and common beginnings are computed once for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from pymatgen.core import Structure
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llm_prior.dataset import tokenize
+from llm_prior.errors import PriorError
+from llm_prior.model import Prior
+from llm_prior.prompts import INFILL_TAIL, infill_prompt
+from llm_prior.text import SYMBOLS, encode, mask_element
+
+INFILL_BATCH_SIZE = 16
+
+
+def element_probabilities(
+    prior: Prior,
+    structures: Sequence[Structure],
+    masks: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    candidates: Sequence[Collection[str]] | None = None,
+    batch_size: int = INFILL_BATCH_SIZE,
+) -> list[dict[str, float]]:
+    """What the model would put where one element of each crystal is masked.
+
+    p(e) ~ p_model(e, end of sequence | prompt) ^ (1 / temperature), normalised over the candidates.
+
+    Args:
+        prior: the model.
+        structures: crystals of at most `prior.fmt.max_atoms` sites, at the coordinates they have.
+        masks: the element of each crystal all of whose sites are masked.
+        temperature: divides the log-probabilities; 0 gives everything to the likeliest.
+        candidates: the elements that may take its place, for each crystal; default all 118, the
+            masked one included.
+        batch_size: crystals at a time, as memory allows.
+
+    Returns:
+        For each crystal symbol -> probability, likeliest first; they sum to 1.
+
+    Raises:
+        PriorError: a masked element that is not in the crystal, no or unknown candidates, an
+            impossible temperature, or a prompt longer than the model's context.
+    """
+    if not 0 <= temperature < math.inf:  # refuses NaN as well
+        raise PriorError(f"temperature {temperature} is no number from 0; the usual is 0.7 to 1")
+    if batch_size < 1:
+        raise PriorError(f"batch_size {batch_size} must be at least 1")
+    if candidates is None:
+        candidates = [SYMBOLS] * len(structures)
+    tree = _AnswerTree.build(prior.tokenizer)
+    prompts = []
+    for structure, mask, allowed in zip(structures, masks, candidates, strict=True):
+        if not allowed or not set(allowed) <= set(SYMBOLS):
+            formula = structure.composition.reduced_formula
+            raise PriorError(
+                f"no element may replace {mask} in {formula}; allow more"
+                if not allowed
+                else f"unknown element {min(set(allowed) - set(SYMBOLS))} among the candidates"
+            )
+        text = infill_prompt(mask_element(encode(structure, prior.fmt), mask))
+        ids = tokenize(prior.tokenizer, text, "")[0][:-1]  # without the end of sequence
+        if len(ids) + tree.depth > prior.context_length:
+            raise PriorError(
+                f"{structure.composition.formula} makes a prompt of {len(ids)} tokens, the context "
+                f"of this model is {prior.context_length}; give smaller crystals"
+            )
+        prompts.append(ids)
+    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]), reverse=True)
+    scores = torch.empty(len(prompts), len(SYMBOLS))  # log-probabilities
+    for at in range(0, len(order), batch_size):
+        part = order[at : at + batch_size]
+        scores[part] = _score_answers(prior, [prompts[k] for k in part], tree).cpu()
+    return [
+        _distribution(row, allowed, temperature)
+        for row, allowed in zip(scores, candidates, strict=True)
+    ]
+
+
+def replace_element(structure: Structure, old: str, new: str) -> Structure:
+    """The crystal with every site of one element given to another; nothing else moves.
+
+    Raises:
+        PriorError: the element is not in the crystal.
+    """
+    if old not in {element.symbol for element in structure.composition.elements}:
+        raise PriorError(f"{old} is not in {structure.composition.reduced_formula}; name another")
+    replaced = structure.copy()
+    replaced.replace_species({old: new})
+    return replaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AnswerTree:
+    """The tokens of all element strings as a tree; node 0 is the end of the prompt.
+
+    Attributes:
+        tokens: (N,) token of each node from 1 on; a node's token follows that of its parent.
+        depths: (N,) tokens from the end of the prompt, from 1 on.
+        ancestors: (N, N) whether node row + 1 has node column + 1 above it, or is it.
+        steps: for each element of `SYMBOLS` the (node, next token) pairs whose log-probabilities
+            sum to that of the element.
+        depth: the largest of `depths`, or 0.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    ancestors: Tensor
+    steps: list[list[tuple[int, int]]]
+    depth: int
+
+    @classmethod
+    def build(cls, tokenizer: PreTrainedTokenizerBase) -> _AnswerTree:
+        answers = []
+        for symbol in SYMBOLS:
+            ids, _ = tokenize(tokenizer, INFILL_TAIL, symbol)
+            answers.append(tuple(ids[len(tokenize(tokenizer, INFILL_TAIL, "")[0]) - 1 :]))
+        bodies = [answer[:-1] for answer in answers]
+        if not any(long[: len(short)] == short for short, long in permutations(bodies, 2)):
+            # No answer begins another, so its own tokens tell it apart and the end says nothing
+            # more: with one token for each element the prompt alone is passed.
+            answers = bodies
+        nodes: dict[tuple[int, ...], int] = {(): 0}
+        for answer in answers:
+            for length in range(1, len(answer)):
+                nodes.setdefault(answer[:length], len(nodes))
+        prefixes = list(nodes)[1:]
+        ancestors = [[long[: len(short)] == short for short in prefixes] for long in prefixes]
+        return cls(
+            tokens=torch.tensor([prefix[-1] for prefix in prefixes], dtype=torch.long),
+            depths=torch.tensor([len(prefix) for prefix in prefixes], dtype=torch.long),
+            ancestors=torch.tensor(ancestors, dtype=torch.bool).view(len(prefixes), len(prefixes)),
+            steps=[[(nodes[a[:k]], token) for k, token in enumerate(a)] for a in answers],
+            depth=max(map(len, prefixes), default=0),
+        )
+
+
+@torch.inference_mode()
+def _score_answers(prior: Prior, prompts: Sequence[Sequence[int]], tree: _AnswerTree) -> Tensor:
+    """Log-probability of every element string after each prompt, (B, 118)."""
+    longest, extra = max(map(len, prompts)), len(tree.tokens)
+    total = longest + extra
+    input_ids = torch.full((len(prompts), total), prior.tokenizer.pad_token_id, dtype=torch.long)
+    positions = torch.zeros((len(prompts), total), dtype=torch.long)
+    seen = torch.zeros((len(prompts), total, total), dtype=torch.bool)  # (B, query, key)
+    for row, ids in enumerate(prompts):
+        start = longest - len(ids)  # padded on the left: every prompt ends at the same place
+        input_ids[row, start:longest] = torch.tensor(ids)
+        input_ids[row, longest:] = tree.tokens
+        positions[row, start:longest] = torch.arange(len(ids))
+        positions[row, longest:] = len(ids) - 1 + tree.depths
+        seen[row, start:longest, start:longest] = torch.ones(len(ids), len(ids)).tril() > 0
+        seen[row, longest:, start:longest] = True
+        seen[row, longest:, longest:] = tree.ancestors
+    seen |= torch.eye(total, dtype=torch.bool)  # padding sees itself: a softmax over nothing is NaN
+    dtype = prior.model.get_input_embeddings().weight.dtype
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    logits = prior.model(
+        input_ids=input_ids.to(prior.device),
+        attention_mask=mask[:, None].to(prior.device),
+        position_ids=positions.to(prior.device),
+        logits_to_keep=extra + 1,
+        use_cache=False,
+    ).logits  # (B, 1 + N, V)
+    log_probs = logits.float().log_softmax(-1)
+    columns = []
+    for steps in tree.steps:
+        nodes, tokens = zip(*steps, strict=True)
+        columns.append(log_probs[:, list(nodes), list(tokens)].sum(1))
+    return torch.stack(columns, 1)
+
+
+def _distribution(scores: Tensor, allowed: Collection[str], temperature: float) -> dict[str, float]:
+    """Symbol -> probability of the allowed elements from the log-probabilities (118,) of all."""
+    symbols = [symbol for symbol in SYMBOLS if symbol in allowed]
+    kept = scores[[SYMBOLS.index(symbol) for symbol in symbols]].double()
+    if temperature == 0:
+        probabilities = torch.zeros_like(kept)
+        probabilities[kept.argmax()] = 1
+    else:
+        probabilities = (kept / temperature).softmax(0)
+    ranked = sorted(zip(symbols, probabilities.tolist(), strict=True), key=lambda pair: -pair[1])
+    return dict(ranked)

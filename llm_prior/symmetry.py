@@ -1,0 +1,87 @@
+"""How far the model is from knowing that a shifted crystal is the same crystal.
+
+Increase in perplexity under transformation (Gruver et al. 2024, arXiv 2402.04379, section on
+symmetry), for the group of translations:
+
+    IPT(s) = E_g[ PPL(t_g s) - PPL(t_g* s) ],    g* = argmin_g PPL(t_g s)
+
+PPL is the perplexity per token of the crystal's text, t_g shifts every atom by g and wraps it back
+into the cell. The mean and the argmin run over the same random translations, and the result is
+divided by the mean perplexity, so that models compare: IPT / E_g[PPL(t_g s)]. A model that is
+invariant has 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pymatgen.core import Structure
+
+from llm_prior.errors import PriorError
+from llm_prior.model import Prior
+from llm_prior.prompts import generation_prompt
+from llm_prior.scoring import SCORE_BATCH_SIZE, score_texts
+from llm_prior.text import encode
+
+NUM_TRANSLATIONS = 20  # the paper's
+
+
+@dataclass(frozen=True)
+class TranslationIncrease:
+    """The perplexity of one crystal under translations.
+
+    Attributes:
+        ipt: increase over the least, divided by the mean; 0 for an invariant model, below 1.
+        mean_perplexity: mean over the translations, per token.
+        min_perplexity: that of the best translation.
+    """
+
+    ipt: float
+    mean_perplexity: float
+    min_perplexity: float
+
+
+def increase_in_perplexity(
+    prior: Prior,
+    structures: Sequence[Structure],
+    *,
+    num_translations: int = NUM_TRANSLATIONS,
+    seed: int = 0,
+    first_index: int = 0,
+    batch_size: int = SCORE_BATCH_SIZE,
+) -> list[TranslationIncrease]:
+    """The normalised IPT of each crystal, with the unconditional prompt.
+
+    Args:
+        prior: the model.
+        structures: crystals of at most `prior.fmt.max_atoms` sites.
+        num_translations: uniform random translations of each crystal.
+        seed: crystal k draws its translations from (seed, first_index + k), and for the first so
+            many of them it does not matter how many are drawn.
+        first_index: place of the first crystal in a larger run.
+        batch_size: texts at a time, as memory allows.
+
+    Raises:
+        PriorError: no translation, a negative seed, or a crystal that cannot be scored.
+    """
+    if num_translations < 1:
+        raise PriorError(f"num_translations {num_translations} must be at least 1")
+    if seed < 0:
+        raise PriorError(f"seed {seed} is negative; give 0 or more")
+    answers = []
+    for index, structure in enumerate(structures, first_index):
+        rng = np.random.default_rng([seed, index])
+        answers += [
+            encode(structure, prior.fmt, translation=shift)
+            for shift in rng.random((num_translations, 3))
+        ]
+    prompts = [generation_prompt({})] * len(answers)
+    scores = score_texts(prior, prompts, answers, batch_size=batch_size)
+    perplexities = np.array([score.perplexity for score in scores])  # (crystals * translations,)
+    found = []
+    for row in perplexities.reshape(-1, num_translations):
+        mean, least = float(row.mean()), float(row.min())
+        found.append(TranslationIncrease((mean - least) / mean, mean, least))
+    return found
