@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ Setup = Callable[[], Any]
 Work = Callable[[Any, int, int, int], list[Record]]
 
 _MANIFEST = "manifest.json"
+_LOG_EVERY = 30.0  # seconds
 
 
 class Batch(NamedTuple):
@@ -197,7 +199,7 @@ def run_job(
         manifest: what was asked (models with their hashes, seed, arguments), plain JSON; `total`
             and `batch_size` are added.
         info: recorded with the manifest but not compared upon resume (versions, time).
-        progress: show a bar on stderr (only where that is a terminal).
+        progress: show a bar on stderr, or where that is no terminal a log line now and then.
 
     Raises:
         UserError: `out` holds another run or other files, is in use by another process, or has a
@@ -227,10 +229,13 @@ def run_job(
             unit=" records",
             disable=None if progress else True,  # None: silent where stderr is no terminal
         ) as bar:
+            pace = _Pace(total, done)
 
             def save(batch: Batch, shard: bytes) -> None:
                 write_atomic(folder.shard(batch.index), shard)
                 bar.update(batch.count)
+                if bar.disable and progress:
+                    pace.add(batch.count)
 
             # Only this process, which holds the lock, writes: a worker that outlives its killed
             # parent for a moment cannot touch a folder that somebody else has resumed by then.
@@ -240,6 +245,24 @@ def run_job(
             finally:
                 _give_back_if_empty(folder)
     return folder
+
+
+class _Pace:
+    """Log lines now and then, where there is no terminal for a bar."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.before, self.done = total, done, done
+        self.start = self.told = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Count finished records."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.told >= _LOG_EVERY:
+            self.told = now
+            rate = (self.done - self.before) / (now - self.start)
+            left = (self.total - self.done) / rate
+            logger.info("%d of %d records, %.1f/s, %.0f s left", self.done, self.total, rate, left)
 
 
 def _give_back_if_empty(folder: RunFolder) -> None:

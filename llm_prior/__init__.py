@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         check_settings,
         composition_conditions,
         propose,
+        warn_of_untrained,
     )
     from llm_prior.model import Architecture, BaseModel, Lora, Prior
     from llm_prior.prompts import ATTRIBUTES, generation_prompt
@@ -46,6 +47,7 @@ __all__ = [
     "encode",
     "generation_prompt",
     "propose",
+    "warn_of_untrained",
 ]
 
 _NAMES = {
@@ -54,6 +56,7 @@ _NAMES = {
     "generate": (
         *("DEFAULT_ATTEMPTS", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P", "Proposal"),
         *("check_conditions", "check_settings", "composition_conditions", "propose"),
+        "warn_of_untrained",
     ),
     "model": ("Architecture", "BaseModel", "Lora", "Prior"),
     "prompts": ("ATTRIBUTES", "generation_prompt"),

@@ -1,30 +1,36 @@
-"""Sample crystals from the prior: prompts in, structures or counted reasons out.
+"""Sample crystals from the prior: conditions in, structures or counted reasons out.
 
-A text that is no crystal, or not the crystal that was asked for, is drawn again, a bounded number
-of times. Every draw of a batch is a function of its seed.
+By default only text that decodes to what was asked for can be written (`llm_prior.grammar`).
+Without that, a text that is no crystal, or another one, is drawn again, a bounded number of times.
+Every draw is a function of the seed, the place of the request and the attempt.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from pymatgen.core import Structure
-from transformers import GenerationConfig
 
+from llm_prior.composition import CompositionRule
+from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
+from llm_prior.grammar import Constraint
 from llm_prior.model import Prior
-from llm_prior.prompts import BY_NAME, generation_prompt, parse_composition, render_elements
-from llm_prior.text import ParseError, TextFormat, decode
+from llm_prior.prompts import BY_NAME, generation_prompt, parse_composition
+from llm_prior.text import ParseError, TextFormat, decode, site_symbols
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 DEFAULT_ATTEMPTS = 10
+DEFAULT_SLOTS = 64
 # Room beyond the longest crystal's tokens, for numbers that take more tokens than usual.
 _SPARE_TOKENS = 8
 
@@ -38,8 +44,8 @@ class Proposal:
         text: the last answer, accepted or not.
         structure: the crystal, or None if no attempt was accepted.
         attempts: answers that were drawn.
-        rejects: how many of them were refused, by reason code (`RejectReason`, or `other_NAME`
-            for a crystal that misses the condition NAME).
+        rejects: how many of them were refused, by reason code (`RejectReason`, `other_NAME` for a
+            crystal that misses the condition NAME, or `excluded_element`).
     """
 
     prompt: str
@@ -59,47 +65,27 @@ def composition_conditions(formula: Any) -> dict[str, Any]:
     return {"formula": composition.reduced_formula, "num_atoms": int(composition.num_atoms)}
 
 
-def check_conditions(conditions: Mapping[str, Any], fmt: TextFormat) -> None:
+def check_conditions(
+    conditions: Mapping[str, Any], fmt: TextFormat, *, exclude_elements: Sequence[str] = ()
+) -> None:
     """See that a crystal within the size limit can meet the conditions.
 
     Raises:
-        PriorError: unknown condition, bad value, conditions that contradict each other, or more
-            atoms than the model writes.
+        PriorError: unknown condition, bad value, conditions that contradict each other or the
+            excluded elements, or more atoms than the model writes.
     """
-    generation_prompt(conditions)
-    if "formula" in conditions:
-        unit = _formula_unit(conditions["formula"])
-        if unit > fmt.max_atoms:
-            raise PriorError(
-                f"formula {conditions['formula']} has {unit} atoms, this model writes at most "
-                f"{fmt.max_atoms}; give a smaller formula or another model"
-            )
-        atoms = int(float(conditions.get("num_atoms", unit)))
-        if atoms % unit:
-            raise PriorError(
-                f"{atoms} atoms are no whole number of formula units of "
-                f"{conditions['formula']}; give a multiple of {unit}"
-            )
-    atoms = int(float(conditions.get("num_atoms", fmt.max_atoms)))
-    if atoms > fmt.max_atoms:
-        raise PriorError(
-            f"{conditions['num_atoms']} atoms are too many, this model writes at most "
-            f"{fmt.max_atoms}; give a smaller cell or another model"
+    CompositionRule.from_conditions(conditions, fmt.max_atoms, exclude_elements=exclude_elements)
+
+
+def warn_of_untrained(prior: Prior, conditions: Mapping[str, Any]) -> None:
+    """Log which of the conditions the model has never seen (where it is recorded what it saw)."""
+    known = prior.info.get("conditions")
+    unknown = [name for name in conditions if known is not None and name not in known]
+    if unknown:
+        logger.warning(
+            "this model was never trained with %s and will not know what it means",
+            " and ".join(unknown),
         )
-    if "elements" in conditions:
-        elements = render_elements(conditions["elements"])
-        if len(elements.split(", ")) > atoms:
-            raise PriorError(
-                f"a crystal of {atoms} atoms cannot have the elements {elements}; give fewer "
-                "elements or more atoms"
-            )
-        if "formula" in conditions:
-            formula = parse_composition(conditions["formula"])
-            if render_elements(map(str, formula)) != elements:
-                raise PriorError(
-                    f"formula {conditions['formula']} is not of the elements {elements}; "
-                    "give the formula alone"
-                )
 
 
 def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
@@ -116,12 +102,6 @@ def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
         raise PriorError(f"max_attempts {max_attempts} must be at least 1")
 
 
-def _formula_unit(formula: Any) -> int:
-    """Atoms of the smallest formula unit: 1 for O, whose reduced formula is written O2."""
-    amounts = [int(amount) for amount in parse_composition(formula).values()]
-    return sum(amounts) // math.gcd(*amounts)
-
-
 def propose(
     prior: Prior,
     requests: Sequence[Mapping[str, Any]],
@@ -130,16 +110,23 @@ def propose(
     temperature: float = DEFAULT_TEMPERATURE,
     top_p: float = DEFAULT_TOP_P,
     max_attempts: int = DEFAULT_ATTEMPTS,
+    constrain: bool = True,
+    exclude_elements: Sequence[str] = (),
+    slots: int = DEFAULT_SLOTS,
 ) -> list[Proposal]:
-    """Draw one crystal for each request, all in one batch.
+    """Draw one crystal for each request.
 
     Args:
         prior: the model.
         requests: the conditions of each crystal; see `llm_prior.prompts.ATTRIBUTES`.
-        seed: decides every draw of this batch.
+        seed: decides, with the place of a request, every draw.
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: nucleus of the distribution that is drawn from (Holtzman et al. 2019).
         max_attempts: draws per request.
+        constrain: let the model write only what decodes and has the formula, elements and number
+            of atoms that were asked for. Otherwise what misses them is drawn again.
+        exclude_elements: symbols of elements that no crystal may have.
+        slots: texts that are written at the same time; bounds the memory.
 
     Returns:
         One proposal per request, in order.
@@ -150,107 +137,133 @@ def propose(
     check_settings(temperature, top_p, max_attempts)
     if seed < 0:
         raise PriorError(f"seed {seed} is negative; give 0 or more")
+    if slots < 1:
+        raise PriorError(f"slots {slots} must be at least 1")
+    excluded = frozenset(exclude_elements)
+    kinds: dict[str, _Kind] = {}
+    requested = []
+    free_room = longest_answer(prior)
     for conditions in requests:
-        check_conditions(conditions, prior.fmt)
-    proposals = [Proposal(prompt=generation_prompt(conditions)) for conditions in requests]
-    open_ones = list(range(len(requests)))
-    for attempt in range(max_attempts):
-        if not open_ones:
-            break
-        answers = generate_texts(
-            prior,
-            [proposals[i].prompt for i in open_ones],
-            seed=int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]),
-            temperature=temperature,
-            top_p=top_p,
-        )
-        still_open = []
-        for i, (text, complete) in zip(open_ones, answers, strict=True):
-            proposal = proposals[i]
-            proposal.text = text
-            proposal.attempts += 1
-            reason = _judge(proposal, requests[i], complete, prior.fmt)
-            if reason is not None:
-                proposal.rejects[reason] += 1
-                still_open.append(i)
-        open_ones = still_open
-        if temperature == 0:  # the likeliest text stays the same
-            break
+        key = repr(conditions)
+        if key not in kinds:
+            constraint = None
+            if constrain:
+                constraint = prior.grammar.constraint(conditions, exclude_elements=exclude_elements)
+            else:
+                check_conditions(conditions, prior.fmt, exclude_elements=exclude_elements)
+            kinds[key] = _Kind.of(
+                prior, conditions, constraint, constraint.max_tokens if constraint else free_room
+            )
+        requested.append(kinds[key])
+    proposals = [Proposal(prompt=kind.prompt) for kind in requested]
+    queue = deque(kind.question(seed, place, 0) for place, kind in enumerate(requested))
+    for place, text, complete in generate_texts(
+        prior, queue, slots=slots, temperature=temperature, top_p=top_p
+    ):
+        proposal = proposals[place]
+        proposal.text = text
+        proposal.attempts += 1
+        reason = _judge(proposal, requested[place].wanted, complete, prior.fmt, excluded)
+        if reason is not None:
+            proposal.rejects[reason] += 1
+            # At temperature 0 the answer would be the same.
+            if proposal.attempts < max_attempts and temperature > 0:
+                queue.append(requested[place].question(seed, place, proposal.attempts))
     return proposals
 
 
+@dataclass(kw_only=True, eq=False)
+class Question(Answer):
+    """A text to be written, for the request at `place`."""
+
+    place: int
+
+
+def generate_texts(
+    prior: Prior, queue: deque[Question], *, slots: int, temperature: float, top_p: float
+) -> Iterator[tuple[int, str, bool]]:
+    """Write the texts of a queue, to which more may be appended meanwhile.
+
+    Yields:
+        (place, text, complete); complete is False where the token limit cut the text off.
+    """
+    for question in decode_answers(
+        prior.model,
+        queue,
+        eos_token_id=prior.tokenizer.eos_token_id,
+        slots=slots,
+        temperature=temperature,
+        top_p=top_p,
+    ):
+        text = prior.tokenizer.decode(question.tokens, skip_special_tokens=True)
+        yield question.place, text, question.complete
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What requests of the same conditions share."""
+
+    prompt: str
+    wanted: Mapping[str, str]  # conditions that a structure can be held against, as in the prompt
+    tokens: tuple[int, ...]
+    room: int  # most tokens of an answer
+    constraint: Constraint | None
+
+    @classmethod
+    def of(
+        cls,
+        prior: Prior,
+        conditions: Mapping[str, Any],
+        constraint: Constraint | None,
+        room: int,
+    ) -> _Kind:
+        prompt = generation_prompt(conditions)
+        wanted = {
+            name: BY_NAME[name].render(value)
+            for name, value in conditions.items()
+            if BY_NAME[name].derive is not None
+        }
+        tokens = prior.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        if prior.tokenizer.bos_token_id is not None:
+            tokens = [prior.tokenizer.bos_token_id, *tokens]
+        if len(tokens) + room > prior.context_length:
+            raise PriorError(
+                f"a prompt of {len(tokens)} tokens and a crystal of up to {room} exceed the "
+                f"context of {prior.context_length} tokens; give fewer conditions"
+            )
+        return cls(prompt, wanted, tuple(tokens), room, constraint)
+
+    def question(self, seed: int, place: int, attempt: int) -> Question:
+        """A text to be written, with draws of its own."""
+        sequence = np.random.SeedSequence(seed, spawn_key=(place, attempt))
+        return Question(
+            place=place,
+            prompt=self.tokens,
+            uniforms=np.random.default_rng(sequence).random(self.room),
+            cursor=None if self.constraint is None else self.constraint.cursor(),
+        )
+
+
 def _judge(
-    proposal: Proposal, conditions: Mapping[str, Any], complete: bool, fmt: TextFormat
+    proposal: Proposal,
+    wanted: Mapping[str, str],
+    complete: bool,
+    fmt: TextFormat,
+    excluded: frozenset[str],
 ) -> str | None:
     """Accept the text of a proposal, or say why not."""
     try:
         structure = decode(proposal.text, fmt, complete=complete)
     except ParseError as error:
         return error.reason.value
-    for name, value in conditions.items():
+    for name, value in wanted.items():
         attribute = BY_NAME[name]
-        if attribute.derive is None:
-            continue
-        if attribute.render(attribute.derive(structure)) != attribute.render(value):
+        if attribute.render(attribute.derive(structure)) != value:
             return f"other_{name}"
+    if not excluded.isdisjoint(site_symbols(structure)):
+        return "excluded_element"
     proposal.structure = structure
     return None
-
-
-@torch.inference_mode()
-def generate_texts(
-    prior: Prior,
-    prompts: Sequence[str],
-    *,
-    seed: int,
-    temperature: float,
-    top_p: float,
-) -> list[tuple[str, bool]]:
-    """Continue each prompt up to the end of the sequence.
-
-    Returns:
-        (text, complete) per prompt; complete is False where the token limit cut it off.
-
-    Raises:
-        PriorError: a prompt leaves no room for a crystal in the model's context.
-    """
-    tokenizer = prior.tokenizer
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = [start + tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-    longest = max(len(row) for row in ids)
-    room = longest_answer(prior)
-    if longest + room > prior.context_length:
-        raise PriorError(
-            f"a prompt of {longest} tokens and a crystal of up to {room} exceed the context "
-            f"of {prior.context_length} tokens; give fewer conditions"
-        )
-    input_ids = torch.tensor(
-        [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in ids],
-        device=prior.device,
-    )  # (B, T), padded on the left
-    attention_mask = torch.tensor(
-        [[0] * (longest - len(row)) + [1] * len(row) for row in ids], device=prior.device
-    )
-    settings = GenerationConfig(
-        max_new_tokens=room,
-        do_sample=temperature > 0,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **({"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}),
-    )
-    devices = [prior.device] if prior.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        output = prior.model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, generation_config=settings
-        )
-    answers = []
-    for row in output[:, longest:].tolist():
-        complete = tokenizer.eos_token_id in row
-        if complete:
-            row = row[: row.index(tokenizer.eos_token_id)]
-        answers.append((tokenizer.decode(row, skip_special_tokens=True), complete))
-    return answers
 
 
 def longest_answer(prior: Prior) -> int:

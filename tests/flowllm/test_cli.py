@@ -195,6 +195,7 @@ def test_conditions_and_settings_reach_the_function(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(runs, "sample", sample)
     asked = "-n 3 --elements Na,Cl --num-atoms 4 --spacegroup 225 --e-above-hull -0.1 --seed 7"
     asked += " --formation-energy-per-atom=-2 --band-gap 5 --temperature 1 --top-p 1 --workers 2"
+    asked += " --no-constrain --exclude-elements Pb,Cd"
     assert call("sample", *asked.split(), "--out", "run").exit_code == 1
     given = {
         "n": 3,
@@ -208,6 +209,8 @@ def test_conditions_and_settings_reach_the_function(monkeypatch: pytest.MonkeyPa
         "temperature": 1.0,
         "top_p": 1.0,
         "workers": 2,
+        "constrain": False,
+        "exclude_elements": "Pb,Cd",
     }
     assert given.items() <= seen.items()
     assert not {"formula", "composition", "prior"} & seen.keys()

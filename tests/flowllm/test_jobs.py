@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flowllm import jobs
 from flowllm.errors import UserError
 from flowllm.jobs import RunFolder, batch_seed, run_job
 
@@ -458,6 +460,26 @@ def test_the_bar_counts_resumed_records_and_shows_a_rate(
     first, *_, last = shown.decode().strip().split("\r")
     assert "test" in first and "30/58" in first
     assert "58/58" in last and "records/s" in last
+
+
+def test_without_a_terminal_the_log_tells_the_rate_now_and_then(
+    job: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = {"manifest": {}, "total": 30, "batch_size": 10, "setup": job.setup}
+    caplog.set_level("INFO")
+    run_job(tmp_path / "quick", work=job.work, **arguments)
+    assert not caplog.messages  # not every time
+    monkeypatch.setattr(jobs, "_LOG_EVERY", 0.0)
+    run_job(tmp_path / "slow", work=job.work, **arguments)
+    rate = r"\d+\.\d/s, \d+ s left"
+    for message, done in zip(caplog.messages, (10, 20, 30), strict=True):
+        assert re.fullmatch(rf"{done} of 30 records, {rate}", message)
+    caplog.clear()
+    run_job(tmp_path / "quiet", work=job.work, progress=False, **arguments)
+    assert not caplog.messages
 
 
 def test_no_bar_without_a_terminal(script: Path, tmp_path: Path) -> None:

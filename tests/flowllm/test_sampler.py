@@ -131,6 +131,23 @@ def test_without_refining_it_is_the_language_model_alone(
         assert same_bits(plain.structure, plain.prior_structure)
 
 
+@pytest.mark.parametrize("constrain", [False, True])
+def test_excluded_elements_are_in_no_crystal(model: FlowLLM, constrain: bool) -> None:
+    settings = {"refine": False, "num_atoms": 2, "temperature": 1.0, "seed": 1}
+    usual = model.sample(12, **settings)
+    often = Counter(s.specie.symbol for x in usual for s in x.structure).most_common(3)
+    symbols = [symbol for symbol, _ in often]
+    made = model.sample(
+        12, constrain=constrain, exclude_elements=",".join(symbols), max_attempts=30, **settings
+    )
+    for sample in made:
+        assert sample.structure is not None
+        assert not set(symbols) & {site.specie.symbol for site in sample.structure}
+    assert any("excluded_element" in sample.rejects for sample in made) == (not constrain)
+    with pytest.raises(PriorError, match="take Cl out of exclude_elements"):
+        model.sample(1, formula="NaCl", refine=False, exclude_elements=["Cl"])
+
+
 def test_a_composition_is_met_atom_by_atom(model: FlowLLM) -> None:
     made = model.sample(3, composition="Na2Cl2", refine=False)
     atoms = [Counter(map(str, s.structure.species)) for s in made if s.structure is not None]

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from pymatgen.core import Lattice, Structure
+from safetensors.torch import load_file
 
 from flowllm.checkpoints import MARKER, complete_checkpoints, newest_complete
 from flowllm.data import Crystal, write
@@ -399,6 +401,46 @@ def test_an_adapter_on_a_pretrained_model_resumes_bit_for_bit(files: Path, tmp_p
     shutil.rmtree(adapter.parent)
     for step in (12, 9):
         shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
-    train(out=tmp_path / "run", resume=True)
+    merged = train(out=tmp_path / "run", resume=True, merge=True)
     assert adapter.read_bytes() == first
-    Prior.from_pretrained(adapter.parent)
+    assert merged == tmp_path / "run" / "merged"
+    one, two = (Prior.from_pretrained(folder) for folder in (merged, adapter.parent))
+    assert one.info == two.info
+    # The crystals have a band gap and no energies.
+    assert one.info["conditions"] == ["formula", "elements", "num_atoms", "band_gap"]
+    ids = torch.arange(5, 60)[None]
+    torch.testing.assert_close(one.model(ids).logits, two.model(ids).logits)
+    assert train(out=tmp_path / "run", resume=True, merge=True) == merged
+
+    with pytest.raises(UserError, match="llm/small has no model.lora, so there is no adapter"):
+        stage("llm", files)(out=tmp_path / "whole", merge=True)
+
+
+def test_an_adapter_trains_with_recomputed_activations(files: Path, tmp_path: Path) -> None:
+    few = [*TRAINING, "training.max_steps=3", "training.bf16=false"]
+    base = stage("llm", files)(out=tmp_path / "base", overrides=[*few, *ARCHITECTURE])
+    model = ("model.architecture=null", f"model.name={base}", "model.lora.r=2")
+    found = []
+    for recompute in ("false", "true"):
+        setting = f"training.gradient_checkpointing={recompute}"
+        out = tmp_path / recompute
+        folder = stage("llm", files)(out=out, overrides=[*few, *model, setting])
+        found.append(load_file(folder / "adapter_model.safetensors"))
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight)
+        assert weight.abs().max() > 0  # lora_B starts at zero
+
+
+def test_a_resumed_prior_is_not_said_to_lack_its_tied_output_layer(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = partial(stage("llm", files), overrides=[*TRAINING, *ARCHITECTURE])
+    train = partial(train, out=tmp_path / "run")
+    train()
+    shutil.rmtree(tmp_path / "run" / "model")
+    transformers.logging.enable_propagation()
+    try:
+        train(resume=True)
+    finally:
+        transformers.logging.disable_propagation()
+    assert "missing keys" not in caplog.text

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ class Points:
     def __len__(self) -> int:
         return self.count
 
-    def size(self, index: int) -> int:
+    def size(self, index: int, rng: np.random.Generator) -> int:
         return 1
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -170,6 +171,35 @@ def test_validation_looks_at_the_same_draws_each_time(tmp_path: Path) -> None:
     first, *others = [model.evaluated[start : start + 2] for start in range(0, 8, 2)]
     assert len(model.evaluated) == 8 and others == [first] * 3
     assert len({x for batch in first for x in batch}) == 6
+
+
+def test_validation_is_of_the_averaged_weights_and_leaves_the_others(
+    tmp_path: Path, caplog
+) -> None:
+    caplog.set_level(logging.INFO, "flowllm")
+    settings = config(ema_decay=0.9, learning_rate=0.1, eval_steps=8)
+    model, alone = Line(), Line()
+    run(model, tmp_path / "a", settings, validation=Points(3))
+    run(alone, tmp_path / "b", settings)
+    assert parameters(model) == parameters(alone)
+    # At the end the model has the average, and the last evaluation saw that.
+    shown = float(re.findall(r"'eval_loss': '([^']+)'", caplog.text)[-1])
+    x = torch.tensor([[value] for value in model.evaluated[-1]])
+    assert shown == pytest.approx(model.eval()(x)["loss"].item(), rel=1e-3)
+    raw = load_file(tmp_path / "a" / "checkpoint-16" / "model.safetensors")["line.weight"].item()
+    assert abs(raw - model.line.weight.item()) > 1e-3
+
+
+def test_the_log_tells_loss_rate_and_time_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    caplog.set_level(logging.INFO, "flowllm")
+    run(Line(), tmp_path, config(logging_steps=8, report_to="tensorboard"))
+    lines = [line for line in caplog.text.splitlines() if "crystals_per_second" in line]
+    assert len(lines) == 2 and "'minutes_left': '0'" in lines[-1]
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    assert b"crystals_per_second" in events.read_bytes()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,11 +20,12 @@ from llm_prior import generate
 from llm_prior.errors import PriorError
 from llm_prior.generate import (
     Proposal,
+    Question,
     check_conditions,
     composition_conditions,
-    generate_texts,
     longest_answer,
     propose,
+    warn_of_untrained,
 )
 from llm_prior.model import Architecture, BaseModel, Prior
 from llm_prior.prompts import generation_prompt
@@ -34,7 +35,7 @@ BUNDLED = Path(__file__).parents[2] / "flowllm" / "bundled" / "prior"
 FMT = TextFormat()
 CELL = "5.6 5.6 5.6\n90 90 90\n"
 NACL = CELL + "Na\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
-DRAW = {"seed": 0, "temperature": 1.0, "top_p": 0.9}
+FREE = {"constrain": False}
 Answer = tuple[str, bool]
 
 
@@ -59,59 +60,61 @@ def tiny_prior(context: int, **fmt: int) -> Prior:
 
 
 class Script:
-    """Answers in the order in which they are asked for, in place of a language model."""
+    """Texts in the order in which they are asked for, in place of a language model."""
 
     def __init__(self, *rounds: Sequence[str | Answer]) -> None:
-        self.rounds = list(rounds)
-        self.calls: list[dict[str, Any]] = []
+        self.answers = [a if isinstance(a, tuple) else (a, True) for r in rounds for a in r]
+        self.questions: list[Question] = []
 
-    def __call__(self, prior: Prior, prompts: list[str], **options: Any) -> list[Answer]:
-        answers = self.rounds[len(self.calls)]
-        self.calls.append({"prompts": prompts, **options})
-        assert len(answers) == len(prompts)
-        return [a if isinstance(a, tuple) else (a, True) for a in answers]
+    def __call__(
+        self, prior: Prior, queue: deque[Question], **options: Any
+    ) -> Iterator[tuple[int, str, bool]]:
+        while queue:
+            question = queue.popleft()
+            text, complete = self.answers[len(self.questions)]
+            self.questions.append(question)
+            yield question.place, text, complete
 
 
 def ask(script: Script, requests: list[dict[str, Any]], **options: Any) -> list[Proposal]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generate, "generate_texts", script)
-        return propose(tiny_prior(512), requests, seed=0, **options)
+        return propose(tiny_prior(512), requests, seed=0, **(FREE | options))
 
 
 # --- draws ---------------------------------------------------------------------------------------
 
 
 def test_the_seed_decides_the_texts_and_nothing_else_is_touched(prior: Prior) -> None:
-    prompts = [generation_prompt({}), generation_prompt({"formula": "NaCl"})] * 2
+    requests = [{}, {"formula": "NaCl"}] * 2
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    first = generate_texts(prior, prompts, **DRAW)
+    first = propose(prior, requests, seed=0)
     torch.manual_seed(7)
     torch.rand(3)
     outside = torch.get_rng_state()
-    assert generate_texts(prior, prompts, **DRAW) == first
+    assert propose(prior, requests, seed=0) == first
     assert torch.equal(torch.get_rng_state(), outside)
     torch.set_rng_state(before[0])
     assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
-    assert generate_texts(prior, prompts, **(DRAW | {"seed": 1})) != first
-    assert first[0] != first[2]  # one prompt, two draws
+    assert first[0].text != first[2].text  # one prompt, two draws
 
 
-def test_a_prompts_likeliest_text_does_not_depend_on_the_others_in_its_batch(prior: Prior) -> None:
-    prompts = [
-        generation_prompt({}),
-        generation_prompt({"formula": "NaCl", "num_atoms": 2, "spacegroup": 225}),
-    ]
-    greedy = DRAW | {"temperature": 0.0}
-    together = generate_texts(prior, prompts, **greedy)
-    assert together == [generate_texts(prior, [p], **greedy)[0] for p in prompts]
-    assert together == generate_texts(prior, prompts, **(greedy | {"seed": 5}))
+def test_every_seed_place_and_attempt_has_draws_of_its_own() -> None:
+    uniforms = set()
+    for seed in (0, 1, 2**32, 2**64 + 1):
+        script = Script(["no crystal"] * 4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generate, "generate_texts", script)
+            propose(tiny_prior(512), [{}, {}], seed=seed, max_attempts=2, constrain=False)
+        uniforms |= {tuple(question.uniforms) for question in script.questions}
+    assert len(uniforms) == 4 * 4
 
 
-def test_proposals_are_a_function_of_the_seed(prior: Prior) -> None:
-    requests = [{"formula": "NaCl"}, {"num_atoms": 3}]
-    one, two, other = (propose(prior, requests, seed=s, max_attempts=2) for s in (4, 4, 5))
-    assert one == two
-    assert [p.text for p in one] != [p.text for p in other]
+def test_a_request_is_answered_alike_whatever_follows_it(prior: Prior) -> None:
+    requests = [{"formula": "NaCl"}, {}, {"num_atoms": 3}]
+    alone = propose(prior, requests[:1], seed=4)
+    assert propose(prior, requests, seed=4)[:1] == alone
+    assert propose(prior, requests, seed=4, slots=1)[:1] == alone
 
 
 CONDITIONS: list[dict[str, Any]] = [
@@ -123,9 +126,13 @@ CONDITIONS: list[dict[str, Any]] = [
 ]
 
 
-def test_what_is_accepted_is_what_was_asked_for(prior: Prior) -> None:
+@pytest.mark.parametrize("constrain", [False, True])
+def test_what_is_accepted_is_what_was_asked_for(prior: Prior, constrain: bool) -> None:
     requests = [conditions for conditions in CONDITIONS for _ in range(2)]
-    proposals = propose(prior, requests, seed=0, max_attempts=4)
+    excluded = ["F", "H"]
+    proposals = propose(
+        prior, requests, seed=0, max_attempts=4, constrain=constrain, exclude_elements=excluded
+    )
     for conditions, proposal in zip(requests, proposals, strict=True):
         accepted = proposal.structure is not None
         assert proposal.prompt == generation_prompt(conditions)
@@ -135,11 +142,18 @@ def test_what_is_accepted_is_what_was_asked_for(prior: Prior) -> None:
             continue
         atoms = Counter(site.specie.symbol for site in proposal.structure)
         assert sum(atoms.values()) == conditions.get("num_atoms", sum(atoms.values()))
+        assert atoms.keys().isdisjoint(excluded)
         if "formula" in conditions:
             assert atoms["Na"] == atoms["Cl"] == sum(atoms.values()) / 2
         if "elements" in conditions:
             assert set(atoms) == {"Ti", "O"}
-    assert sum(proposal.structure is not None for proposal in proposals) >= 2
+    if constrain:
+        assert all(proposal.attempts == 1 and proposal.structure for proposal in proposals)
+
+
+def test_even_a_model_that_knows_nothing_answers_with_what_was_asked_for() -> None:
+    proposals = propose(tiny_prior(512), CONDITIONS, seed=0, temperature=1.5, top_p=1.0)
+    assert [(p.attempts, p.structure is None) for p in proposals] == [(1, False)] * len(CONDITIONS)
 
 
 def test_nothing_asked_nothing_drawn(prior: Prior) -> None:
@@ -157,19 +171,13 @@ def test_only_the_refused_are_asked_again_and_every_refusal_is_counted() -> None
         [NACL, wrong],
     )
     right, late, never = ask(script, [{"formula": "ClNa"}] * 3, max_attempts=3)
-    assert [len(call["prompts"]) for call in script.calls] == [3, 2, 2]
+    assert [question.place for question in script.questions] == [0, 1, 2, 1, 2, 1, 2]
     assert (right.attempts, late.attempts, never.attempts) == (1, 3, 3)
     assert right.rejects == {}
     assert late.rejects == {"truncated": 1, "unknown_element": 1}
     assert never.rejects == {"line_count": 1, "other_formula": 2}
     assert right.structure == late.structure and len(right.structure) == 2
     assert (never.structure, never.text) == (None, wrong)
-
-
-def test_every_round_draws_anew() -> None:
-    script = Script(*[["no crystal"]] * 5)
-    ask(script, [{}], max_attempts=5)
-    assert len({call["seed"] for call in script.calls}) == 5
 
 
 def test_the_likeliest_text_is_asked_for_once() -> None:
@@ -286,6 +294,8 @@ def test_what_a_crystal_can_meet_passes(conditions: dict[str, Any]) -> None:
         ({"top_p": float("nan")}, "top_p nan is not in"),
         ({"max_attempts": 0}, "max_attempts 0 must be at least 1"),
         ({"seed": -1}, "seed -1 is negative"),
+        ({"slots": 0}, "slots 0 must be at least 1"),
+        ({"exclude_elements": ["Xx"]}, "unknown element 'Xx'"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
@@ -293,11 +303,28 @@ def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) 
         propose(tiny_prior(512), [{}], **({"seed": 0} | setting))
 
 
-def test_a_prompt_that_leaves_no_room_in_the_context_is_refused() -> None:
+@pytest.mark.parametrize("constrain", [False, True])
+def test_a_prompt_that_leaves_no_room_in_the_context_is_refused(constrain: bool) -> None:
     prior = tiny_prior(50, max_atoms=4)
-    assert propose(prior, [{}], seed=0, max_attempts=1)[0].attempts == 1
+    assert propose(prior, [{}], seed=0, max_attempts=1, constrain=constrain)[0].attempts == 1
     with pytest.raises(PriorError, match="a prompt of .* tokens and a crystal of up to .* exceed"):
-        propose(prior, [{"elements": "Na,Mg,Ti,O", "e_above_hull": 123456.78}], seed=0)
+        propose(
+            prior,
+            [{"elements": "Na,Mg,Ti,O", "e_above_hull": 123456.78}],
+            seed=0,
+            constrain=constrain,
+        )
+
+
+def test_a_condition_that_the_model_never_saw_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    prior = Prior(model=torch.nn.Identity(), tokenizer=None, fmt=FMT)
+    warn_of_untrained(prior, {"band_gap": 1.0})  # nothing is recorded
+    prior.info["conditions"] = ["formula", "num_atoms"]
+    warn_of_untrained(prior, {"formula": "NaCl", "num_atoms": 2})
+    assert not caplog.records
+    warn_of_untrained(prior, {"formula": "NaCl", "band_gap": 1.0, "spacegroup": 1})
+    (record,) = caplog.records
+    assert "never trained with band_gap and spacegroup" in record.getMessage()
 
 
 # --- the token limit -----------------------------------------------------------------------------
@@ -325,7 +352,5 @@ def test_an_answer_cut_off_by_the_token_limit_is_known_as_such(
     prior: Prior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "longest_answer", lambda prior: 9)
-    ((text, complete),) = generate_texts(prior, [generation_prompt({})], **DRAW)
-    assert not complete and text
-    (proposal,) = propose(prior, [{}], seed=0, max_attempts=2)
-    assert proposal.rejects == {"truncated": 2}
+    (proposal,) = propose(prior, [{}], seed=0, max_attempts=2, constrain=False)
+    assert proposal.rejects == {"truncated": 2} and proposal.text
