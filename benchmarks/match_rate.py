@@ -51,6 +51,7 @@ def wilson(hits: int, total: int) -> str:
 @click.option("--steps", "all_steps", multiple=True, type=int, help="Numbers of steps to try.")
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
+@click.option("--constrain/--no-constrain", default=True, show_default=True)
 @click.option("--attempts", default=10, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
@@ -63,6 +64,7 @@ def main(
     all_steps: tuple[int, ...],
     temperature: float,
     top_p: float,
+    constrain: bool,
     attempts: int,
     seed: int,
     out: Path | None,
@@ -85,6 +87,7 @@ def main(
             temperature=temperature,
             top_p=top_p,
             max_attempts=attempts,
+            constrain=constrain,
         )
     seconds = time.perf_counter() - start
 
