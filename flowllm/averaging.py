@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,20 @@ class WeightAverage(TrainerCallback):
             for name, parameter in model.named_parameters():
                 if name in self.weights:
                     parameter.copy_(self.weights[name])
+
+    @contextlib.contextmanager
+    def applied(self, model: torch.nn.Module) -> Iterator[None]:
+        """Let a model have the averaged weights for a while, for its evaluation."""
+        own = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if name in self.weights
+        }
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name in own:
+                        parameter.copy_(own[name])

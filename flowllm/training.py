@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
 # Kept checkpoints. More than one, because an old one is deleted before the newest is marked.
 _KEPT = 3
+_ON_THE_BAR = ("loss", "crystals_per_second", "tokens_per_second")
 
 
 class NonFiniteLoss(UserError):
@@ -47,15 +49,19 @@ class NonFiniteLoss(UserError):
 class _EngineTrainer(Trainer):
     """`Trainer` with complete-marked checkpoints, a guard against NaN, and an average."""
 
-    def __init__(self, *args: Any, average: WeightAverage | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, average: WeightAverage | None, pace: _Pace, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.average = average
+        self.pace = pace
         self._non_finite_in_a_row = 0
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         ids = inputs.pop("ids")
+        self.pace.add(len(ids), inputs.get("attention_mask"))
         loss = super().training_step(model, inputs, num_items_in_batch)
         # Every process must agree, or one would step on gradients that another has dropped.
         finite = bool(self.accelerator.gather(torch.isfinite(loss).reshape(1)).all())
@@ -82,6 +88,19 @@ class _EngineTrainer(Trainer):
         inputs.pop("ids", None)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of the weights that the run ends with."""
+        if self.average is None:
+            return super().evaluate(*args, **kwargs)
+        with self.average.applied(self.model):
+            return super().evaluate(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored once, under the name of the other: it is not missing."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process writes its own random state
@@ -95,10 +114,50 @@ class _EngineTrainer(Trainer):
 
 
 class _Progress(ProgressCallback):
-    """The bar alone. The original also prints the log lines to stdout, which is for results."""
+    """The bar, with loss and rate. The original also prints the log lines to stdout, which is for
+    results."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Leave the log lines to `_Log`."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key: f"{logs[key]:.4g}" for key in _ON_THE_BAR if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class _Pace(TrainerCallback):
+    """How fast this run goes: crystals and tokens per second since the last log line, and the time
+    that is left at the rate since the start."""
+
+    def __init__(self) -> None:
+        self._crystals = self._tokens = 0
+        self._start = self._last = time.monotonic()
+        self._first_step = 0
+
+    def add(self, crystals: int, attention_mask: torch.Tensor | None) -> None:
+        """Count one batch of this process; without a mask there are no tokens."""
+        self._crystals += crystals
+        self._tokens += 0 if attention_mask is None else int(attention_mask.sum())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._start = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Add the rates to a line of the training; other callbacks are called after this one."""
+        if logs is None or "loss" not in logs:
+            return
+        now = time.monotonic()
+        elapsed = max(now - self._last, 1e-9)
+        logs["crystals_per_second"] = self._crystals * args.world_size / elapsed
+        if self._tokens:
+            logs["tokens_per_second"] = self._tokens * args.world_size / elapsed
+        done = state.global_step - self._first_step
+        logs["minutes_left"] = (
+            (now - self._start) / 60 * (state.max_steps - state.global_step) / max(done, 1)
+        )
+        self._crystals = self._tokens = 0
+        self._last = now
 
 
 class _Log(TrainerCallback):
@@ -152,6 +211,7 @@ def train(
         verify(checkpoint)
         log.info("resuming from %s", checkpoint)
 
+    pace = _Pace()
     callbacks: list[TrainerCallback] = [_Log()]
     average = None
     if config.ema_decay:
@@ -178,7 +238,12 @@ def train(
         data_collator=collate,
         callbacks=callbacks,
         average=average,
+        pace=pace,
     )
+    if trainer.is_fsdp_enabled:
+        # The finished model and the average are read from whole weights, which no process has.
+        raise UserError("sharded weights (FSDP) cannot be saved yet; start it with DDP instead")
+    trainer.callback_handler.callbacks.insert(0, pace)  # what it adds, all others log
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(_Progress())

@@ -16,10 +16,19 @@ from pymatgen.core import Structure
 from transformers import PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
-from llm_prior.prompts import generation_prompt, infill_prompt, known_conditions
+from llm_prior.prompts import (
+    ATTRIBUTES,
+    BY_NAME,
+    SENTENCE_END,
+    generation_prompt,
+    infill_prompt,
+    known_conditions,
+)
 from llm_prior.text import TextFormat, encode, mask_element, site_symbols
 
 IGNORED = -100  # label of a token that does not enter the loss (torch's cross entropy)
+_LENGTH_STEP = 8
+_ANSWER_STEP = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +75,20 @@ def draw_example(
     rng: np.random.Generator,
 ) -> Example:
     """Draw the task, its conditions and a uniform translation for one crystal."""
+    conditions = _draw_conditions(known_conditions(structure, properties), mix, rng)
     text = encode(structure, fmt, translation=rng.random(3))
-    if rng.random() < mix.infill:
+    if conditions is None:
         element = rng.choice(sorted(set(site_symbols(structure))))
         return Example(infill_prompt(mask_element(text, element)), str(element))
+    return Example(generation_prompt(conditions), text)
 
-    known = known_conditions(structure, properties)
+
+def _draw_conditions(
+    known: Mapping[str, Any], mix: TaskMix, rng: np.random.Generator
+) -> dict[str, Any] | None:
+    """Some of the known conditions; None stands for infilling. The first thing that is drawn."""
+    if rng.random() < mix.infill:
+        return None
     kind = rng.random()
     if kind < mix.unconditional:
         names: list[str] = []
@@ -81,7 +98,7 @@ def draw_example(
         names = ["formula", "num_atoms"]
     else:
         names = [name for name in known if rng.random() < 0.5]
-    return Example(generation_prompt({name: known[name] for name in names}), text)
+    return {name: known[name] for name in names}
 
 
 def tokenize(
@@ -131,13 +148,56 @@ class CrystalTextDataset:
         self.tokenizer = tokenizer
         self.fmt = fmt
         self.mix = mix
+        self._known: dict[int, dict[str, Any]] = {}
+        self._num_tokens: dict[str, int] = {}
+        self._condition_sizes: dict[tuple[int, str], int] = {}
+
+    def conditions(self) -> list[str]:
+        """The conditions that at least one crystal has, in the order of `ATTRIBUTES`."""
+        had: set[str] = set()
+        for index in range(len(self)):
+            had |= self._known_of(index).keys()
+        return [attribute.name for attribute in ATTRIBUTES if attribute.name in had]
 
     def __len__(self) -> int:
         return len(self.crystals)
 
-    def size(self, index: int) -> int:
-        """Number of atoms: crystals of like size go into one batch, so little is padded."""
-        return len(self.crystals[index][1])
+    def size(self, index: int, rng: np.random.Generator) -> int:
+        """About how many tokens `draw` makes with a generator in the same state, at a small part
+        of its cost: examples of like length go into one batch, so little is padded."""
+        _, structure, _ = self.crystals[index]
+        conditions = _draw_conditions(self._known_of(index), self.mix, rng)
+        if conditions is None:
+            prompt = self._count(infill_prompt(""))
+        else:
+            prompt = self._count(generation_prompt({})) + sum(
+                self._condition_size(index, name, value) for name, value in conditions.items()
+            )
+        zero = f"{0:.{self.fmt.coord_decimals}f}"
+        sites = (f"\n{symbol}\n{zero} {zero} {zero}" for symbol in site_symbols(structure))
+        return prompt + sum(map(self._count, sites))
+
+    def _condition_size(self, index: int, name: str, value: Any) -> int:
+        if (index, name) not in self._condition_sizes:
+            attribute = BY_NAME[name]
+            try:
+                sentence = attribute.sentence + attribute.render(value) + SENTENCE_END
+            except PriorError as error:
+                raise PriorError(f"crystal {self.crystals[index][0]}: {error}") from error
+            self._condition_sizes[index, name] = self._count(sentence)
+        return self._condition_sizes[index, name]
+
+    def _known_of(self, index: int) -> dict[str, Any]:
+        if index not in self._known:
+            _, structure, properties = self.crystals[index]
+            self._known[index] = known_conditions(structure, properties)
+        return self._known[index]
+
+    def _count(self, piece: str) -> int:
+        if piece not in self._num_tokens:
+            tokens = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+            self._num_tokens[piece] = len(tokens)
+        return self._num_tokens[piece]
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """One training example: `input_ids` and `labels` (T,) as lists, `ids` the crystal's id.
@@ -156,23 +216,35 @@ class CrystalTextDataset:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pad a batch on the right to its longest example: input_ids, attention_mask, labels (B, T)."""
+    """Pad a batch on the right: input_ids, attention_mask, labels (B, T), T a multiple of 8.
+
+    `logits_to_keep` (B, T) and `shift_labels` (K,) tell the model to compute logits only where an
+    answer's token is predicted. K is a multiple of 256: a kernel for CPUs is compiled for every
+    shape that it meets, so there must be few of them.
+    """
 
     pad_token_id: int
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         longest = max(len(item["input_ids"]) for item in items)
-        input_ids = torch.full((len(items), longest), self.pad_token_id, dtype=torch.long)
-        labels = torch.full((len(items), longest), IGNORED, dtype=torch.long)
-        attention_mask = torch.zeros((len(items), longest), dtype=torch.long)
+        shape = (len(items), longest + -longest % _LENGTH_STEP)
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORED, dtype=torch.long)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
         for row, item in enumerate(items):
             length = len(item["input_ids"])
             input_ids[row, :length] = torch.tensor(item["input_ids"])
             labels[row, :length] = torch.tensor(item["labels"])
             attention_mask[row, :length] = 1
+        following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        kept = following != IGNORED
+        spare = (~kept).flatten().nonzero().flatten()  # filled up with positions without a label
+        kept.view(-1)[spare[: -int(kept.sum()) % _ANSWER_STEP]] = True
         return {
             "ids": [item["ids"] for item in items],
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
+            "logits_to_keep": kept,
+            "shift_labels": following[kept],
         }

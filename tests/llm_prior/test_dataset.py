@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from llm_prior.dataset import (
     IGNORED,
@@ -94,9 +99,22 @@ def test_a_draw_leaves_the_global_generators_alone(dataset: CrystalTextDataset) 
     assert (np.random.get_state()[1] == numpy_state).all()
 
 
-def test_the_length_and_the_sizes_are_those_of_the_crystals(dataset: CrystalTextDataset) -> None:
+def test_the_size_foretells_the_number_of_tokens(dataset: CrystalTextDataset) -> None:
+    """Up to what is the same for all (the cell), and what joins of pieces save."""
     assert len(dataset) == 3
-    assert [dataset.size(index) for index in range(3)] == [2, 5, 1]
+    rest, lengths = [], []
+    for seed in range(60):
+        size = dataset.size(seed % 3, np.random.default_rng(seed))
+        drawn = dataset.draw(seed % 3, np.random.default_rng(seed))
+        lengths.append(len(drawn["input_ids"]))
+        rest.append(lengths[-1] - size)
+    assert np.ptp(rest) <= 0.2 * np.ptp(lengths)
+
+
+def test_the_conditions_are_those_that_some_crystal_has(dataset: CrystalTextDataset) -> None:
+    assert dataset.conditions() == [attribute.name for attribute in ATTRIBUTES]
+    bare = CrystalTextDataset(CRYSTALS[1:], dataset.tokenizer, FMT, TaskMix())
+    assert bare.conditions() == ["formula", "elements", "num_atoms"]
 
 
 def test_the_labels_leave_out_exactly_the_prompt(
@@ -259,24 +277,52 @@ def test_a_crystal_that_cannot_be_written_is_named(tokenizer: PreTrainedTokenize
 # --- batches -------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_padded_on_the_right_to_its_longest_example() -> None:
+def test_a_batch_is_padded_on_the_right() -> None:
     items = [
         {"ids": "a", "input_ids": [1, 5, 6, 2], "labels": [IGNORED, IGNORED, 6, 2]},
         {"ids": "b", "input_ids": [1, 2], "labels": [IGNORED, 2]},
     ]
     batch = Collator(pad_token_id=9)(items)
     assert batch["ids"] == ["a", "b"]
-    assert batch["input_ids"].tolist() == [[1, 5, 6, 2], [1, 2, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, IGNORED, 6, 2], [IGNORED, 2, IGNORED, IGNORED]]
-    assert {batch[key].dtype for key in ("input_ids", "attention_mask", "labels")} == {torch.long}
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 2, 9, 9, 9, 9], [1, 2, *[9] * 6]]
+    assert batch["attention_mask"].tolist() == [[1] * 4 + [0] * 4, [1] * 2 + [0] * 6]
+    assert batch["labels"].tolist() == [
+        [IGNORED, IGNORED, 6, 2, *[IGNORED] * 4],
+        [IGNORED, 2, *[IGNORED] * 6],
+    ]
+
+
+def test_the_loss_is_that_of_all_logits_though_only_those_of_answers_are_computed(
+    dataset: CrystalTextDataset,
+) -> None:
+    """An answer's tokens are a part of a batch, and few sizes of that part occur: on a CPU every
+    shape costs a kernel."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(dataset.tokenizer) + 1,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    items = [dataset.draw(index % 3, np.random.default_rng(index)) for index in range(24)]
+    batch = Collator(pad_token_id=0)(items)
+    batch.pop("ids")
+    found = model(**batch)
+    few = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    expected = model(**few)
+    assert found.logits.shape[0] % 256 == 0
+    assert found.logits.shape[0] < expected.logits.shape[0] * expected.logits.shape[1]
+    torch.testing.assert_close(found.loss, expected.loss)
 
 
 def test_a_batch_of_draws_holds_every_example_whole(dataset: CrystalTextDataset) -> None:
     items = [dataset.draw(index % 3, np.random.default_rng(index)) for index in range(6)]
     batch = Collator(pad_token_id=0)(items)
     longest = max(len(item["input_ids"]) for item in items)
-    assert batch["input_ids"].shape == batch["labels"].shape == (6, longest)
+    assert batch["input_ids"].shape == batch["labels"].shape == (6, -(-longest // 8) * 8)
     for row, item in enumerate(items):
         real = batch["attention_mask"][row].bool()
         assert batch["input_ids"][row][real].tolist() == item["input_ids"]

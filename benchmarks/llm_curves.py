@@ -1,0 +1,133 @@
+"""Held-out loss against wall time: `llm/small` from random weights and a LoRA adapter on SmolLM2.
+
+    OMP_NUM_THREADS=1 python benchmarks/llm_curves.py TRAIN VALIDATION --minutes 60 --out curves
+
+The loss is the negative log-likelihood of a crystal, summed over the tokens of its text and the end
+of sequence with formula and number of atoms given: in nats per crystal, so that models with other
+tokenizers compare. Scoring does not count as training time; building the model and reading data
+do not either. Both train with a constant learning rate after a warm-up, one after the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from flowllm.config import LLMRecipe, load_recipe
+from flowllm.data import read
+from flowllm.draws import VirtualEpochs
+from llm_prior import Collator, CrystalTextDataset, Prior
+from llm_prior.scoring import log_likelihood
+
+RECIPES = ("llm/small", "llm/smollm2-135m")
+
+
+def curve(name: str, data: Path, held_out: list, minutes: float, points: int) -> list[dict]:
+    """Train one recipe for so long; the loss at equal spaces of time, the start included."""
+    recipe = load_recipe(LLMRecipe, name)
+    training = recipe.training
+    prior = Prior.build(recipe.model, recipe.text)
+    prior.model.set_attn_implementation("eager")
+    crystals = [(c.id, c.structure, c.properties) for c in read(data)]
+    examples = CrystalTextDataset(crystals, prior.tokenizer, recipe.text, recipe.tasks)
+    draws = VirtualEpochs(examples, epochs=1000, batch_size=training.batch_size, seed=0)
+    batches = torch.utils.data.DataLoader(
+        draws, training.batch_size, collate_fn=Collator(prior.tokenizer.pad_token_id)
+    )
+    learnt = [weight for weight in prior.model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        learnt,
+        lr=training.learning_rate,
+        betas=(0.9, training.beta2),
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    warm_up = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 0.01, total_iters=max(1, int(training.warmup_steps))
+    )
+
+    found: list[dict] = []
+    spent, seen, tokens = 0.0, 0, 0
+
+    def score() -> None:
+        prior.model.eval()
+        scores = log_likelihood(prior, held_out, conditions=("formula", "num_atoms"))
+        nats = -np.array([result.log_likelihood for result in scores])
+        found.append(
+            {
+                "recipe": name,
+                "minutes": round(spent / 60, 3),
+                "nats_per_crystal": round(float(nats.mean()), 3),
+                "standard_error": round(float(nats.std() / len(nats) ** 0.5), 3),
+                "crystals": seen,
+                "tokens": tokens,
+            }
+        )
+        click.echo(json.dumps(found[-1]), err=True)
+        prior.model.train()
+
+    torch.manual_seed(0)
+    score()
+    start = time.monotonic()
+    for number, batch in enumerate(batches, start=1):
+        batch.pop("ids")
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
+            loss = prior.model(**batch).loss
+        (loss / training.gradient_accumulation).backward()
+        seen, tokens = seen + len(batch["labels"]), tokens + int(batch["attention_mask"].sum())
+        if number % training.gradient_accumulation == 0:
+            torch.nn.utils.clip_grad_norm_(learnt, training.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            warm_up.step()
+        spent += time.monotonic() - start
+        if spent >= len(found) * minutes * 60 / points:
+            score()
+            if spent >= minutes * 60:
+                return found
+        start = time.monotonic()
+    return found
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("validation", type=click.Path(exists=True, path_type=Path))
+@click.option("--minutes", default=60.0, show_default=True, help="Of training, for each recipe.")
+@click.option("--points", default=10, show_default=True, help="Scores after the first.")
+@click.option("--crystals", default=128, show_default=True, help="Of the validation file.")
+@click.option("--recipe", multiple=True, default=RECIPES, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.csv and OUT.json")
+def main(
+    data: Path,
+    validation: Path,
+    minutes: float,
+    points: int,
+    crystals: int,
+    recipe: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Write the curves and print them as a table."""
+    held_out = [crystal.structure for crystal in read(validation, limit=crystals)]
+    rows = [row for name in recipe for row in curve(name, data, held_out, minutes, points)]
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    click.echo(f"{'recipe':18} {'minutes':>8} {'nats/crystal':>14} {'crystals':>9} {'tokens':>10}")
+    for row in rows:
+        nats = f"{row['nats_per_crystal']:.1f} +- {row['standard_error']:.1f}"
+        click.echo(
+            f"{row['recipe']:18} {row['minutes']:8.2f} {nats:>14} {row['crystals']:9} "
+            f"{row['tokens']:10}"
+        )
+
+
+if __name__ == "__main__":
+    main()
