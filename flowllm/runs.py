@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from flowllm.errors import UserError
 from flowllm.files import sha256_path
 from flowllm.jobs import RunFolder, run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
+from flowllm.outcome import Outcome, file_names, write_cifs
+from flowllm.refined import SCORE_COLUMNS, extras, take_score, write_trajectories
 from flowllm.request import Settings, check_size, merge_conditions, symbols
 from flowllm.sampler import (
     BATCH_SIZE,
@@ -55,16 +56,6 @@ _TABLE = pa.schema(
         **dict.fromkeys(("rejects", "failure"), pa.string()),
     }
 )
-_LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: its folder, the crystals it made, and the failures by reason."""
-
-    folder: Path
-    crystals: list[Crystal]
-    failures: Counter[str]
 
 
 def sample(
@@ -168,6 +159,11 @@ def refine(
     refiner: str | Path | None = None,
     seed: int = 0,
     steps: int | None = None,
+    method: str | None = None,
+    position_slope: float | None = None,
+    cell_slope: float | None = None,
+    trajectory: bool = False,
+    score: bool = False,
     skip_invalid: bool = False,
     workers: int = 1,
     device: str = "auto",
@@ -183,7 +179,12 @@ def refine(
         out: as for `sample`.
         refiner: folder or hub id; None takes the bundled one.
         seed: crystal k draws its noise from (seed, k).
-        steps: integration steps; None takes the refiner's own.
+        steps, method, position_slope, cell_slope: of the integration, see `rfm.integrate`; None
+            takes the refiner's own.
+        trajectory: write every state on the way, with its time, to `trajectories/NAME.extxyz`.
+        score: add the log-likelihood of each refined crystal under the flow (`rfm.likelihood`), in
+            all and per degree of freedom; takes many times as long as refining. Compare it among
+            crystals of one composition.
         skip_invalid: leave out bad rows of `file`, and crystals larger than any the refiner was
             trained on, instead of stopping.
         workers, device, progress: as for `sample`.
@@ -195,6 +196,14 @@ def refine(
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
     load = functools.partial(load_models, None, refiner_folder, pick_device(device))
     model = load()
+    integration = {
+        "steps": steps,
+        "method": method,
+        "position_slope": position_slope,
+        "cell_slope": cell_slope,
+    }
+    model.refiner.config.integration.but(**integration)  # refuses what cannot be
+    options = {**integration, "trajectory": trajectory, "score": score}
     crystals = read(file, skip_invalid=skip_invalid, max_atoms=model.refiner.config.max_atoms)
     manifest = {
         "command": "refine",
@@ -202,7 +211,7 @@ def refine(
         "input": sha256_path(file),
         "refiner": identity(refiner_folder),
         "seed": seed,
-        "steps": steps,
+        **options,
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,
     }
@@ -211,7 +220,7 @@ def refine(
         manifest=manifest,
         total=len(crystals),
         batch_size=BATCH_SIZE,
-        work=functools.partial(_refine_batch, list(crystals), seed, steps),
+        work=functools.partial(_refine_batch, list(crystals), seed, options),
         setup=load if workers > 1 else lambda: model,
         info=versions(),
         workers=workers,
@@ -238,7 +247,7 @@ def _sample_batch(
 def _refine_batch(
     crystals: Sequence[Crystal],
     seed: int,
-    steps: int | None,
+    options: dict[str, Any],
     model: FlowLLM,
     index: int,
     start: int,
@@ -246,9 +255,9 @@ def _refine_batch(
 ) -> list[dict[str, Any]]:
     part = crystals[start : start + count]
     results = refine_structures(  # not `model.refine`: `read` has reduced the cells already
-        model.refiner, [c.structure for c in part], seed=seed, first_index=start, steps=steps
+        model.refiner, [c.structure for c in part], seed=seed, first_index=start, **options
     )
-    return [
+    samples = [
         Sample(
             id=crystal.id,
             prompt="",
@@ -256,28 +265,50 @@ def _refine_batch(
             prior_structure=crystal.structure,
             structure=structure,
             failure=failure,
-        ).to_record()
+        )
         for crystal, (structure, failure) in zip(part, refined(results), strict=True)
     ]
+    return [s.to_record() | extras(result) for s, result in zip(samples, results, strict=True)]
 
 
 def _publish(folder: RunFolder) -> Outcome:
     """Write the files for people from the shards, each whole or not at all."""
-    samples = [Sample.from_record(record) for record in folder.records()]
-    crystals = [Crystal(id=s.id, structure=s.structure) for s in samples if s.structure is not None]
-    folder.publish("samples.parquet", functools.partial(_write_table, samples))
+    samples, scores = [], []
+    for record in folder.records():
+        scores.append(take_score(record))
+        samples.append(Sample.from_record(record))
+    crystals = [
+        Crystal(id=s.id, structure=s.structure, properties=dict(score))
+        for s, score in zip(samples, scores, strict=True)
+        if s.structure is not None
+    ]
+    columns = SCORE_COLUMNS if folder.run.get("score") else ()
+    folder.publish("samples.parquet", lambda path: _write_table(samples, scores, columns, path))
+    if folder.run.get("trajectory"):
+        names = file_names([s.id for s in samples])
+        folder.publish(
+            "trajectories", lambda path: write_trajectories(folder.records(), names, path)
+        )
     if crystals:
         folder.publish("samples.extxyz", lambda path: write(crystals, path))
-        folder.publish("cif", lambda path: _write_cifs(crystals, path))
+        folder.publish("cif", lambda path: write_cifs(crystals, path))
     failures = Counter(s.failure for s in samples if s.failure is not None)
     return Outcome(folder.path, crystals, failures)
 
 
-def _write_table(samples: Sequence[Sample], path: Path) -> None:
+def _write_table(
+    samples: Sequence[Sample],
+    scores: Sequence[dict[str, float]],
+    columns: Sequence[str],
+    path: Path,
+) -> None:
+    schema = _TABLE
+    for name in columns:
+        schema = schema.append(pa.field(name, pa.float64()))
     rows = []
-    for sample in samples:
+    for sample, score in zip(samples, scores, strict=True):
         final = sample.structure
-        row = {**vars(sample), "rejects": json.dumps(sample.rejects)}
+        row = {**vars(sample), "rejects": json.dumps(sample.rejects), **score}
         for name in ("structure", "prior_structure"):
             row[name] = None if row[name] is None else row[name].to(fmt="json")
         if final is not None:
@@ -285,25 +316,4 @@ def _write_table(samples: Sequence[Sample], path: Path) -> None:
             row["formula"] = final.composition.reduced_formula
             row["num_atoms"] = len(final)
         rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_TABLE), path, compression="zstd")
-
-
-def _write_cifs(crystals: Sequence[Crystal], path: Path) -> None:
-    names = _file_names([crystal.id for crystal in crystals])
-    write(
-        [Crystal(id=n, structure=c.structure) for n, c in zip(names, crystals, strict=True)], path
-    )
-
-
-def _file_names(ids: Sequence[str]) -> list[str]:
-    """A name for each id that every file system takes, each its own."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for number, name in enumerate(ids):
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
-        plain = plain if re.match(r"\w", plain) else f"_{plain}"
-        while plain.casefold() in taken:  # some file systems do not tell CO from Co
-            plain = f"{plain}_{number}"
-        taken.add(plain.casefold())
-        names.append(plain)
-    return names
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

@@ -10,14 +10,23 @@ from flowllm.data import Crystal
 
 SYMPREC = 0.1  # Angstrom; generated crystals are not symmetric to more
 _SHOWN = 50
+_SCORE = "log_likelihood"  # of refined crystals, nats, where it was asked for
 _HEADS = ("id", "formula", "atoms", "a b c", "alpha beta gamma", "group")
 
 
 def crystal_table(crystals: Sequence[Crystal]) -> str:
-    """A line a crystal: id, formula, atoms, lengths (Angstrom), angles (degrees), space group."""
+    """A line a crystal: id, formula, atoms, lengths (Angstrom), angles (degrees), space group.
+
+    One more for scored crystals, their log-likelihood (nats).
+    """
     if not crystals:
         return "no crystals"
-    rows = [_HEADS, *map(_row, crystals[:_SHOWN])]
+    shown = crystals[:_SHOWN]
+    rows = [_HEADS, *map(_row, shown)]
+    if any(_SCORE in crystal.properties for crystal in shown):
+        scores = [crystal.properties.get(_SCORE) for crystal in shown]
+        cells = [_SCORE, *("?" if score is None else f"{score:.1f}" for score in scores)]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Grammar
 from llm_prior.loading import check_place, first_line, load_pretrained
+from llm_prior.number_embeddings import embed_numbers
 from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer
 
@@ -117,15 +119,17 @@ class Prior:
 
         Raises:
             PriorError: the base has no weights or no tokenizer, or cannot be read, or was trained
-                with another text precision, or is an adapter, or the adapter cannot be put on it.
+                with another text precision, or is an adapter, or the adapter cannot be put on it;
+                or a negative seed.
         """
+        if seed < 0:
+            raise PriorError(f"seed {seed} is negative; give 0 or more")
         if base.architecture is not None:
             tokenizer = compact_tokenizer(fmt)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model: torch.nn.Module = LlamaForCausalLM(
-                    _llama_config(base.architecture, tokenizer)
-                )
+                torch.manual_seed(_torch_seed(seed))
+                model = LlamaForCausalLM(_llama_config(base.architecture, tokenizer))
+            embed_numbers(model.get_input_embeddings().weight, tokenizer.get_vocab())
             return cls(model=model, tokenizer=tokenizer, fmt=fmt)
 
         _check_base(str(base.name), fmt)
@@ -143,7 +147,7 @@ class Prior:
 
             lora = base.lora
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(_torch_seed(seed))
                 settings = LoraConfig(
                     task_type="CAUSAL_LM",
                     r=lora.r,
@@ -287,6 +291,11 @@ def _check_probe(name: str, model: torch.nn.Module, expected: list[float]) -> No
             f"{name} is an adapter for another base than the one that its adapter_config.json "
             "names (base_model_name_or_path); put back the weights that it was trained on"
         )
+
+
+def _torch_seed(seed: int) -> int:
+    """A seed of any size in the 32 bits that torch's generator on a CPU heeds."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def _llama_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

@@ -8,11 +8,14 @@ from rfm.base import BaseConfig, Statistics
 from rfm.batch import CrystalBatch
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
-from rfm.integration import Integration, integrate
-from rfm.model import IntegrationConfig, Refiner, RefinerConfig
+from rfm.failures import Failure
+from rfm.integration import Integration, IntegrationConfig, integrate
+from rfm.likelihood import LogLikelihood, log_likelihood
+from rfm.model import Refiner, RefinerConfig
 from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights
-from rfm.refining import Failure, Refinement, refine
+from rfm.refining import Refinement, refine
+from rfm.trajectory import Trajectory
 
 __all__ = [
     "BaseConfig",
@@ -20,6 +23,7 @@ __all__ = [
     "Failure",
     "Integration",
     "IntegrationConfig",
+    "LogLikelihood",
     "LossWeights",
     "NetworkConfig",
     "PairDataset",
@@ -29,8 +33,10 @@ __all__ = [
     "RefinerConfig",
     "RefinerError",
     "Statistics",
+    "Trajectory",
     "VelocityNetwork",
     "collate",
     "integrate",
+    "log_likelihood",
     "refine",
 ]

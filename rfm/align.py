@@ -117,31 +117,6 @@ def align(base: Structure, target: Structure) -> Alignment:
     )
 
 
-def nearest_sites(
-    base_coords: np.ndarray, target_coords: np.ndarray, atomic_numbers: np.ndarray
-) -> np.ndarray:
-    """The same crystal as `target_coords`, its like atoms relabelled and all shifted, near the base.
-
-    Alternates the optimal assignment per element and the optimal common translation until the sum
-    of squared wrapped displacements falls no more: a local minimum, found in about 0.2 ms. The
-    minibatch couplings of Tong et al. 2024 (arXiv 2302.00482) do this between samples; here it is
-    done between the atoms of one, which are exchangeable in base and target alike, so that both
-    marginals stay as they are.
-
-    Args:
-        base_coords: (n, 3) fractional coordinates.
-        target_coords: (n, 3) in the same basis.
-        atomic_numbers: (n,) of both.
-
-    Returns:
-        (n, 3) in [0, 1).
-    """
-    displacements = _assign(base_coords, target_coords[None], atomic_numbers)[0]
-    coords = (base_coords + displacements) % 1.0
-    coords[coords == 1.0] = 0.0  # -1e-17 % 1.0 is 1.0
-    return coords
-
-
 def nearest_bases(base_lattice: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Changes of basis M (K, 3, 3) that bring `lattice` nearest to `base_lattice`, up to sign.
 

@@ -78,9 +78,8 @@ class LogMetric:
     def to_metric(self, vector: Tensor) -> Tensor:
         six = vector.double()
         diag, off = six[..., :3], six[..., 3:] / math.sqrt(2)
-        values, vectors = torch.linalg.eigh(_symmetric(diag, off))
-        metric = (vectors * values.exp().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-        return metric.to(vector.dtype)
+        # Unlike one by eigenvalues, this has a derivative where two are equal, as in a cube.
+        return torch.linalg.matrix_exp(_symmetric(diag, off)).to(vector.dtype)
 
     def to_matrix(self, vector: Tensor) -> Tensor:
         return metric_to_matrix(self.to_metric(vector.double())).to(vector.dtype)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
-from rfm.integration import METHODS
+from rfm.integration import IntegrationConfig
 from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights, conditional_path, velocity_loss
 
@@ -29,32 +29,6 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_TYPE = "rfm-refiner"
-
-
-@dataclass(kw_only=True)
-class IntegrationConfig:
-    """How samples are drawn unless the caller says otherwise.
-
-    steps: steps from t = 0 to 1.
-    method: the integrator, see `rfm.integration`.
-    position_slope, cell_slope: s of the anti-annealing factor 1 + s t on the two velocities.
-    """
-
-    steps: int = 50
-    method: str = "euler"
-    position_slope: float = 5.0
-    cell_slope: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise RefinerError(
-                f"unknown integration method {self.method!r}; choose one of {', '.join(METHODS)}"
-            )
-        if self.steps < 1:
-            raise RefinerError(f"integration.steps is {self.steps}; at least one is needed")
-        for name in ("position_slope", "cell_slope"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise RefinerError(f"integration.{name} must be 0 or positive")
 
 
 @dataclass(kw_only=True)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from rfm.batch import CrystalBatch, atomic_numbers
+from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
+from rfm.failures import Failure, refusal
 from rfm.integration import integrate
+from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
+from rfm.packing import MAX_EDGES, pack
+from rfm.trajectory import Recorder, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -23,24 +26,19 @@ MIN_DISTANCE = 0.5
 MIN_VOLUME, MAX_VOLUME = 1.0, 1000.0
 
 
-class Failure(StrEnum):
-    """Why a structure has no refined form."""
-
-    BAD_INPUT = "bad_input"  # disordered, empty, not an element, no volume, not finite
-    TOO_MANY_ATOMS = "too_many_atoms"  # larger than any crystal the refiner was trained on
-    NOT_FINITE = "not_finite"  # left the finite numbers while integrating
-    NO_CELL = "no_cell"  # the final cell does not close
-    BAD_VOLUME = "bad_volume"  # the final volume per atom is that of no crystal
-    CLOSE_ATOMS = "close_atoms"  # two atoms of the final crystal nearly coincide
-
-
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
-    """The outcome for one structure: either `structure`, or `failure` with a line of `detail`."""
+    """The outcome for one structure: either `structure`, or `failure` with a line of `detail`.
+
+    log_likelihood: of the refined structure, if it was asked for and is finite.
+    trajectory: from base to end, if it was asked for and the structure entered a batch.
+    """
 
     structure: Structure | None = None
     failure: Failure | None = None
     detail: str = ""
+    log_likelihood: LogLikelihood | None = None
+    trajectory: Trajectory | None = None
 
 
 def refine(
@@ -49,11 +47,13 @@ def refine(
     *,
     seed: int = 0,
     first_index: int = 0,
-    batch_size: int = 64,
+    max_edges: int = MAX_EDGES,
     steps: int | None = None,
     method: str | None = None,
     position_slope: float | None = None,
     cell_slope: float | None = None,
+    trajectory: bool = False,
+    score: bool = False,
 ) -> list[Refinement]:
     """Refine structures; the result has one entry per structure, in order.
 
@@ -68,45 +68,53 @@ def refine(
         refiner: the model.
         structures: ordered crystals in the cell convention the refiner was trained on.
         seed: structure k draws its noise from a generator of its own, spawned from `seed` as
-            number first_index + k, so neither the batch size nor the other structures change it.
+            number first_index + k, so the other structures change it by rounding errors at most.
         first_index: the place of the first structure in a larger run.
-        batch_size: structures per batch.
+        max_edges: what bounds memory: the sum of n^2 over the crystals of n atoms at a time (a
+            larger crystal is alone).
         steps, method, position_slope, cell_slope: see `rfm.integrate`; by default those
             of the refiner's config.
+        trajectory: keep the states between base and end.
+        score: give every refined structure its log-likelihood (`rfm.likelihood`), which takes many
+            times as long as refining. Compare it among crystals of one composition.
 
     Raises:
-        RefinerError: a batch size below one, a negative seed, or settings `integrate` refuses. A
+        RefinerError: max_edges below one, a negative seed, or settings `integrate` refuses. A
             structure that cannot be refined is no error, it is reported in its `Refinement`.
     """
     if seed < 0:
         raise RefinerError(f"seed {seed} is negative; give 0 or more")
-    if batch_size < 1:
-        raise RefinerError(f"batch_size is {batch_size}; at least one is needed")
-    defaults = refiner.config.integration
-    settings = {
-        "steps": defaults.steps if steps is None else steps,
-        "method": defaults.method if method is None else method,
-        "position_slope": defaults.position_slope if position_slope is None else position_slope,
-        "cell_slope": defaults.cell_slope if cell_slope is None else cell_slope,
-    }
-    results = [_refuse(refiner, structure, k) for k, structure in enumerate(structures)]
+    settings = refiner.config.integration.but(
+        steps=steps, method=method, position_slope=position_slope, cell_slope=cell_slope
+    )
+    results = [_refused(refiner, structure, k) for k, structure in enumerate(structures)]
     good = [k for k, result in enumerate(results) if result is None]
-    for start in range(0, len(good), batch_size):
-        chunk = good[start : start + batch_size]
+    for places in pack([len(structures[k]) for k in good], max_edges):
+        chunk = [good[place] for place in places]
         sources = [structures[k] for k in chunk]
         given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
         rngs = [_generator(seed, first_index + k) for k in chunk]
-        end = integrate(refiner, refiner.draw_base(given, rngs), **settings)
+        recorder = Recorder() if trajectory else None
+        end = integrate(refiner, refiner.draw_base(given, rngs), **vars(settings), record=recorder)
         matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()
         cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
         coords = np.split(end.state.frac_coords.double().cpu().numpy(), cuts)
+        scores = [None] * len(chunk)
+        if score:
+            scores = batch_log_likelihood(refiner, end.state, given, rngs)
+        paths = [None] * len(chunk) if recorder is None else recorder.trajectories(refiner.cell)
         for place, k in enumerate(chunk):
             if not end.finite[place]:
-                results[k] = Refinement(
+                result = Refinement(
                     failure=Failure.NOT_FINITE, detail="the state became non-finite"
                 )
             else:
-                results[k] = _finish(sources[place], matrices[place], coords[place])
+                result = _finish(sources[place], matrices[place], coords[place])
+            results[k] = replace(
+                result,
+                log_likelihood=scores[place] if result.structure is not None else None,
+                trajectory=paths[place],
+            )
     failed = [result for result in results if result.failure]
     if failed:
         logger.warning("%d of %d structures were not refined", len(failed), len(structures))
@@ -117,27 +125,9 @@ def _generator(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
 
 
-def _refuse(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:
-    """A failure for a structure that cannot enter a batch, else None."""
-    try:
-        numbers = atomic_numbers(structure, index)
-    except RefinerError as error:
-        return Refinement(failure=Failure.BAD_INPUT, detail=str(error))
-    largest = refiner.config.max_atoms
-    if largest is not None and len(numbers) > largest:
-        detail = f"structure {index} has {len(numbers)} atoms; the refiner knows up to {largest}"
-        return Refinement(failure=Failure.TOO_MANY_ATOMS, detail=detail)
-    heaviest = refiner.config.network.max_atomic_number
-    matrix = structure.lattice.matrix
-    if numbers.max() > heaviest:
-        detail = f"structure {index} has an element above the network's limit Z = {heaviest}"
-    elif not (np.isfinite(structure.frac_coords).all() and np.isfinite(matrix).all()):
-        detail = f"structure {index} holds a number that is not finite"
-    elif not abs(np.linalg.det(matrix)) > 0:
-        detail = f"structure {index} has a cell without volume"
-    else:
-        return None
-    return Refinement(failure=Failure.BAD_INPUT, detail=detail)
+def _refused(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:
+    found = refusal(refiner.config, structure, index)
+    return None if found is None else Refinement(failure=found[0], detail=found[1])
 
 
 def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refinement:

@@ -47,6 +47,18 @@ def sample_command(n: int, **arguments: Any) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @REFINER
 @STEPS
+@click.option("--method", show_default="the refiner's own", help="euler, midpoint or heun.")
+@click.option(
+    "--position-slope",
+    type=float,
+    show_default="the refiner's own",
+    help="Anti-annealing s of the positions: velocities times 1 + s t.",
+)
+@click.option(
+    "--cell-slope", type=float, show_default="the refiner's own", help="The same of the cell."
+)
+@click.option("--trajectory", is_flag=True, help="Write the way to trajectories/NAME.extxyz.")
+@click.option("--score", is_flag=True, help="Add log-likelihoods under the flow; slow.")
 @OUT
 @SKIP
 @SEED

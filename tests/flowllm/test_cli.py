@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from flowllm.train_rfm import train_rfm
 from llm_prior import generate
 from llm_prior.generate import Question
 from llm_prior.prompts import ATTRIBUTES
+from rfm import refining
 
 # The function behind each command, and what the command cannot do without.
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -242,6 +245,19 @@ def test_refine_and_pair_print_what_they_made(files: Path, tmp_path: Path) -> No
     assert re.fullmatch(r"(1|0) of 1 samples kept \(\1 at the first attempt\); refused: .+", counts)
 
 
+def test_scored_crystals_have_a_column_more(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = partial(refining.batch_log_likelihood, steps=3)
+    monkeypatch.setattr(refining, "batch_log_likelihood", quick)
+    asked = ("--steps", 1, "--method", "heun", "--trajectory", "--score", "--out", tmp_path / "r")
+    result = call("refine", files / "nacl.cif", *asked)
+    assert result.exit_code == 0
+    head, row, _ = result.stdout.splitlines()
+    assert head.split()[-1] == "log_likelihood" and math.isfinite(float(row.split()[-1]))
+    assert (tmp_path / "r" / "trajectories" / "nacl.extxyz").is_file()
+
+
 def test_data_converts_and_says_what_it_left_out(files: Path, tmp_path: Path) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()
@@ -291,6 +307,7 @@ MISTAKES = [
     ("train-rfm --pairs nowhere.parquet", "there is no file or folder nowhere.parquet"),
     ("train-rfm --pairs nacl.cif", "nacl.cif is no parquet file of pairs"),
     ("train-rfm", "rfm/small has base.kind"),
+    ("refine nacl.cif --method leapfrog", "unknown integration method 'leapfrog'; choose one of"),
     # requests
     ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
     ("sample -n 1 --formula Na11Cl10", "formula Na11Cl10 has 21 atoms, this model writes at most"),

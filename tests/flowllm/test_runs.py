@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -20,16 +21,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+import rfm
 from flowllm import FlowLLM, Sample, UserError, runs
 from flowllm.data import Crystal, read, write
 from flowllm.files import sha256_folder
 from flowllm.jobs import RunFolder
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER
+from flowllm.outcome import file_names
+from flowllm.refined import SCORE_COLUMNS
 from flowllm.runs import Outcome, refine, sample
 from flowllm.versions import versions
 from llm_prior import PriorError, generate
 from llm_prior.generate import Question
-from rfm import Failure, Refinement, RefinerError
+from rfm import Failure, Refinement, Refiner, RefinerError, refining
 
 ASKED = {"formula": "NaCl", "refine": True, "seed": 3, "steps": 3, "batch_size": 2}
 Run = tuple[Outcome, Callable[..., Outcome]]
@@ -358,6 +362,70 @@ def test_the_noise_of_a_crystal_is_that_of_its_place_in_the_file(
     assert places == [(7, 0, 4), (7, 4, 4), (7, 8, 3)]
 
 
+def test_trajectories_and_scores_come_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = partial(refining.batch_log_likelihood, steps=4)
+    monkeypatch.setattr(refining, "batch_log_likelihood", quick)
+    given = [crystal("one"), crystal("a b", 1)]
+    heavy = Crystal(id="Og", structure=Structure(Lattice.cubic(4), ["Og"], [[0, 0, 0]]))
+    file = write([*given, heavy], tmp_path / "in.json")
+    asked = {"steps": 4, "method": "midpoint", "position_slope": 1.0, "cell_slope": 0.5}
+    again = partial(refine, file, out=tmp_path / "run", device="cpu", **asked)
+    outcome = again(trajectory=True, score=True)
+    folder = outcome.folder
+
+    table = pq.read_table(folder / "samples.parquet")
+    assert table.column_names == [*COLUMNS, *SCORE_COLUMNS]
+    refiner = Refiner.from_pretrained(BUNDLED_REFINER)
+    start = [c.structure for c in read(file)][:2]
+    expected = rfm.refine(refiner, start, score=True, trajectory=True, **asked)
+    *rows, failed = table.to_pylist()
+    for row, known, result in zip(rows, outcome.crystals, expected, strict=True):
+        score = result.log_likelihood
+        assert row["log_likelihood"] == score.total == known.properties["log_likelihood"]
+        assert row["log_likelihood_error"] == score.standard_error
+        assert row["log_likelihood_per_degree"] == score.total / 9
+    assert [failed[name] for name in SCORE_COLUMNS] == [None] * 3
+
+    for name, known, result in zip(("one", "a_b"), outcome.crystals, expected, strict=True):
+        frames = ase.io.read(folder / "trajectories" / f"{name}.extxyz", index=":")
+        assert [frame.info["t"] for frame in frames] == [0, 0.25, 0.5, 0.75, 1]
+        assert np.allclose(frames[-1].cell, known.structure.lattice.matrix, atol=1e-4)
+        first = result.trajectory.frac_coords[0] @ result.trajectory.lattice[0]
+        assert np.allclose(frames[0].positions, first, atol=1e-4)
+    assert len(list((folder / "trajectories").iterdir())) == 2
+
+    before = contents(folder)
+    shutil.rmtree(folder / "trajectories")
+    again(trajectory=True, score=True)  # as after a kill before it was written
+    after = contents(folder)
+    assert {name: data for name, (data, _) in after.items()} == {
+        name: data for name, (data, _) in before.items()
+    }
+    for change in ({"score": True}, {"trajectory": True, "score": True, "method": "heun"}):
+        with pytest.raises(UserError, match="holds another run"):
+            again(**change)
+    assert contents(folder) == after
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "leapfrog"}, "unknown integration method 'leapfrog'; choose one of euler, mid"),
+        ({"cell_slope": -1.0}, "cell_slope is -1.0; it must be 0 or positive"),
+        ({"position_slope": math.nan}, "position_slope is nan"),
+    ],
+)
+def test_an_impossible_integration_leaves_no_folder(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    file = write([crystal("one")], tmp_path / "in.json")
+    with pytest.raises(RefinerError, match=message):
+        refine(file, out=tmp_path / "run", device="cpu", **change)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_cifs_is_refined_and_bad_ones_may_be_left_out(tmp_path: Path) -> None:
     folder = write([crystal("one"), crystal("two", 1)], tmp_path / "cifs")
     (folder / "bad.cif").write_text("data_x")
@@ -407,6 +475,6 @@ def test_an_element_beyond_the_network_fails_alone(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(ids=st.lists(st.text(min_size=1), unique=True, max_size=30))
 def test_any_ids_give_file_names_of_their_own(ids: list[str]) -> None:
-    names = runs._file_names(ids)
+    names = file_names(ids)
     assert len(names) == len(ids) == len({name.casefold() for name in names})
     assert all(re.fullmatch(r"\w[\w.-]{0,150}", name, re.ASCII) for name in names)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pymatgen.core import Structure
@@ -7,7 +9,7 @@ from pymatgen.core import Structure
 from rfm.base import Statistics
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
-from rfm.integration import integrate
+from rfm.integration import METHODS, integrate
 from rfm.model import Refiner
 from rfm.torus import wrap, wrap_difference
 
@@ -45,10 +47,11 @@ class Late(Constant):
         return coord, cell
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("steps", [1, 7, 50])
-def test_constant_field_is_integrated_exactly(state: CrystalBatch, steps: int) -> None:
+def test_constant_field_is_integrated_exactly(state: CrystalBatch, steps: int, method: str) -> None:
     field = Constant(state)
-    end = integrate(field, state, steps=steps, position_slope=0.0, cell_slope=0.0)
+    end = integrate(field, state, steps=steps, method=method, position_slope=0.0, cell_slope=0.0)
     assert end.finite.all()
     error = wrap_difference(end.state.frac_coords - state.frac_coords - field.coord)
     assert error.abs().max() < 1e-5
@@ -56,15 +59,54 @@ def test_constant_field_is_integrated_exactly(state: CrystalBatch, steps: int) -
     assert torch.equal(end.state.frac_coords, wrap(end.state.frac_coords))
 
 
-def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch) -> None:
+class Swirl:
+    """u_f = sin(2 pi f) / 3 on the torus, u_l = (1 + t) l: both have solutions in closed form."""
+
+    def velocity(self, state: CrystalBatch, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (2 * math.pi * state.frac_coords).sin() / 3, (1 + t[:, None]) * state.lattice
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
+def test_order_of_convergence(method: str, order: int) -> None:
+    state = CrystalBatch(
+        atomic_numbers=torch.tensor([1, 2]),
+        # In float64, to see small errors, and away from the fixed points 0 and 1/2.
+        frac_coords=torch.tensor([[0.1, 0.23, 0.8], [0.4, 0.61, 0.97]], dtype=torch.float64),
+        lattice=torch.linspace(-1, 1, 6, dtype=torch.float64)[None],
+        num_atoms=torch.tensor([2]),
+        batch=torch.tensor([0, 0]),
+    )
+    # d tan(pi f) / dt = (2 pi / 3) tan(pi f) and d log l / dt = 1 + t.
+    tangent = (math.pi * state.frac_coords).tan() * math.exp(2 * math.pi / 3)
+    exact_coords = tangent.atan() / math.pi
+    exact_lattice = state.lattice * math.exp(1.5)
+
+    def errors(steps: int) -> tuple[float, float]:
+        end = integrate(Swirl(), state, steps=steps, method=method, position_slope=0.0).state
+        off = wrap_difference(end.frac_coords - exact_coords).abs().max().item()
+        return off, (end.lattice - exact_lattice).abs().max().item()
+
+    for coarse, fine in zip(errors(40), errors(80), strict=True):
+        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch, method: str) -> None:
     field = Constant(state)
     steps, position_slope, cell_slope = 10, 5.0, 2.0
     end = integrate(
-        field, state, steps=steps, position_slope=position_slope, cell_slope=cell_slope
+        field,
+        state,
+        steps=steps,
+        method=method,
+        position_slope=position_slope,
+        cell_slope=cell_slope,
     ).state
+    shift = 0.0 if method == "euler" else 0.5
 
-    def factor(slope: float) -> float:  # the mean over steps of min(1 + s t, (1 - t) / dt)
-        return sum(min(1 + slope * k / steps, steps - k) for k in range(steps)) / steps
+    def factor(slope: float) -> float:  # the mean over steps of min(1 + s t*, (1 - t) / dt)
+        factors = [min(1 + slope * (k + shift) / steps, steps - k) for k in range(steps)]
+        return sum(factors) / steps
 
     moved = factor(position_slope) * field.coord
     error = wrap_difference(end.frac_coords - state.frac_coords - moved)
@@ -73,21 +115,51 @@ def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch) -> None:
     assert torch.allclose(end.lattice - state.lattice, strained, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("slope", [0.0, 5.0, 1000.0])
 def test_no_slope_carries_a_crystal_past_the_end_it_predicts(
-    state: CrystalBatch, slope: float
+    state: CrystalBatch, slope: float, method: str
 ) -> None:
     goal = state.lattice + 1.0
 
     class Homing(Constant):
         def velocity(self, now, t):
-            return torch.zeros_like(now.frac_coords), (goal - now.lattice) / (1 - t[:, None])
+            # The clamp is for Heun, which alone looks at t = 1.
+            left = (1 - t[:, None]).clamp(min=1e-3)
+            return torch.zeros_like(now.frac_coords), (goal - now.lattice) / left
 
-    end = integrate(Homing(state), state, steps=50, cell_slope=slope).state
-    assert torch.allclose(end.lattice, goal, atol=1e-4)
+    left: list[torch.Tensor] = []
+    integrate(
+        Homing(state),
+        state,
+        steps=50,
+        method=method,
+        cell_slope=slope,
+        record=lambda t, now: left.append(goal - now.lattice),
+    )
+    path = torch.stack(left)
+    assert (path > -1e-4).all() and (path.diff(dim=0) < 1e-4).all()
+    assert path[-1].abs().max() < (0.02 if method == "heun" else 1e-4)
 
 
-def test_time_runs_from_zero_to_one(state: CrystalBatch) -> None:
+def test_every_state_is_recorded(state: CrystalBatch) -> None:
+    seen: list[tuple[float, CrystalBatch]] = []
+    end = integrate(Constant(state), state, steps=4, record=lambda *now: seen.append(now))
+    assert [t for t, _ in seen] == [0, 0.25, 0.5, 0.75, 1]
+    assert torch.equal(seen[0][1].frac_coords, state.frac_coords)
+    assert torch.equal(seen[-1][1].lattice, end.state.lattice)
+    assert not torch.equal(seen[1][1].lattice, seen[2][1].lattice)
+
+
+@pytest.mark.parametrize(
+    ("method", "times"),
+    [
+        ("euler", [0.0, 0.25, 0.5, 0.75]),
+        ("midpoint", [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]),
+        ("heun", [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]),
+    ],
+)
+def test_when_the_field_is_evaluated(state: CrystalBatch, method: str, times: list[float]) -> None:
     seen = []
 
     class Clock(Constant):
@@ -96,17 +168,19 @@ def test_time_runs_from_zero_to_one(state: CrystalBatch) -> None:
             seen.append(t[0].item())
             return super().velocity(state, t)
 
-    integrate(Clock(state), state, steps=4)
-    assert seen == [0.0, 0.25, 0.5, 0.75]
+    integrate(Clock(state), state, steps=4, method=method)
+    assert seen == times
+    assert len(times) == 4 * METHODS[method].evaluations
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("where", ["coord", "cell"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_crystal_that_becomes_non_finite_is_frozen_alone(
-    state: CrystalBatch, bad: float, where: str
+    state: CrystalBatch, bad: float, where: str, method: str
 ) -> None:
-    end = integrate(Late(state, bad, where), state, steps=10)
-    calm = integrate(Constant(state), state, steps=10)
+    end = integrate(Late(state, bad, where), state, steps=10, method=method)
+    calm = integrate(Constant(state), state, steps=10, method=method)
     assert end.finite.tolist() == [True, True, False, True]
     others, its_own = state.batch != 2, state.batch == 2
     assert torch.equal(end.state.frac_coords[others], calm.state.frac_coords[others])
@@ -140,5 +214,7 @@ def test_bad_start_is_reported(state: CrystalBatch) -> None:
 def test_refused_settings(state: CrystalBatch) -> None:
     with pytest.raises(RefinerError, match="steps is 0"):
         integrate(Constant(state), state, steps=0)
-    with pytest.raises(RefinerError, match="unknown method 'leapfrog'"):
+    with pytest.raises(RefinerError, match="unknown .*method 'leapfrog'.*euler, midpoint, heun"):
         integrate(Constant(state), state, method="leapfrog")
+    with pytest.raises(RefinerError, match="cell_slope is -1"):
+        integrate(Constant(state), state, cell_slope=-1.0)

@@ -111,6 +111,22 @@ def test_extreme_cells(which, parameters) -> None:
     assert np.allclose(Lattice(back.numpy()).parameters, parameters, rtol=1e-6)
 
 
+@pytest.mark.parametrize("which", [LOGMETRIC, PARAMS])
+def test_a_cube_has_a_derivative(which) -> None:
+    """Its metric has three equal eigenvalues; the likelihood needs derivatives there too."""
+    vector = which.to_vector(torch.tensor(Lattice.cubic(4).matrix)[None]).requires_grad_()
+    assert torch.autograd.gradcheck(which.to_metric, vector)
+
+
+@pytest.mark.parametrize("which", [LOGMETRIC, PARAMS])
+def test_a_bad_vector_is_bad_alone(which) -> None:
+    good = which.to_vector(torch.tensor(Lattice.hexagonal(3, 5).matrix)[None])
+    for value in (torch.nan, torch.inf, 1e30):
+        both = torch.cat([torch.full_like(good, value), good])
+        assert torch.allclose(which.to_matrix(both)[1], which.to_matrix(good)[0])
+        assert not which.to_matrix(both)[0].isfinite().all()
+
+
 def test_metric_from_parameters_agrees_with_pymatgen() -> None:
     lattice = Lattice.from_parameters(3, 4, 5, 70, 80, 95)
     metric = metric_from_parameters(

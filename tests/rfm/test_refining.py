@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Species, Structure
 
+from rfm import refining
 from rfm.errors import RefinerError
+from rfm.failures import Failure
+from rfm.likelihood import log_likelihood
 from rfm.model import Refiner
-from rfm.refining import Failure, _finish, refine
+from rfm.refining import _finish, refine
 
 
 def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refiner) -> None:
@@ -22,11 +27,11 @@ def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refine
         assert moved == (len(before) > 1)
 
 
-def test_neither_batch_size_nor_place_changes_a_result(
+def test_neither_packing_nor_place_changes_a_result(
     structures: list[Structure], refiner: Refiner
 ) -> None:
     whole = refine(refiner, structures, steps=3, seed=9)
-    pieces = refine(refiner, structures, steps=3, seed=9, batch_size=3)
+    pieces = refine(refiner, structures, steps=3, seed=9, max_edges=10)
     tail = refine(refiner, structures[2:], steps=3, seed=9, first_index=2)
     for a, b in zip([*whole, *whole[2:]], [*pieces, *tail], strict=True):
         assert np.allclose(a.structure.lattice.matrix, b.structure.lattice.matrix, atol=1e-4)
@@ -66,9 +71,9 @@ def test_a_crystal_lost_on_the_way_is_reported(
     def velocity(state, t):
         coord, cell = plain(state, t)
         cell = cell.clone()
-        cell[2, 0] = torch.nan
+        cell[state.num_atoms == 5, 0] = torch.nan
         # A cell of length exp(4e3) is a finite vector, but no cell.
-        cell[3, 0] = 1e4
+        cell[state.num_atoms == 3, 0] = 1e4
         return coord, cell
 
     monkeypatch.setattr(refiner, "velocity", velocity)
@@ -127,9 +132,78 @@ def test_defaults_come_from_the_config(structures: list[Structure], refiner: Ref
 
 def test_nothing_to_do_and_refused_settings(structures: list[Structure], refiner: Refiner) -> None:
     assert refine(refiner, []) == []
-    with pytest.raises(RefinerError, match="batch_size is 0"):
-        refine(refiner, structures, batch_size=0)
+    with pytest.raises(RefinerError, match="max_edges is 0"):
+        refine(refiner, structures, max_edges=0)
     with pytest.raises(RefinerError, match="steps is 0"):
         refine(refiner, structures, steps=0)
     with pytest.raises(RefinerError, match="seed -1 is negative"):
         refine(refiner, structures, seed=-1)
+
+
+def test_a_batch_holds_no_more_pairs_than_allowed(
+    structures: list[Structure], refiner: Refiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, seen = refiner.velocity, []
+
+    def velocity(state, t):
+        seen.append(int(state.num_atoms.square().sum()))
+        return plain(state, t)
+
+    monkeypatch.setattr(refiner, "velocity", velocity)
+    refine(refiner, structures * 6, steps=1, max_edges=50)
+    assert max(seen) <= 50 and sum(seen) == 6 * (4 + 1 + 25 + 9)
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
+def test_trajectory_leads_from_the_base_to_the_result(
+    structures: list[Structure], refiner: Refiner, method: str
+) -> None:
+    plain = refine(refiner, structures, steps=5, method=method)
+    results = refine(refiner, structures, steps=5, method=method, trajectory=True, max_edges=30)
+    for structure, before, result in zip(structures, plain, results, strict=True):
+        path = result.trajectory
+        assert before.trajectory is None
+        assert np.allclose(path.t, np.arange(6) / 5)
+        assert path.frac_coords.shape == (6, len(structure), 3)
+        assert np.allclose(path.lattice[-1], result.structure.lattice.matrix, atol=1e-5)
+        assert np.allclose(path.frac_coords[-1], result.structure.frac_coords, atol=1e-6)
+        assert np.allclose(before.structure.lattice.matrix, path.lattice[-1], atol=1e-3)
+        assert not np.allclose(path.lattice[0], path.lattice[-1], atol=1e-3)
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores by three steps, which is quick."""
+    few = partial(refining.batch_log_likelihood, steps=3)
+    monkeypatch.setattr(refining, "batch_log_likelihood", few)
+
+
+def test_score_is_the_likelihood_of_the_result_under_its_own_prior(
+    structures: list[Structure], refiner: Refiner, few_steps: None
+) -> None:
+    scored = refine(refiner, structures, steps=3, score=True)
+    refined = [result.structure for result in scored]
+    expected = log_likelihood(refiner, refined, structures, steps=3)
+    for result, other in zip(scored, expected, strict=True):
+        assert result.log_likelihood.degrees_of_freedom == other.degrees_of_freedom
+        assert result.log_likelihood.total == pytest.approx(other.total, abs=0.01)
+    assert refine(refiner, structures, steps=3)[0].log_likelihood is None
+
+
+def test_what_has_no_structure_has_no_score(
+    structures: list[Structure],
+    refiner: Refiner,
+    few_steps: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = refiner.velocity
+
+    def velocity(state, t):
+        coord, cell = plain(state, t)
+        return coord, torch.where(state.num_atoms[:, None] == 5, torch.nan, cell)
+
+    monkeypatch.setattr(refiner, "velocity", velocity)
+    results = refine(refiner, structures, steps=2, score=True, trajectory=True)
+    assert [result.log_likelihood is None for result in results] == [False, False, True, False]
+    assert results[2].failure == Failure.NOT_FINITE
+    assert len(results[2].trajectory.t) == 3  # it stands still

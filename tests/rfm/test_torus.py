@@ -62,6 +62,19 @@ def test_distance_is_symmetric_short_and_invariant(
     assert torch.isclose(torus.dist(x, y), moved, atol=1e-12)
 
 
+@given(points, points, st.floats(0, 1))
+def test_geodesic_has_its_ends_and_constant_speed(
+    x: torch.Tensor, y: torch.Tensor, t: float
+) -> None:
+    v = torus.logmap(x, y)
+    assert torus.dist(torus.expmap(x, 0 * v), x) < 1e-12
+    assert torus.dist(torus.expmap(x, 1 * v), y) < 1e-12
+    middle = torus.expmap(x, t * v)
+    assert ((middle >= 0) & (middle < 1)).all()
+    assert torch.isclose(torus.dist(x, middle), t * torus.dist(x, y), atol=1e-12)
+    assert torch.isclose(torus.dist(middle, y), (1 - t) * torus.dist(x, y), atol=1e-12)
+
+
 def test_geodesic_by_hand() -> None:
     # From 0.9 to 0.1 the short way leads through 1: half way is 0.0.
     x, y = torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0.1, 0.4, 0.5])
