@@ -1,4 +1,6 @@
-"""Crystals in and out of files: CSV, parquet, CIF (a file or a folder), extxyz, JSON; POSCAR in.
+"""Crystals in and out of files: CSV, parquet, CIF (a file or a folder), extxyz, JSON.
+
+Zip archives of CIFs and POSCAR are read only.
 
 Reading: `rows` makes `Row`s of every format, `cif` parses those that are CIFs, `_admit` decides
 which become crystals; from there on all formats are one. Large files are cached by content.
@@ -32,6 +34,7 @@ __all__ = [
     "Crystals",
     "cache_folder",
     "read",
+    "read_all",
     "to_atoms",
     "to_structure",
     "write",
@@ -62,7 +65,8 @@ def read(
     """Read crystals from a file or folder; the suffix says which format.
 
     `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the row number, from
-    1), and properties. `.cif`, or a folder of them: the id is the file name; one structure a file.
+    1), and properties. `.cif`, or a folder or `.zip` of them: the id is the file name; one
+    structure a file.
     `.extxyz`, `.xyz`: properties from the comment line. `.json`, `.jsonl`: pymatgen structure
     dicts (one, a list, or one a line), properties from their `properties`. `.vasp`, or a name that
     begins with `POSCAR` or `CONTCAR`: one structure, with its elements named.
@@ -88,7 +92,29 @@ def read(
             occurs twice.
     """
     path = Path(path)
-    for name, value in (("max_atoms", max_atoms), ("limit", limit), ("workers", workers)):
+    if max_atoms is not None and max_atoms < 1:
+        raise UserError(f"max_atoms must be at least 1, not {max_atoms}")
+    rows = read_all(path, reduce=reduce, limit=limit, workers=workers)
+    return _admit(path, rows, skip_invalid, max_atoms)
+
+
+def read_all(
+    path: str | Path,
+    *,
+    reduce: bool = True,
+    limit: int | None = None,
+    workers: int | None = None,
+) -> list[Row]:
+    """Every row of a file or folder, each with a `Geometry` or the `InvalidCrystal` that it is.
+
+    For those who count the bad ones; arguments and formats as for `read`.
+
+    Raises:
+        UserError: no such file, unknown suffix, no column `cif`, or a file that is damaged as a
+            whole.
+    """
+    path = Path(path)
+    for name, value in (("limit", limit), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     files = _files(path)[:limit] if path.is_dir() else _files(path)
@@ -99,7 +125,7 @@ def read(
         _resolve(rows, reduce, workers)
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
-    return _admit(path, rows, skip_invalid, max_atoms)
+    return rows
 
 
 def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = False) -> Path:
@@ -162,8 +188,10 @@ def _files(path: Path) -> list[Path]:
             hint = f"; it is a run folder, give {path / 'cif'}" if run else ""
             raise UserError(f"{path}: the folder holds no .cif files{hint}")
         return files
-    if path.suffix.lower() not in WRITERS and not is_poscar(path):
-        raise UserError(f"{path}: cannot read {path.suffix!r} files; {KNOWN}, and POSCAR")
+    if path.suffix.lower() not in (*WRITERS, ".zip") and not is_poscar(path):
+        raise UserError(
+            f"{path}: cannot read {path.suffix!r} files; {KNOWN}, a .zip of CIFs, and POSCAR"
+        )
     return [path]
 
 

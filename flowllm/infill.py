@@ -10,7 +10,7 @@ from flowllm.data import Crystal, read
 from flowllm.device import pick_device
 from flowllm.errors import UserError
 from flowllm.models import BUNDLED_PRIOR, resolve
-from llm_prior import Prior
+from llm_prior import Prior, warn_of_untrained
 from llm_prior.infill import INFILL_BATCH_SIZE, element_probabilities
 from llm_prior.swaps import allowed_swaps
 
@@ -65,6 +65,7 @@ def infill(
     if swap_table and not candidates:
         raise UserError(f"the swap table has no element for {mask}; leave the table out")
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
+    warn_of_untrained(model, infill=True)
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     for crystal in crystals:
         symbols = [element.symbol for element in crystal.structure.composition.elements]

@@ -16,7 +16,7 @@ from flowllm.data import Crystal, read
 from flowllm.device import pick_device
 from flowllm.errors import UserError
 from flowllm.models import BUNDLED_PRIOR, resolve
-from llm_prior import Prior
+from llm_prior import Prior, warn_of_untrained
 from llm_prior.grammar import Grammar
 from llm_prior.prompts import BY_NAME, known_conditions
 from llm_prior.scoring import SCORE_BATCH_SIZE, log_likelihood
@@ -95,6 +95,7 @@ def score(
         if name not in BY_NAME:
             raise UserError(f"unknown condition {name!r}; known are {', '.join(BY_NAME)}")
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
+    warn_of_untrained(model, conditions)
     grammar = Grammar(model.tokenizer, model.fmt) if constrain else None
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     for crystal in crystals:
@@ -156,6 +157,7 @@ def ipt(
     """
     table = check_absent(out)
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
+    warn_of_untrained(model)
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     rows: list[dict[str, Any]] = []
     for part in _chunks(crystals, "shifting", progress, _CHUNK // NUM_TRANSLATIONS):

@@ -24,10 +24,11 @@ from flowllm.errors import UserError
 from flowllm.files import sha256_path
 from flowllm.jobs import RunFolder, batch_seed, run_job
 from flowllm.models import BUNDLED_PRIOR, identity, resolve
-from flowllm.relax import load_calculator, potential_identity, relax
-from flowllm.runs import Outcome
+from flowllm.outcome import Outcome
+from flowllm.potentials import load_calculator, potential_identity
+from flowllm.relax import relax
 from flowllm.versions import versions
-from llm_prior import Prior
+from llm_prior import Prior, warn_of_untrained
 from llm_prior.infill import element_probabilities, replace_element
 from llm_prior.swaps import allowed_swaps
 from llm_prior.text import SYMBOLS
@@ -105,8 +106,8 @@ def mutate(
         prior: folder or hub id for method `llm`; None takes the bundled one.
         temperature: of the infilling distribution.
         swap_table: only swaps that `llm_prior.swaps.allowed_swaps` has.
-        potential: relax with this (`flowllm.relax.load_calculator`); one that fails to relax is
-            recorded with its proposed structure and why.
+        potential: relax with this (`flowllm.potentials.load_calculator`); a crystal that fails to
+            relax is recorded as it was proposed, with why.
         seed: decides every draw.
         skip_invalid: leave bad rows of `file` and too large crystals out.
         workers: processes; how many does not change the result.
@@ -125,6 +126,8 @@ def mutate(
     folder = resolve(prior, BUNDLED_PRIOR) if method == "llm" else None
     load = functools.partial(_load, folder, potential, where)
     models = load()
+    if models[0] is not None:
+        warn_of_untrained(models[0], infill=True)
     max_atoms = models[0].fmt.max_atoms if models[0] is not None else None
     crystals = read(file, skip_invalid=skip_invalid, max_atoms=max_atoms)
     parents = [crystal for crystal in crystals if _choices(crystal.structure, swap_table)]
@@ -149,7 +152,7 @@ def mutate(
         total=n,
         batch_size=_BATCH_SIZE,
         work=functools.partial(_mutate_batch, parents, settings),
-        setup=load if workers > 1 else lambda: models,
+        setup=functools.partial(load, check=False) if workers > 1 else lambda: models,
         info=versions(),
         workers=workers,
         progress=progress,
@@ -159,11 +162,11 @@ def mutate(
 
 
 def _load(
-    prior: Path | None, potential: str | None, device: str
+    prior: Path | None, potential: str | None, device: str, *, check: bool = True
 ) -> tuple[Prior | None, Calculator | None]:
     return (
         None if prior is None else Prior.from_pretrained(prior, device=device),
-        None if potential is None else load_calculator(potential),
+        None if potential is None else load_calculator(potential, check=check),
     )
 
 

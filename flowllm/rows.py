@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import math
 import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import ase.io
@@ -40,6 +42,7 @@ FIELD_OF_COLUMN = {
 ID_COLUMNS = ("material_id", "id")
 
 _FIELDS = frozenset(FIELD_OF_COLUMN.values())
+_LARGEST_CIF = 10_000_000  # bytes, in an archive
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a"})
 
 
@@ -65,6 +68,8 @@ def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]
             return _cif_rows(files)
         case ".csv" | ".parquet":
             return _table_rows(path, limit)
+        case ".zip":
+            return _zip_rows(path, limit)
         case ".json" | ".jsonl":
             return _json_rows(path, limit)
         case ".extxyz" | ".xyz":
@@ -77,6 +82,38 @@ def _cif_rows(files: list[Path]) -> Iterator[Row]:
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
         yield Row(place=f"file {file.name}", id=file.stem, properties={}, source=text)
+
+
+def _zip_rows(path: Path, limit: int | None) -> Iterator[Row]:
+    """CIFs anywhere in an archive, in the order of their names; the id is the file name, with its
+    folders where that alone occurs twice. Nothing is unpacked to the disk."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(
+                (m for m in archive.infolist() if _is_cif(PurePosixPath(m.filename))),
+                key=lambda member: member.filename,
+            )[:limit]
+            stems = Counter(PurePosixPath(member.filename).stem for member in members)
+            for member in members:
+                name = PurePosixPath(member.filename)
+                source: str | InvalidCrystal
+                if member.file_size > _LARGEST_CIF:
+                    source = InvalidCrystal("unreadable", f"{member.file_size} bytes are no CIF")
+                else:
+                    source = archive.read(member).decode("utf-8", errors="replace")
+                yield Row(
+                    place=f"file {name}",
+                    id=name.stem if stems[name.stem] == 1 else str(name.with_suffix("")),
+                    properties={},
+                    source=source,
+                )
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, NotImplementedError) as error:
+        raise UserError(f"{path}: not a readable .zip file: {one_line(error)}") from error
+
+
+def _is_cif(name: PurePosixPath) -> bool:
+    # macOS adds a shadow, `__MACOSX/._NAME`, of every file.
+    return name.suffix.lower() == ".cif" and not name.name.startswith("._")
 
 
 def _table_rows(path: Path, limit: int | None) -> Iterator[Row]:

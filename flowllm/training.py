@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -32,6 +34,7 @@ from flowllm.checkpoints import mark_complete, newest_complete, verify
 from flowllm.device import pick_device
 from flowllm.draws import Drawable, VirtualEpochs
 from flowllm.errors import UserError
+from flowllm.sharding import check_sharding, gather_weights, shard_on_cpu
 from flowllm.training_config import TrainingConfig
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,11 @@ class _EngineTrainer(Trainer):
         self.average = average
         self.pace = pace
         self._non_finite_in_a_row = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator)
+        self.is_fsdp_enabled = self.accelerator.distributed_type is DistributedType.FSDP
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -101,13 +109,25 @@ class _EngineTrainer(Trainer):
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Into a checkpoint, where sharded weights are already, in the file that FSDP reads.
+
+        An adapter goes alone: embeddings that its base was given are the same at every load."""
+        if self.is_fsdp_enabled:
+            return
+        if not hasattr(self.model, "peft_config"):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             folder = Path(self._get_output_dir(trial=trial)) / name
-            (folder / TRAINING_ARGS_NAME).unlink()  # a pickle of objects, which nothing reads
+            # A pickle of objects, which nothing reads.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             if self.average is not None:
                 self.average.save(folder)
             mark_complete(folder)
@@ -186,6 +206,8 @@ def train(
 ) -> dict[str, float]:
     """Train `model` in place; with an EMA it ends with the averaged weights.
 
+    Of sharded weights (FSDP) the first process ends with all, on the CPU, and the others with none.
+
     Args:
         model: its forward takes the collated batch and returns a loss.
         data: training crystals.
@@ -202,7 +224,8 @@ def train(
 
     Raises:
         UserError: a damaged checkpoint (named), losses that stay non-finite, a device or an
-            experiment tracker that is not there, a model without gradient checkpointing.
+            experiment tracker that is not there, a model without gradient checkpointing, or
+            settings that sharded weights (FSDP) do not allow.
     """
     device = training_device(device)
     _check(config, model)
@@ -241,8 +264,7 @@ def train(
         pace=pace,
     )
     if trainer.is_fsdp_enabled:
-        # The finished model and the average are read from whole weights, which no process has.
-        raise UserError("sharded weights (FSDP) cannot be saved yet; start it with DDP instead")
+        check_sharding(trainer.accelerator, ema_decay=config.ema_decay)
     trainer.callback_handler.callbacks.insert(0, pace)  # what it adds, all others log
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
@@ -250,6 +272,8 @@ def train(
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if average is not None:
         average.copy_to(model)
+    if trainer.is_fsdp_enabled:
+        gather_weights(model, keep=trainer.args.should_save)
     return result.metrics
 
 
@@ -298,7 +322,8 @@ def _arguments(
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,
         use_cpu=device == "cpu",
-        seed=seed,
+        # transformers seeds numpy with it, which takes 32 bits.
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_steps=config.logging_steps,

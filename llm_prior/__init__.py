@@ -19,8 +19,12 @@ if TYPE_CHECKING:
         propose,
         warn_of_untrained,
     )
+    from llm_prior.infill import element_probabilities
     from llm_prior.model import Architecture, BaseModel, Lora, Prior
     from llm_prior.prompts import ATTRIBUTES, generation_prompt
+    from llm_prior.scoring import Score, log_likelihood
+    from llm_prior.swaps import allowed_swaps
+    from llm_prior.symmetry import increase_in_perplexity
     from llm_prior.text import ParseError, RejectReason, TextFormat, decode, encode
 
 __all__ = [
@@ -38,14 +42,19 @@ __all__ = [
     "PriorError",
     "Proposal",
     "RejectReason",
+    "Score",
     "TaskMix",
     "TextFormat",
+    "allowed_swaps",
     "check_conditions",
     "check_settings",
     "composition_conditions",
     "decode",
+    "element_probabilities",
     "encode",
     "generation_prompt",
+    "increase_in_perplexity",
+    "log_likelihood",
     "propose",
     "warn_of_untrained",
 ]
@@ -58,8 +67,12 @@ _NAMES = {
         *("check_conditions", "check_settings", "composition_conditions", "propose"),
         "warn_of_untrained",
     ),
+    "infill": ("element_probabilities",),
     "model": ("Architecture", "BaseModel", "Lora", "Prior"),
     "prompts": ("ATTRIBUTES", "generation_prompt"),
+    "scoring": ("Score", "log_likelihood"),
+    "swaps": ("allowed_swaps",),
+    "symmetry": ("increase_in_perplexity",),
     "text": ("ParseError", "RejectReason", "TextFormat", "decode", "encode"),
 }
 _HOME = {name: f"llm_prior.{module}" for module, names in _NAMES.items() for name in names}

@@ -58,6 +58,12 @@ class TaskMix:
                 "formula and composition together at most 1"
             )
 
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether prompts without a condition are drawn; a random subset may be the empty one."""
+        rest = 1 - self.unconditional - self.formula - self.composition
+        return self.infill < 1 and (self.unconditional > 0 or rest > 1e-9)
+
 
 @dataclass(frozen=True)
 class Example:

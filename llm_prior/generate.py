@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from pymatgen.core import Structure
 
 from llm_prior.composition import CompositionRule
+from llm_prior.dataset import TaskMix
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Constraint
@@ -77,10 +78,19 @@ def check_conditions(
     CompositionRule.from_conditions(conditions, fmt.max_atoms, exclude_elements=exclude_elements)
 
 
-def warn_of_untrained(prior: Prior, conditions: Mapping[str, Any]) -> None:
-    """Log which of the conditions the model has never seen (where it is recorded what it saw)."""
+def warn_of_untrained(
+    prior: Prior, conditions: Collection[str] = (), *, infill: bool = False
+) -> None:
+    """Log what a prompt asks that the model has never seen, where it is recorded what it saw: the
+    names of its conditions, no condition at all, or infilling."""
     known = prior.info.get("conditions")
     unknown = [name for name in conditions if known is not None and name not in known]
+    if tasks := prior.info.get("recipe", {}).get("tasks"):
+        mix = TaskMix(**tasks)
+        if infill and not mix.infill:
+            unknown.append("infilling")
+        if not (infill or conditions or mix.has_unconditional):
+            unknown.append("a prompt without conditions")
     if unknown:
         logger.warning(
             "this model was never trained with %s and will not know what it means",

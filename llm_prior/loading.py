@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GgufConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -73,7 +74,13 @@ def load_pretrained(
     if path.suffix == ".gguf" and path.is_file():
         if find_spec("gguf") is None:
             raise PriorError(f"reading {name} needs the package gguf: pip install gguf")
+        if quantization is not None:
+            raise PriorError(
+                f"the GGUF file {name} cannot be quantised when it is loaded; leave out "
+                "model.quantization"
+            )
         folder, gguf = str(path.parent), {"gguf_file": path.name}
+        options["quantization_config"] = GgufConfig(dequantize=True)
     else:
         check_place(name)
         folder, gguf = name, {}
@@ -85,6 +92,10 @@ def load_pretrained(
             model = _load_adapter(name, base, len(tokenizer), quantization, dtype, merge)
         else:
             model = _load_weights(folder, **gguf, **options)
+            if gguf and getattr(model, "is_quantized", False):
+                # The weights are unpacked by now; with the mark they would count as packed ones,
+                # which cannot be trained.
+                model.hf_quantizer.remove_quantization_config(model)
     except PriorError:
         raise
     except SafetensorError as error:

@@ -18,10 +18,13 @@ def allowed_swaps() -> dict[str, frozenset[str]]:
     """For every element the elements that may replace it.
 
     Two elements swap if they share an oxidation state in which their ionic radii differ by at most
-    0.1 Angstrom (Gruver et al. 2024, arXiv 2402.04379, template method). States and radii are
-    pymatgen's `Element.ionic_radii`: crystal radii of Shannon (1976), one for each state that is
-    known in crystals. An element without a radius (the noble gases but Xe, most of the heaviest)
-    swaps with none. The relation is symmetric, and no element swaps with itself.
+    0.1 Angstrom (Gruver et al. 2024, arXiv 2402.04379, template method). As in the authors' code,
+    states and radii are pymatgen's `Element.ionic_radii`: one radius of Shannon (1976) for each
+    state that is known in crystals, rare ones included, so the table errs on the side of allowing
+    (Br may take the place of Fe by way of +3) and leaves it to the model's distribution or a
+    potential to judge. It keeps ions of other sizes apart (Na+ and K+ differ by 0.36). An element
+    without a partner of its size (Na), or without a radius (the noble gases but Xe, most of the
+    heaviest), swaps with none. The relation is symmetric, and no element swaps with itself.
     """
     radii = {symbol: Element(symbol).ionic_radii for symbol in SYMBOLS}
     partners: dict[str, set[str]] = {symbol: set() for symbol in SYMBOLS}

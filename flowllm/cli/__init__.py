@@ -12,9 +12,11 @@ import sys
 import click
 
 from flowllm import __version__
+from flowllm.cli.evaluate import evaluate_command
 from flowllm.cli.files import data_command, doctor_command
 from flowllm.cli.generate import refine_command, sample_command
 from flowllm.cli.group import Group
+from flowllm.cli.relax import export_vasp_command, relax_command
 from flowllm.cli.text import infill_command, ipt_command, mutate_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
 
@@ -47,6 +49,9 @@ for command in (
     refine_command,
     infill_command,
     mutate_command,
+    relax_command,
+    export_vasp_command,
+    evaluate_command,
     score_command,
     ipt_command,
     data_command,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from typing import Any
 
 import click
@@ -20,6 +21,19 @@ class _Mistake(click.ClickException):
 class Group(click.Group):
     """Turns the three packages' own errors into one line."""
 
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, which takes --verbose after its name as well."""
+        cmd.params.append(
+            click.Option(
+                ["-v", "--verbose"],
+                is_flag=True,
+                expose_value=False,
+                callback=_log_more,
+                help="Log more.",
+            )
+        )
+        super().add_command(cmd, name)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -31,6 +45,11 @@ class Group(click.Group):
             if error.errno in _PLACE_ERRORS:
                 raise _Mistake(f"{error.filename}: {error.strerror}; mend that first") from error
             raise
+
+
+def _log_more(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        logging.getLogger().setLevel(logging.INFO)
 
 
 # By name, so that no package is imported that the command does not use.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from flowllm import infill, likelihood, mutate
 from flowllm.cli import cli
 from flowllm.data import Crystal, read, write
 from flowllm.errors import UserError
-from flowllm.relax import load_calculator, relax
+from flowllm.potentials import load_calculator
+from flowllm.relax import relax
 from llm_prior.swaps import allowed_swaps
 
 POTENTIAL = Path(__file__).parents[2].parent / "shared/potentials/TensorNet-MatPES-PBE-v2025.1-PES"
@@ -104,6 +106,12 @@ def test_score_shows_the_mean_and_writes_a_row_for_each(file: Path, tmp_path: Pa
     assert f"{sum(values) / 2:.2f} +- {error:.2f} nats per crystal" in result.stdout
 
 
+def test_verbose_may_follow_the_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
+    assert call("ipt", file, "--num-translations", 1, "-v").exit_code == 0
+    assert logging.getLogger().level == logging.INFO
+
+
 def test_ipt_writes_what_it_shows(file: Path, tmp_path: Path) -> None:
     table = tmp_path / "ipt.csv"
     result = call("ipt", file, "--num-translations", 4, "--out", table)
@@ -162,7 +170,7 @@ def test_mutations_change_one_element_and_nothing_else(
 def test_a_failed_relaxation_is_recorded_alone(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mutate, "load_calculator", lambda potential: Blind())
+    monkeypatch.setattr(mutate, "load_calculator", lambda potential, check: Blind())
     result = call(
         *("mutate", file, "-n", 12, "--method", "uniform"),
         *("--potential", "blind:Blind", "--out", tmp_path / "run"),
@@ -180,12 +188,12 @@ def test_a_failed_relaxation_is_recorded_alone(
 
 def test_argon_relaxes_to_the_known_lattice() -> None:
     # fcc Lennard-Jones crystal: nearest neighbours at 1.09 sigma, so a = 1.09 * sqrt(2) * 3.4.
-    found = relax(ARGON, argon(), force_limit=1e-4)
+    found = relax(ARGON, argon(), stress_limit=1e-3)
     assert found.failure is None
     assert found.structure.lattice.a == pytest.approx(1.09 * 2**0.5 * 3.4, rel=0.01)
     assert found.energy_per_atom < 0
     assert ARGON.lattice.a == 5.4
-    stopped = relax(ARGON, argon(), force_limit=1e-4, step_limit=1)
+    stopped = relax(ARGON, argon(), stress_limit=1e-3, step_limit=1)
     assert stopped.failure == "relaxation: not converged in 1 steps"
 
 

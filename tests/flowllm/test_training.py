@@ -126,6 +126,13 @@ def test_seeds_decide_the_run(tmp_path: Path) -> None:
     assert parameters(models[0]) == parameters(models[1]) != parameters(models[2])
 
 
+def test_a_seed_may_have_more_than_32_bits(tmp_path: Path) -> None:
+    small, large = Line(dropout=0.5), Line(dropout=0.5)
+    run(small, tmp_path / "small", config(), seed=5)
+    run(large, tmp_path / "large", config(), seed=5 + 2**32)
+    assert parameters(small) != parameters(large)
+
+
 def test_max_steps_ends_a_run_and_a_resumed_one_goes_no_further(tmp_path: Path) -> None:
     settings = config(max_steps=5, gradient_accumulation=2, epochs=9)
     model, resumed = Line(), Line()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from llm_prior import generate
+from llm_prior.dataset import TaskMix
 from llm_prior.errors import PriorError
 from llm_prior.generate import (
     Proposal,
@@ -325,6 +327,24 @@ def test_a_condition_that_the_model_never_saw_is_named(caplog: pytest.LogCapture
     warn_of_untrained(prior, {"formula": "NaCl", "band_gap": 1.0, "spacegroup": 1})
     (record,) = caplog.records
     assert "never trained with band_gap and spacegroup" in record.getMessage()
+
+
+def test_a_task_that_the_model_never_saw_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    prior = Prior(model=torch.nn.Identity(), tokenizer=None, fmt=FMT)
+    prior.info["recipe"] = {"tasks": asdict(TaskMix())}
+    warn_of_untrained(prior)
+    warn_of_untrained(prior, infill=True)
+    assert not caplog.records
+    mix = TaskMix(infill=0, unconditional=0, formula=0.5, composition=0.5)
+    prior.info["recipe"] = {"tasks": asdict(mix)}
+    warn_of_untrained(prior, {"formula": "NaCl"})
+    assert not caplog.records
+    warn_of_untrained(prior, infill=True)
+    warn_of_untrained(prior)
+    assert [record.getMessage().split(" and will")[0] for record in caplog.records] == [
+        "this model was never trained with infilling",
+        "this model was never trained with a prompt without conditions",
+    ]
 
 
 # --- the token limit -----------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from llm_prior import BaseModel, Collator, CrystalTextDataset, Lora, Prior, Task
 from llm_prior.errors import PriorError
 from llm_prior.prompts import generation_prompt
 
-LLAMA = Path(__file__).parents[2].parent / "shared" / "tokenizers" / "llama_tokenizer.json"
 FMT = TextFormat()
 WHOLE = generation_prompt({"formula": "NaCl"}) + "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00"
 
@@ -47,16 +46,9 @@ def make_base(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 1) -
     return str(folder)
 
 
-@pytest.fixture(params=["bytes", "LLaMA-2"])
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "bytes":
-        return make_base(tmp_path / "base", byte_tokenizer())
-    if not LLAMA.exists():
-        pytest.skip("the LLaMA-2 vocabulary is not at ../shared/tokenizers")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(LLAMA), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    return make_base(tmp_path / "base", tokenizer)
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return make_base(tmp_path / "base", byte_tokenizer())
 
 
 def trained(base: str, quantization: str | None, steps: int = 8) -> Prior:

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.trainer_utils import validate_quantization_for_training
 
 from llm_prior.errors import PriorError
 from llm_prior.model import Architecture, BaseModel, Lora, Prior
@@ -208,6 +209,16 @@ def test_weights_can_be_stored_in_half_the_bytes(tmp_path: Path) -> None:
     )
 
 
+def test_seeds_that_agree_in_their_low_32_bits_start_apart() -> None:
+    base = BaseModel(architecture=Architecture(hidden_size=16, num_hidden_layers=1))
+    one, other, again = (
+        Prior.build(base, FMT, seed=seed).model.get_input_embeddings().weight
+        for seed in (7, 7 + 2**32, 7 + 2**32)
+    )
+    assert torch.equal(other, again) and not torch.equal(one, other)
+    refused(lambda: Prior.build(base, FMT, seed=-1), "seed -1 is negative")
+
+
 # --- a pretrained base ---------------------------------------------------------------------------
 
 
@@ -337,6 +348,7 @@ def test_a_gguf_file_is_a_base_and_its_adapter_finds_it_again(tmp_path: Path) ->
     file.parent.mkdir()
     write_gguf(gguf, file)
     prior = with_trained_adapter(str(file))
+    validate_quantization_for_training(prior.model)  # the Trainer's check refuses packed weights
     prior.save_pretrained(tmp_path / "adapter")
     again = Prior.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(again), logits(prior))
