@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import Element, Structure
 from torch import Tensor
 
 from rfm.errors import RefinerError
@@ -72,26 +72,6 @@ class CrystalBatch:
             batch=torch.repeat_interleave(num_atoms),
         )
 
-    def to_structures(self, cell: StandardChart) -> list[Structure]:
-        """Structures in the chart's own orientation (a along x, b in the xy plane), sites in order.
-
-        Raises:
-            RefinerError: a crystal's numbers are not finite or its cell does not close.
-        """
-        matrices = cell.decode(self.lattice.double()).cpu().numpy()
-        coords = np.split(self.frac_coords.double().cpu().numpy(), self._cuts())
-        numbers = np.split(self.atomic_numbers.cpu().numpy(), self._cuts())
-        structures = []
-        for index, (matrix, frac, z) in enumerate(zip(matrices, coords, numbers, strict=True)):
-            if not (np.isfinite(matrix).all() and np.isfinite(frac).all()):
-                raise RefinerError(f"crystal {index} is not finite or its cell does not close")
-            species = [Element.from_Z(int(number)) for number in z]
-            structures.append(Structure(Lattice(matrix), species, frac))
-        return structures
-
-    def _cuts(self) -> np.ndarray:
-        return np.cumsum(self.num_atoms.cpu().numpy())[:-1]
-
 
 def atomic_numbers(structure: Structure, index: int = 0) -> np.ndarray:
     """Atomic numbers (n,) int64 of an ordered structure; `index` names it in an error.
@@ -112,29 +92,24 @@ def atomic_numbers(structure: Structure, index: int = 0) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-class Edges(NamedTuple):
-    """All ordered pairs (i, j), i != j, of atoms of the same crystal, sorted by i, then j.
+class AtomPairs(NamedTuple):
+    """All unordered pairs {i, j}, i < j, of atoms of the same crystal, sorted by i, then j.
 
-    source: (E,) int64, i. target: (E,) int64, j. crystal: (E,) int64, their crystal.
-    degree: (N,) int64, pairs that start at each atom, which is the number of atoms less one.
+    first: (P,) int64, i. second: (P,) int64, j. crystal: (P,) int64, their crystal.
     """
 
-    source: Tensor
-    target: Tensor
+    first: Tensor
+    second: Tensor
     crystal: Tensor
-    degree: Tensor
 
 
-def edges(num_atoms: Tensor) -> Edges:
+def atom_pairs(num_atoms: Tensor) -> AtomPairs:
     """Pairs of the crystals with num_atoms (B,) atoms; a crystal of one atom has none."""
-    first_atom = num_atoms.cumsum(0) - num_atoms  # (B,)
     batch = torch.repeat_interleave(num_atoms)  # (N,)
-    degree = num_atoms[batch] - 1  # (N,)
-    source = torch.repeat_interleave(degree)  # (E,)
-    first_edge = degree.cumsum(0) - degree  # (N,)
-    rank = torch.arange(source.shape[0], device=source.device) - first_edge[source]
-    crystal = batch[source]
-    start = first_atom[crystal]
-    # The rank counts the partners of i without i itself: step over it.
-    target = start + rank + (rank >= source - start)
-    return Edges(source=source, target=target, crystal=crystal, degree=degree)
+    atoms = torch.arange(batch.shape[0], device=batch.device)
+    last_atom = num_atoms.cumsum(0) - 1  # (B,)
+    later = last_atom[batch] - atoms  # (N,) atoms of the crystal after each
+    first = torch.repeat_interleave(later)  # (P,)
+    first_pair = later.cumsum(0) - later  # (N,)
+    rank = torch.arange(first.shape[0], device=first.device) - first_pair[first]
+    return AtomPairs(first=first, second=first + 1 + rank, crystal=batch[first])

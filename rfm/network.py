@@ -13,7 +13,8 @@ where n is a layer norm. This is the CSPNet of DiffCSP (Jiao et al. 2023, arXiv 
 edge features of FlowMM (Miller et al. 2024, arXiv 2406.04713) and two more, distance and density,
 which put lengths in Angstrom: in trials on MP-20 with made-up base crystals they lowered the error
 of the coordinate velocity by 7%. The first edge layer is linear in its inputs, so A, B and C are
-applied once per atom or crystal and only added on pairs.
+applied once per atom or crystal and only added on pairs; and e_ij is split into a part that stays
+and one that changes sign when i and j change places, so that D acts once for both directions.
 
 Nothing but x_j - x_i, G and sets over atoms enters, so the field is unchanged by translation and
 rotation of the crystal and by whole periods in any coordinate, and permutes with the atoms.
@@ -23,18 +24,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 from torch_geometric.utils import scatter
 
-from rfm.batch import CrystalBatch, Edges, edges
+from rfm.batch import AtomPairs, CrystalBatch, atom_pairs
 from rfm.errors import RefinerError
 from rfm.torus import wrap_difference
 
 _TIME_FREQUENCIES = 8
 _CELL_FEATURES = 6 + 3 + 3 + 2
+_DIRECTION = 3 + 1  # cosines of angles and the log distance
+_CACHED = 2**20  # bytes of a tensor that stays in the cache of a core
 _SHELLS, _FIRST_SHELL, _SHELL_STEP = 12, 1.0, 0.5  # radii of the image density, Angstrom
 
 
@@ -74,7 +78,7 @@ class VelocityNetwork(nn.Module):
             nn.SiLU(),
         )
         self.layers = nn.ModuleList(
-            _Layer(width, num_edge_features(config)) for _ in range(config.layers)
+            _Layer(width, config.num_frequencies) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
         self.coord_head = nn.Sequential(
@@ -102,17 +106,20 @@ class VelocityNetwork(nn.Module):
                 f"atomic number {int(state.atomic_numbers.max())} is above the network's "
                 f"max_atomic_number {self.config.max_atomic_number}; train one with a larger limit"
             )
-        pairs = edges(state.num_atoms)
-        geometry = edge_features(state.frac_coords, metric, pairs, self.config.num_frequencies)
+        pairs = atom_pairs(state.num_atoms)
+        geometry = pair_features(state.frac_coords, metric, pairs, self.config.num_frequencies)
         num_atoms = state.num_atoms.unsqueeze(-1).to(t.dtype)  # (B, 1)
         features = crystal_features(state.lattice, metric, num_atoms, t)
         crystal = self.embed_crystal(features)  # (B, W)
-        if torch.is_autocast_enabled(geometry.device.type):
+        device = state.frac_coords.device.type
+        if torch.is_autocast_enabled(device):
             # Once here instead of once in each layer; the phases themselves need float32.
-            geometry = geometry.to(torch.get_autocast_dtype(geometry.device.type))
+            geometry = geometry.to(torch.get_autocast_dtype(device))
 
         h = self.embed_element(state.atomic_numbers)  # (N, W)
-        inverse_degree = pairs.degree.clamp(min=1).unsqueeze(-1).to(t.dtype).reciprocal()  # (N, 1)
+        # Each atom has a message from every other atom of its crystal; a lone one has none.
+        inverse_degree = (num_atoms - 1).clamp(min=1).reciprocal()  # (B, 1)
+        inverse_degree = inverse_degree.index_select(0, state.batch)  # (N, 1)
         for layer in self.layers:
             h = layer(h, crystal, geometry, state.batch, pairs, inverse_degree)
 
@@ -127,13 +134,15 @@ class VelocityNetwork(nn.Module):
 class _Layer(nn.Module):
     """One round of messages; see the module docstring for the formula."""
 
-    def __init__(self, width: int, num_features: int) -> None:
+    def __init__(self, width: int, num_frequencies: int) -> None:
         super().__init__()
+        self.num_waves = 3 * num_frequencies
         self.norm = nn.LayerNorm(width)
         self.from_source = nn.Linear(width, width)
         self.from_target = nn.Linear(width, width, bias=False)
         self.from_crystal = nn.Linear(width, width, bias=False)
-        self.from_edge = nn.Linear(num_features, width, bias=False)
+        # Columns: sines, cosines, direction, density.
+        self.from_edge = nn.Linear(2 * self.num_waves + _DIRECTION + _SHELLS, width, bias=False)
         self.message = nn.Linear(width, width)
         self.update = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
 
@@ -141,46 +150,84 @@ class _Layer(nn.Module):
         self,
         h: Tensor,
         crystal: Tensor,
-        geometry: Tensor,
+        geometry: PairFeatures,
         batch: Tensor,
-        pairs: Edges,
+        pairs: AtomPairs,
         inverse_degree: Tensor,
     ) -> Tensor:
         x = self.norm(h)  # (N, W)
         source = self.from_source(x) + self.from_crystal(crystal).index_select(0, batch)  # (N, W)
         target = self.from_target(x)  # (N, W)
-        # Sums are taken in place: on CPUs these (E, W) tensors are the cost of a step.
-        pair = self.from_edge(geometry)  # (E, W)
-        pair += source.index_select(0, pairs.source)
-        pair += target.index_select(0, pairs.target)
-        message = silu(self.message(silu(pair)))  # (E, W)
-        mean = scatter(message, pairs.source, dim_size=h.shape[0]) * inverse_degree  # (N, W)
+        weight, waves = self.from_edge.weight, self.num_waves
+        even_weight = weight[:, waves:]
+        odd_weight = torch.cat([weight[:, :waves], weight[:, 2 * waves :][:, :_DIRECTION]], dim=1)
+        if torch.is_autocast_enabled(h.device.type):
+            even_weight, odd_weight = even_weight.to(source.dtype), odd_weight.to(source.dtype)
+
+        num_pairs = max(1, pairs.first.shape[0])  # one turn without pairs, for the gradients
+        size = num_pairs
+        # Without a backward pass the (P, W) tensors can be overwritten, and on CPUs, where their
+        # traffic costs as much as the products, they come in parts that stay in the cache.
+        discard = not torch.is_grad_enabled()
+        if discard and h.device.type == "cpu":
+            size = max(1, _CACHED // (h.shape[1] * source.itemsize))
+        total = torch.zeros_like(source)  # (N, W), sums of messages
+        for start in range(0, num_pairs, size):
+            part = slice(start, start + size)
+            i, j = pairs.first[part], pairs.second[part]
+            even = linear(geometry.even[part], even_weight)  # (P, W)
+            odd = linear(geometry.odd[part], odd_weight)  # (P, W)
+            for pair, here, there in ((even + odd, i, j), (even - odd, j, i)):
+                pair += source.index_select(0, here)
+                pair += target.index_select(0, there)
+                message = silu(self.message(silu(pair, inplace=discard)), inplace=discard)
+                total.index_add_(0, here, message)
+        mean = total * inverse_degree  # (N, W)
         return h + self.update(torch.cat([x, mean.to(x.dtype)], dim=-1))
 
 
-def num_edge_features(config: NetworkConfig) -> int:
-    """Length of the feature vector of a pair."""
-    return 6 * config.num_frequencies + 3 + 1 + _SHELLS
+class PairFeatures(NamedTuple):
+    """Features of unordered pairs {i, j}, split by what exchanging i and j does to them.
+
+    even: (P, 3 K + 16) cosines, direction and density; unchanged.
+    odd: (P, 3 K + 4) sines and direction; of opposite sign.
+    """
+
+    even: Tensor
+    odd: Tensor
+
+    def to(self, dtype: torch.dtype) -> PairFeatures:
+        """The same in another precision."""
+        return PairFeatures(self.even.to(dtype), self.odd.to(dtype))
 
 
-def edge_features(coords: Tensor, metric: Tensor, pairs: Edges, num_frequencies: int) -> Tensor:
-    """Features (E, 6 K + 16) of pairs of atoms at coords (N, 3) in cells with metric (B, 3, 3).
+def pair_features(
+    coords: Tensor, metric: Tensor, pairs: AtomPairs, num_frequencies: int
+) -> PairFeatures:
+    """Features of pairs of atoms at coords (N, 3) in cells with metric (B, 3, 3)."""
+    first, second = coords.index_select(0, pairs.first), coords.index_select(0, pairs.second)
+    d = wrap_difference(second - first)  # (P, 3)
+    k = 2 * math.pi * torch.arange(1, num_frequencies + 1, device=d.device, dtype=d.dtype)
+    phase = (d.unsqueeze(-1) * k).flatten(1)  # (P, 3 K)
+    metric = metric.index_select(0, pairs.crystal)  # (P, 3, 3)
+    # Not simply odd and even: a coordinate half a period away is -1/2 from either side.
+    there, back = _direction(d, metric), _direction(wrap_difference(first - second), metric)
+    return PairFeatures(
+        even=torch.cat([phase.cos(), (there + back) / 2, image_density(d, metric)], dim=-1),
+        odd=torch.cat([phase.sin(), (there - back) / 2], dim=-1),
+    )
+
+
+def _direction(d: Tensor, metric: Tensor) -> Tensor:
+    """Cosines of the angles of d L to a, b and c, and log |d L|: (P, 4).
 
     Where two atoms coincide the direction has no meaning; its cosines are then 0.
     """
-    d = wrap_difference(
-        coords.index_select(0, pairs.target) - coords.index_select(0, pairs.source)
-    )  # (E, 3)
-    k = 2 * math.pi * torch.arange(1, num_frequencies + 1, device=d.device, dtype=d.dtype)
-    phase = (d.unsqueeze(-1) * k).flatten(1)  # (E, 3 K)
-    metric = metric.index_select(0, pairs.crystal)  # (E, 3, 3)
-    # Scalar products of the Cartesian difference d L with a, b, c: (E, 3), Angstrom^2.
+    # Scalar products of the Cartesian difference d L with a, b, c: (P, 3), Angstrom^2.
     projected = (d.unsqueeze(-1) * metric).sum(1)
-    distance = _root((projected * d).sum(-1, keepdim=True))  # (E, 1), Angstrom
-    lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()  # (E, 3)
-    cosines = projected / (distance * lengths)
-    density = image_density(d, metric)
-    return torch.cat([phase.sin(), phase.cos(), cosines, distance.log(), density], dim=-1)
+    distance = _root((projected * d).sum(-1, keepdim=True))  # (P, 1), Angstrom
+    lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()  # (P, 3)
+    return torch.cat([projected / (distance * lengths), distance.log()], dim=-1)
 
 
 def image_density(d: Tensor, metric: Tensor) -> Tensor:

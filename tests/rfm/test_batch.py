@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -8,23 +10,18 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Species, Structure
 
 from rfm.base import Statistics
-from rfm.batch import CrystalBatch, edges
+from rfm.batch import CrystalBatch, atom_pairs
 from rfm.errors import RefinerError
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6))
-def test_edges_are_all_ordered_pairs_sorted(sizes: list[int]) -> None:
-    pairs = edges(torch.tensor(sizes))
+def test_pairs_are_all_of_each_crystal_sorted(sizes: list[int]) -> None:
+    pairs = atom_pairs(torch.tensor(sizes))
     expected, start = [], 0
     for crystal, n in enumerate(sizes):
-        atoms = range(start, start + n)
-        expected += [(i, j, crystal) for i in atoms for j in atoms if i != j]
+        expected += [(i, j, crystal) for i, j in combinations(range(start, start + n), 2)]
         start += n
-    got = list(
-        zip(pairs.source.tolist(), pairs.target.tolist(), pairs.crystal.tolist(), strict=True)
-    )
-    assert got == expected
-    assert pairs.degree.tolist() == [n - 1 for n in sizes for _ in range(n)]
+    assert list(zip(*(column.tolist() for column in pairs), strict=True)) == expected
 
 
 def test_structures_become_tensors(structures: list[Structure], statistics: Statistics) -> None:

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-import math
-from itertools import product
+import importlib.util
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
-from torch.nn.functional import silu
 
+from rfm import network as network_module
 from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
-from rfm.lattice import metric_tensor
 from rfm.model import Refiner
-from rfm.network import NetworkConfig, VelocityNetwork, crystal_features, image_density
+from rfm.network import NetworkConfig, VelocityNetwork, image_density
 from rfm.torus import wrap_difference
 
 TIMES = torch.tensor([0.1, 0.4, 0.7, 1.0])
@@ -25,72 +26,20 @@ def batch(structures: list[Structure], refiner: Refiner) -> CrystalBatch:
     return CrystalBatch.from_structures(structures, refiner.cell)
 
 
-def plain_velocity(refiner: Refiner, structure: Structure, t: float) -> tuple[Tensor, Tensor]:
-    """The formula of the network, one pair at a time, with Cartesian vectors and one big matrix
-    on the concatenated inputs of an edge."""
-    net = refiner.network
-    n, matrix = len(structure), torch.tensor(structure.lattice.matrix)
-    x = torch.tensor(structure.frac_coords)
-    z = refiner.cell.encode(matrix[None]).float()
-    crystal = net.embed_crystal(
-        crystal_features(
-            z, metric_tensor(matrix)[None].float(), torch.tensor([[float(n)]]), torch.tensor([t])
-        )
-    )[0]
-    h = net.embed_element(torch.tensor([s.Z for s in structure.species]))
-    for layer in net.layers:
-        weight = torch.cat(
-            [
-                m.weight
-                for m in (layer.from_source, layer.from_target, layer.from_crystal, layer.from_edge)
-            ],
-            dim=1,
-        )
-        normed = layer.norm(h)
-        rows = []
-        for i in range(n):
-            messages = [torch.zeros(h.shape[1])]
-            for j in range(n):
-                if i == j:
-                    continue
-                d = x[j] - x[i]
-                d = d - torch.floor(d + 0.5)
-                cartesian = d @ matrix
-                distance = cartesian.norm()
-                waves = [
-                    wave(2 * math.pi * k * d[axis])
-                    for wave in (torch.sin, torch.cos)
-                    for axis in range(3)
-                    for k in range(1, net.config.num_frequencies + 1)
-                ]
-                cosines = [cartesian @ row / distance / row.norm() for row in matrix]
-                density = plain_density(d, matrix)
-                feature = torch.stack([*waves, *cosines, distance.log(), *density]).float()
-                inputs = torch.cat([normed[i], normed[j], crystal, feature])
-                messages.append(silu(layer.message(silu(weight @ inputs + layer.from_source.bias))))
-            mean = torch.stack(messages).sum(0) / max(n - 1, 1)
-            rows.append(h[i] + layer.update(torch.cat([normed[i], mean])))
-        h = torch.stack(rows)
-    h = net.norm(h)
-    coord = net.coord_head(h)
-    cell = net.cell_head(torch.cat([h.mean(0), h.sum(0), crystal]))
-    return coord - coord.mean(0), cell
+def _load_plain() -> ModuleType:
+    """The plain network is a benchmark's module, which is no package."""
+    path = Path(__file__).parents[2] / "benchmarks" / "plain_network.py"
+    spec = importlib.util.spec_from_file_location("plain_network", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def plain_density(d: Tensor, matrix: Tensor) -> list[Tensor]:
-    """The image density of one pair, image by image."""
-    density = [torch.zeros((), dtype=d.dtype) for _ in range(12)]
-    for moves in product((False, True), repeat=3):
-        image, weight = d.clone(), 1.0
-        for axis, move in enumerate(moves):
-            if move:
-                image[axis] += -1 if d[axis] >= 0 else 1
-                weight = weight * torch.sin(math.pi * d[axis]) ** 2
-        distance = (image @ matrix).norm()
-        for m in range(12):
-            # sigma = 1/2 Angstrom: 2 sigma^2 = 1/2.
-            density[m] = density[m] + weight * torch.exp(-2 * (distance - 1 - 0.5 * m) ** 2)
-    return density
+PLAIN = _load_plain()
+
+
+def plain_velocity(refiner: Refiner, batch: CrystalBatch, t: Tensor) -> tuple[Tensor, Tensor]:
+    return PLAIN.plain_velocity(refiner.network, batch, refiner.cell.decode(batch.lattice), t)
 
 
 def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], tolerance: float) -> None:
@@ -99,17 +48,34 @@ def assert_same(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], tolerance: f
 
 
 @torch.no_grad()
-def test_agrees_with_the_plain_formula(
-    structures: list[Structure], refiner: Refiner, batch: CrystalBatch
-) -> None:
+def test_agrees_with_the_plain_formula(refiner: Refiner, batch: CrystalBatch) -> None:
     coord, cell = refiner.velocity(batch, TIMES)
     assert coord.std() > 0.01 and cell.std() > 0.01
-    start = 0
-    for k, structure in enumerate(structures):
-        stop = start + len(structure)
-        expected = plain_velocity(refiner, structure, TIMES[k].item())
-        assert_same((coord[start:stop], cell[k]), expected, 1e-5)
-        start = stop
+    assert_same((coord, cell), plain_velocity(refiner, batch, TIMES), 1e-5)
+
+
+def test_gradients_agree_with_the_plain_formula(refiner: Refiner, batch: CrystalBatch) -> None:
+    # Not exactly half a period apart, where the direction and with it the gradient jumps.
+    coords = batch.frac_coords + 0.03 * batch.atomic_numbers.unsqueeze(-1).remainder(7)
+    gradients = []
+    for velocity in (refiner.velocity, partial(plain_velocity, refiner)):
+        inputs = [coords.clone().requires_grad_(), batch.lattice.clone().requires_grad_()]
+        coord, cell = velocity(batch.at(*inputs), TIMES)
+        loss = coord.square().sum() + cell.square().sum()
+        gradients.append(torch.autograd.grad(loss, [*inputs, *refiner.parameters()]))
+    assert all(gradient.abs().max() > 1e-4 for gradient in gradients[0])
+    for ours, plain in zip(*gradients, strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5 * max(1, plain.abs().max()))
+
+
+def test_parts_of_a_batch_add_up(
+    refiner: Refiner, batch: CrystalBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients the pairs are worked off in parts, here of two pairs each."""
+    whole = refiner.velocity(batch, TIMES)
+    monkeypatch.setattr(network_module, "_CACHED", 2 * 4 * refiner.config.network.width)
+    with torch.no_grad():
+        assert_same(refiner.velocity(batch, TIMES), whole, 1e-6)
 
 
 @pytest.mark.parametrize("edge", [-0.5, 0.0])
@@ -193,6 +159,57 @@ def test_coinciding_atoms_have_finite_velocities_and_gradients(refiner: Refiner)
     (coord.square().sum() + cell.square().sum()).backward()
     assert coord.isfinite().all() and cell.isfinite().all()
     assert all(p.grad.isfinite().all() for p in refiner.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    "lattice",
+    [
+        Lattice.from_parameters(2, 2, 80, 90, 90, 90),
+        Lattice.from_parameters(0.1, 0.1, 0.1, 90, 90, 90),
+        Lattice.from_parameters(3, 3, 3, 1, 1, 1),
+        Lattice.from_parameters(5, 5, 5, 119.9, 119.9, 119.9),
+    ],
+    ids=["needle", "tiny", "sharp", "flat"],
+)
+def test_extreme_cells_have_finite_velocities_and_gradients(
+    refiner: Refiner, lattice: Lattice
+) -> None:
+    structure = Structure(lattice, ["Fe", "O"], [[0, 0, 0], [0.5, 0.2, 1e-7]])
+    batch = CrystalBatch.from_structures([structure], refiner.cell)
+    coord, cell = refiner.velocity(batch, torch.tensor([0.5]))
+    (coord.square().sum() + cell.square().sum()).backward()
+    assert coord.isfinite().all() and cell.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in refiner.parameters() if p.grad is not None)
+
+
+def test_a_batch_of_single_atoms_has_gradients_for_every_weight(refiner: Refiner) -> None:
+    """Distributed training waits for a gradient of every weight."""
+    copper = Structure(Lattice.cubic(3), ["Cu"], [[0.1, 0.2, 0.3]])
+    batch = CrystalBatch.from_structures([copper, copper], refiner.cell)
+    coord, cell = refiner.velocity(batch, torch.tensor([0.2, 0.7]))
+    assert coord.abs().max() == 0 and cell.abs().max() > 0
+    (coord.sum() + cell.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in refiner.parameters())
+
+
+def test_memory_is_linear_in_the_batch(refiner: Refiner) -> None:
+    """The largest tensor of a step holds as many numbers per crystal in every batch."""
+    rng = np.random.default_rng(0)
+    crystal = Structure(Lattice.cubic(5), ["Na"] * 6, rng.random((6, 3)))
+    largest = []
+    for count in (8, 32):
+        batch = CrystalBatch.from_structures([crystal] * count, refiner.cell)
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            refiner.velocity(batch, torch.full((count,), 0.5))
+        largest.append((max(sizes), sum(sizes)))
+    assert largest[1][0] <= 4 * largest[0][0]
+    assert largest[1][1] <= 4 * largest[0][1]
 
 
 @torch.no_grad()
