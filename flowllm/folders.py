@@ -98,6 +98,10 @@ def _differences(there: Any, asked: Any, key: str = "") -> Iterator[str]:
     if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
         there, asked = (dict(enumerate(values, start=1)) for values in (there, asked))
     if isinstance(there, dict) and isinstance(asked, dict):
+        for kind in ("command", "stage"):  # all else differs with these
+            if there.get(kind) != asked.get(kind):
+                yield f"it is of {there.get(kind)}, not of {asked.get(kind)}"
+                return
         if there.get("sha256") != asked.get("sha256"):
             yield f"{key} is {_shown(there)} there, {_shown(asked)} here"
             return

@@ -369,7 +369,7 @@ def test_what_is_there_is_not_overwritten(finished: Path, files: Path) -> None:
     ):
         check_mistake(call("sample", "-n", 1, "--seed", 1, "--out", out), message)
     refined = call("refine", files / "nacl.cif", "--out", finished)
-    check_mistake(refined, 'holds another run (command is "sample" there, "refine" here')
+    check_mistake(refined, 'holds another run (it is of sample, not of refine)')
     trained = call("train-llm", "--data", files / "nacl.cif", "--out", files / "thesis")
     check_mistake(trained, "thesis is not empty")
     check_mistake(call("data", files / "nacl.cif", files / "empty.csv"), "empty.csv exists; choose")

@@ -73,7 +73,7 @@ def conditions(draw: st.DrawFn) -> dict:
         "spacegroup": st.integers(1, 230),
         "e_above_hull": energy,
         "formation_energy_per_atom": energy,
-        "band_gap": energy,
+        "band_gap": st.floats(0, 99999),
     }
     names = draw(st.sets(st.sampled_from(list(every))))
     return {name: draw(strategy) for name, strategy in every.items() if name in names}
