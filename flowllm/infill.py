@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from flowllm.models import BUNDLED_PRIOR, resolve
 from llm_prior import Prior, warn_of_untrained
 from llm_prior.infill import INFILL_BATCH_SIZE, element_probabilities
 from llm_prior.swaps import allowed_swaps
+from llm_prior.text import site_symbols
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def infill(
         device: `cpu`, `cuda` or `auto`.
 
     Raises:
-        UserError, PriorError: bad file or model, a crystal without the element, an element for
+        UserError, PriorError: bad file or model, no crystal with the element, an element for
             which the table has no swap, or an `out` that exists.
     """
     table = check_absent(out)
@@ -67,13 +71,16 @@ def infill(
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
     warn_of_untrained(model, infill=True)
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
-    for crystal in crystals:
-        symbols = [element.symbol for element in crystal.structure.composition.elements]
-        if mask not in symbols:
-            raise UserError(
-                f"{mask} is not in crystal {crystal.id} of {file}; mask one of "
-                f"{', '.join(symbols)}, or give a file of crystals that have it"
-            )
+    count, first = len(crystals), crystals[0]
+    crystals = [crystal for crystal in crystals if mask in site_symbols(crystal.structure)]
+    if not crystals:
+        raise UserError(
+            f"{mask} is in no crystal of {file}; mask another element, such as "
+            f"{site_symbols(first.structure)[0]} of {first.id}"
+        )
+    if len(crystals) < count:
+        absent = count - len(crystals)
+        logger.warning("%d of %d crystals have no %s and are left out", absent, count, mask)
     found = element_probabilities(
         model,
         [crystal.structure for crystal in crystals],

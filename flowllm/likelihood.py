@@ -17,7 +17,6 @@ from flowllm.device import pick_device
 from flowllm.errors import UserError
 from flowllm.models import BUNDLED_PRIOR, resolve
 from llm_prior import Prior, warn_of_untrained
-from llm_prior.grammar import Grammar
 from llm_prior.prompts import BY_NAME, known_conditions
 from llm_prior.scoring import SCORE_BATCH_SIZE, log_likelihood
 from llm_prior.symmetry import NUM_TRANSLATIONS, increase_in_perplexity
@@ -96,7 +95,7 @@ def score(
             raise UserError(f"unknown condition {name!r}; known are {', '.join(BY_NAME)}")
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
     warn_of_untrained(model, conditions)
-    grammar = Grammar(model.tokenizer, model.fmt) if constrain else None
+    grammar = model.grammar if constrain else None
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     for crystal in crystals:
         known = known_conditions(crystal.structure, crystal.properties)
@@ -160,7 +159,7 @@ def ipt(
     warn_of_untrained(model)
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     rows: list[dict[str, Any]] = []
-    for part in _chunks(crystals, "shifting", progress, _CHUNK // NUM_TRANSLATIONS):
+    for part in _chunks(crystals, "shifting", progress, max(1, _CHUNK // num_translations)):
         found = increase_in_perplexity(
             model,
             [crystal.structure for crystal in part],

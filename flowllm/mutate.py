@@ -26,7 +26,7 @@ from flowllm.jobs import RunFolder, batch_seed, run_job
 from flowllm.models import BUNDLED_PRIOR, identity, resolve
 from flowllm.outcome import Outcome
 from flowllm.potentials import load_calculator, potential_identity
-from flowllm.relax import relax
+from flowllm.relax import TIME_LIMIT, relax
 from flowllm.versions import versions
 from llm_prior import Prior, warn_of_untrained
 from llm_prior.infill import element_probabilities, replace_element
@@ -222,7 +222,7 @@ def _mutate_batch(
             "failure": None,
         }
         if calculator is not None:
-            relaxed = relax(proposed, calculator)
+            relaxed = relax(proposed, calculator, time_limit=TIME_LIMIT)
             structure = relaxed.structure
             record |= {
                 "structure": None if structure is None else structure.as_dict(verbosity=0),

@@ -152,7 +152,13 @@ def _pair_batch(
 ) -> list[dict[str, Any]]:
     part = targets[start : start + count]
     requests = [composition_conditions(target.structure.formula) for target in part]
-    proposals = propose(prior, requests, seed=batch_seed(seed, index), slots=count, **sampling)
+    proposals = propose(
+        prior,
+        requests,
+        seed=batch_seed(seed, index),
+        slots=-(-count // 2),  # what is finished makes room for the other half
+        **sampling,
+    )
     return [_record(target, proposal) for target, proposal in zip(part, proposals, strict=True)]
 
 

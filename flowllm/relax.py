@@ -21,6 +21,7 @@ from flowllm.errors import InvalidCrystal, one_line
 FORCE_LIMIT = 0.05  # eV/Angstrom
 STRESS_LIMIT = 0.5  # GPa; half a meV an atom in a crystal of bulk modulus 50 GPa
 STEP_LIMIT = 500
+TIME_LIMIT = 600.0  # seconds for one crystal
 # What calculators are seen to raise when a crystal falls apart or has an element they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
 _VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3 an atom; beyond it a crystal has collapsed or exploded

@@ -29,13 +29,20 @@ from flowllm.jobs import RunFolder, run_job
 from flowllm.noble import electronegativity_unheard
 from flowllm.outcome import Outcome, file_names, write_cifs
 from flowllm.potentials import energy_scheme, load_calculator, potential_identity
-from flowllm.relax import FORCE_LIMIT, STEP_LIMIT, STRESS_LIMIT, Relaxation, failed, relax
+from flowllm.relax import (
+    FORCE_LIMIT,
+    STEP_LIMIT,
+    STRESS_LIMIT,
+    TIME_LIMIT,
+    Relaxation,
+    failed,
+    relax,
+)
 from flowllm.versions import versions
 
 logger = logging.getLogger(__name__)
 
 POTENTIAL = "chgnet"
-TIME_LIMIT = 600.0  # seconds for one crystal
 _GRACE = 30.0  # seconds in which a step that began within the time limit may end
 _TOO_MANY_FAILED = 0.05
 _TABLE = pa.schema(

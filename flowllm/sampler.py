@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from pymatgen.core import IStructure, Structure
+from pymatgen.core import IStructure, Lattice, Structure
 
 from flowllm.cells import reduce_cell
 from flowllm.data import to_structure
@@ -25,10 +26,12 @@ from llm_prior import (
     propose,
     warn_of_untrained,
 )
-from rfm import Refinement, Refiner
+from llm_prior.text import SYMBOLS
+from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
 
 BATCH_SIZE = 64
+_NOTHING = Structure(Lattice.cubic(1), [], [])
 
 
 @dataclass(kw_only=True)
@@ -177,6 +180,9 @@ class FlowLLM:
         if settings.refine and self.refiner is None:
             raise UserError("refine needs a refiner; load one, or sample with refine=False")
         seed = batch_seed(settings.seed, index)
+        excluded = list(settings.exclude_elements)
+        if settings.refine:  # what the prior may write is then what the refiner can take
+            excluded += unknown_elements(self.refiner, settings.conditions)
         proposals = propose(
             self.prior,
             [settings.conditions] * count,
@@ -185,7 +191,7 @@ class FlowLLM:
             top_p=settings.top_p,
             max_attempts=settings.max_attempts,
             constrain=settings.constrain,
-            exclude_elements=settings.exclude_elements,
+            exclude_elements=excluded,
             slots=count,
         )
         samples = []
@@ -241,22 +247,51 @@ class FlowLLM:
             A `Refinement` for each, in order: `structure`, or None and the `failure` that says why.
 
         Raises:
-            UserError, RefinerError: no refiner is loaded, a lone crystal instead of a list, one
-                that cannot be reduced, or an impossible seed or number of steps.
+            UserError, RefinerError: no refiner is loaded, a lone crystal instead of a list, or an
+                impossible seed or number of steps.
         """
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
         if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms
             raise UserError("refine takes a list of crystals; put a single one into brackets: [s]")
-        reduced = []
-        for place, structure in enumerate(structures):
+        crystals: list[Structure | InvalidCrystal] = []
+        for structure in structures:
             try:
-                reduced.append(reduce_cell(to_structure(structure)))
+                crystals.append(reduce_cell(to_structure(structure)))
             except InvalidCrystal as error:
-                raise InvalidCrystal(error.reason, f"structure {place}: {error}") from error
-        return refine_structures(
-            self.refiner, reduced, seed=seed, first_index=first_index, steps=steps
+                crystals.append(error)
+        # A structure without sites keeps the place, and so the noise, of those that follow.
+        results = refine_structures(
+            self.refiner,
+            [_NOTHING if isinstance(crystal, InvalidCrystal) else crystal for crystal in crystals],
+            seed=seed,
+            first_index=first_index,
+            steps=steps,
         )
+        return [
+            Refinement(failure=Failure.BAD_INPUT, detail=str(crystal))
+            if isinstance(crystal, InvalidCrystal)
+            else result
+            for crystal, result in zip(crystals, results, strict=True)
+        ]
+
+
+def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:
+    """The elements that the refiner does not know.
+
+    Raises:
+        UserError: the conditions ask for one of them.
+    """
+    heaviest = refiner.config.network.max_atomic_number
+    unknown = SYMBOLS[heaviest:]
+    asked = f"{conditions.get('formula', '')} {conditions.get('elements', '')}"
+    for symbol in re.findall("[A-Z][a-z]?", asked):
+        if symbol in unknown:
+            raise UserError(
+                f"the refiner does not know {symbol}, only elements up to {SYMBOLS[heaviest - 1]}; "
+                "leave refine out, or take another refiner"
+            )
+    return list(unknown)
 
 
 def refined(results: Sequence[Refinement]) -> list[tuple[Structure | None, str | None]]:

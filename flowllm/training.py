@@ -244,6 +244,11 @@ def train(
         callbacks.append(average)
 
     arguments = _arguments(config, folder, seed, device, evaluates=validation is not None)
+    if arguments.n_gpu > 1:  # the Trainer would split each batch among them, its loss with it
+        raise UserError(
+            f"{arguments.n_gpu} GPUs and one process: start with `accelerate launch --multi_gpu -m "
+            "flowllm ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
     draws = None
     if config.max_steps > 0:
         # Not the Trainer's own limit: with it a run resumed at its last step takes one more.

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 DEFAULT_ATTEMPTS = 10
+_COLDEST = 1e-6
 DEFAULT_SLOTS = 64
 # Room beyond the longest crystal's tokens, for numbers that take more tokens than usual.
 _SPARE_TOKENS = 8
@@ -102,10 +103,13 @@ def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
     """See that a distribution to draw from is described.
 
     Raises:
-        PriorError: temperature negative or not finite, top_p outside (0, 1], or no attempt.
+        PriorError: temperature negative, not finite or so small that logits divided by it
+            overflow, top_p outside (0, 1], or no attempt.
     """
     if not 0 <= temperature < math.inf:  # refuses NaN as well
         raise PriorError(f"temperature {temperature} is no number from 0; the usual is 0.7 to 1")
+    if 0 < temperature < _COLDEST:
+        raise PriorError(f"temperature {temperature} is too small; 0 takes the likeliest token")
     if not 0 < top_p <= 1:
         raise PriorError(f"top_p {top_p} is not in (0, 1]; 1 draws from all tokens")
     if max_attempts < 1:

@@ -21,7 +21,7 @@ from llm_prior.dataset import tokenize
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import INFILL_TAIL, infill_prompt
-from llm_prior.text import SYMBOLS, encode, mask_element
+from llm_prior.text import SYMBOLS, encode, mask_element, site_symbols
 
 INFILL_BATCH_SIZE = 16
 
@@ -38,6 +38,8 @@ def element_probabilities(
     """What the model would put where one element of each crystal is masked.
 
     p(e) ~ p_model(e, end of sequence | prompt) ^ (1 / temperature), normalised over the candidates.
+    Where no element's tokens begin another's, as with the compact tokenizer, the end of sequence
+    tells nothing and is left out.
 
     Args:
         prior: the model.
@@ -96,10 +98,13 @@ def replace_element(structure: Structure, old: str, new: str) -> Structure:
     Raises:
         PriorError: the element is not in the crystal.
     """
-    if old not in {element.symbol for element in structure.composition.elements}:
+    symbols = site_symbols(structure)
+    if old not in symbols:
         raise PriorError(f"{old} is not in {structure.composition.reduced_formula}; name another")
     replaced = structure.copy()
-    replaced.replace_species({old: new})
+    for place, symbol in enumerate(symbols):
+        if symbol == old:  # `replace_species` would pass over Na+
+            replaced[place] = new
     return replaced
 
 

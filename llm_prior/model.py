@@ -226,7 +226,7 @@ class Prior:
         if merge and "base" not in settings:
             raise PriorError(f"{name} is a whole model; only an adapter can be merged")
         model, tokenizer = load_pretrained(str(name), base.get("quantization"), dtype, merge=merge)
-        if not merge and "probe" in base:
+        if "probe" in base:
             _check_probe(str(name), model, base["probe"])
         model.to(device)
         model.eval()

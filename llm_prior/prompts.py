@@ -59,7 +59,7 @@ def parse_composition(formula: Any) -> Composition:
     Raises:
         PriorError: not a formula, an unknown element, or a fractional or absent amount.
     """
-    text = str(formula)
+    text = Composition(formula).formula if isinstance(formula, Mapping) else str(formula)
     no_formula = f"{formula!r} is not a chemical formula; write it like Na2SO4"
     if not _FORMULA.fullmatch(text):
         raise PriorError(no_formula)
@@ -110,7 +110,10 @@ def _number(name: str, value: Any) -> float:
 
 def _whole_number(name: str, low: int, high: int) -> Callable[[Any], str]:
     def render(value: Any) -> str:
-        number = _number(name, value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
         if not _is_whole(number, low, high):
             raise PriorError(f"{name} {value!r} is not a whole number from {low} to {high}")
         return str(int(number))

@@ -126,7 +126,11 @@ class FieldTries:
         """The angles with which, and with `first`, some third one closes a cell."""
         cosines = self._cosines
         cos_a = cosines[first - self._first_angle]
-        return self._closing_angles(_closing(cos_a, cosines[:, None], cosines).any(1))
+        # The determinant is largest at cos c = cos a cos b, so one of the two angles beside that
+        # closes a cell if any does.
+        place = np.searchsorted(-cosines, -cos_a * cosines).clip(1, len(cosines) - 1)
+        beside = (_closing(cos_a, cosines, cosines[k]) for k in (place - 1, place))
+        return self._closing_angles(np.logical_or(*beside))
 
     def _third_angle(self, first: int, second: int) -> Node:
         """The angles that close a cell with these two."""

@@ -117,7 +117,12 @@ def refine(
             )
     failed = [result for result in results if result.failure]
     if failed:
-        logger.warning("%d of %d structures were not refined", len(failed), len(structures))
+        logger.warning(
+            "%d of %d structures were not refined; of the first: %s",
+            len(failed),
+            len(structures),
+            failed[0].detail or failed[0].failure,
+        )
     return results
 
 

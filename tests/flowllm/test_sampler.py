@@ -17,7 +17,7 @@ from ase import Atoms
 from pymatgen.core import Lattice, Structure
 from transformers.utils.logging import set_tqdm_hook
 
-from flowllm import FlowLLM, InvalidCrystal, Sample, UserError, sampler
+from flowllm import FlowLLM, Sample, UserError, sampler
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
 from flowllm.request import merge_conditions
 from flowllm.sampler import pick_device
@@ -182,7 +182,7 @@ def test_none_asked_for_none_made(model: FlowLLM) -> None:
         ({"composition": "Na400Cl4"}, "composition Na400Cl4 has 404 atoms, this model writes at"),
         ({"band_gap": -0.5}, "band_gap -0.5 is below 0 eV; give 0 or more"),
         ({"colour": "red"}, "unknown condition 'colour'"),
-        ({"spacegroup": "cubic"}, "spacegroup 'cubic' is not a number"),
+        ({"spacegroup": "cubic"}, "spacegroup 'cubic' is not a whole number from 1 to 230"),
         ({"formula": "NaQ"}, "unknown element Q in formula 'NaQ'"),
     ],
 )
@@ -323,10 +323,10 @@ def test_the_place_in_a_run_decides_the_noise(model: FlowLLM) -> None:
 def test_a_structure_that_cannot_be_refined_is_named(model: FlowLLM) -> None:
     disordered = Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]])
     flat = Structure(Lattice.orthorhombic(3, 3, 1e-6), ["Na"], [[0, 0, 0]])
-    for bad, reason in ((disordered, "disorder"), (flat, "bad_cell")):
-        with pytest.raises(InvalidCrystal, match="^structure 1: ") as caught:
-            model.refine([rock_salt(), bad])
-        assert caught.value.reason == reason
+    for bad, reason in ((disordered, "is disordered"), (flat, "cell")):
+        failed, good = model.refine([bad, rock_salt()], **QUICK)
+        assert failed.structure is None and failed.failure == "bad_input"
+        assert reason in failed.detail and good.structure is not None
     with pytest.raises(UserError, match="must be a pymatgen Structure or ASE Atoms, not str"):
         model.refine(["NaCl.cif"])
     with pytest.raises(RefinerError, match="seed -1 is negative"):
@@ -450,3 +450,22 @@ def test_the_readmes_example_runs() -> None:
     exec(re.sub(r"\.sample\(\d+,", ".sample(2,", block), names)
     assert [type(sample) for sample in names["samples"]] == [Sample, Sample]
     assert names["samples"][0].structure.composition.formula == "Na2 Cl2"
+
+
+def test_with_refine_the_prior_writes_no_element_that_the_refiner_does_not_know(
+    model: FlowLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def propose(*_: object, **options: Any) -> list:
+        asked.update(options)
+        return []
+
+    monkeypatch.setattr(sampler, "propose", propose)
+    model.sample_batch(sampler.Settings(exclude_elements=["Pb"]), 0, 0, 1)
+    assert {"Pb", "Md", "Og"} <= set(asked["exclude_elements"])
+    assert "Fm" not in asked["exclude_elements"]
+    model.sample_batch(sampler.Settings(refine=False), 0, 0, 1)
+    assert asked["exclude_elements"] == []
+    with pytest.raises(UserError, match="the refiner does not know Md, only elements up to Fm"):
+        model.sample(1, formula="MdO")

@@ -227,9 +227,9 @@ def test_a_potential_that_is_none_is_refused(potential: str, message: str) -> No
         (("score", "FILE", "--out", "FILE"), "exists; choose another name"),
         (("score", "nowhere.cif"), "no such file"),
         (("ipt", "FILE", "--out", "no/folder/x.csv"), "no/folder is no folder"),
-        (("infill", "FILE", "--mask", "Na"), "Na is not in crystal blende"),
+        (("infill", "FILE", "--mask", "K"), "K is in no crystal of"),
         (("infill", "FILE", "--mask", "Na", "--swap-table"), "no element for Na"),
-        (("infill", "FILE", "--mask", "Xx"), "Xx is not in crystal salt"),
+        (("infill", "FILE", "--mask", "Xx"), "Xx is in no crystal of"),
         (("mutate", "FILE", "-n", 1, "--out", "OUT", "--temperature", -1), "temperature -1"),
         (
             ("mutate", "FILE", "-n", 1, "--out", "OUT", "--method", "uniform", "--no-swap-table"),

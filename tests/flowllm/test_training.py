@@ -374,3 +374,11 @@ def test_a_training_takes_one_kind_of_device(monkeypatch: pytest.MonkeyPatch) ->
     assert training_device("cuda") == "cuda"
     with pytest.raises(UserError, match="cuda:1: .*CUDA_VISIBLE_DEVICES"):
         training_device("cuda:1")
+
+
+def test_several_gpus_in_one_process_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
+    with pytest.raises(UserError, match="2 GPUs and one process: start with `accelerate launch"):
+        run(Line(), tmp_path, config())

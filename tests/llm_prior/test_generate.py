@@ -289,6 +289,7 @@ def test_what_a_crystal_can_meet_passes(conditions: dict[str, Any]) -> None:
     ("setting", "message"),
     [
         ({"temperature": -0.1}, "temperature -0.1 is no number from 0"),
+        ({"temperature": 1e-40}, "temperature 1e-40 is too small"),
         ({"temperature": float("nan")}, "temperature nan is no number"),
         ({"temperature": float("inf")}, "temperature inf is no number"),
         ({"top_p": 0.0}, r"top_p 0.0 is not in \(0, 1\]"),

@@ -123,12 +123,15 @@ def test_a_merged_model_needs_no_base_and_has_the_logits_of_adapter_on_base(
         Prior.from_pretrained(tmp_path / "merged", merge=True)
 
 
-def test_an_adapter_on_another_base_of_the_same_shape_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_on_another_base_of_the_same_shape_is_refused(
+    tmp_path: Path, merge: bool
+) -> None:
     base = make_base(tmp_path / "base", byte_tokenizer())
     trained(base, None).save_pretrained(tmp_path / "adapter")
     make_base(tmp_path / "base", byte_tokenizer(), seed=2)
     with pytest.raises(PriorError, match="adapter is an adapter for another base than the one"):
-        Prior.from_pretrained(tmp_path / "adapter")
+        Prior.from_pretrained(tmp_path / "adapter", merge=merge)
 
 
 def test_a_prior_is_no_base_for_another_precision_nor_an_adapter_one_at_all(tmp_path: Path) -> None:

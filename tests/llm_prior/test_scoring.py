@@ -214,6 +214,8 @@ def test_replacing_an_element_moves_nothing() -> None:
     assert replaced.lattice == CAC2.lattice
     assert (replaced.frac_coords == CAC2.frac_coords).all()
     assert [site.specie.symbol for site in CAC2] == ["Ca", "C", "C"]
+    charged = Structure(NACL.lattice, ["Na+", "Cl-"], NACL.frac_coords)
+    assert [site.specie.symbol for site in replace_element(charged, "Na", "K")] == ["K", "Cl"]
     with pytest.raises(PriorError, match="O is not in CaC2"):
         replace_element(CAC2, "O", "N")
 
