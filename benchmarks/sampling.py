@@ -44,7 +44,7 @@ from llm_prior.generate import longest_answer
 
 Requests = list[dict[str, Any]]
 Texts = list[str | None]  # None: no crystal
-ROUND = 1  # batches that one way writes before it is another's turn; the command writes one too
+ROUND = 2  # batches that one way writes before it is another's turn; a command's shard is as large
 PERMUTATIONS = 2000
 
 

@@ -74,7 +74,7 @@ def pair(
     limit: int | None = None,
     skip_invalid: bool = False,
     seed: int = 0,
-    batch_size: int = 2 * BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,

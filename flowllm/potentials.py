@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import json
 import logging
 import warnings
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from typing import Any, Literal, get_args
 from ase.calculators.calculator import Calculator
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystal import to_atoms
 from flowllm.errors import UserError, one_line
@@ -40,6 +41,7 @@ _MATGL_SCHEMES: dict[str, EnergyScheme] = {
     "MatPES-r2SCAN": "matpes-r2scan",
     "-MP-": "mp-raw",
 }
+_NOT_IN_MPTRJ = frozenset({"Po", "At", "Rn", "Fr", "Ra"})
 _VOLUME_TOLERANCE = 0.10  # of the volume, 3% of a length: what functionals differ by among them
 
 
@@ -136,6 +138,26 @@ def potential_identity(potential: str) -> dict[str, Any]:
         return {"name": potential}
     name = potential.removeprefix(_MATGL)
     return {"name": _MATGL + Path(name).name, "sha256": sha256_folder(_matgl_folder(name))}
+
+
+def known_elements(potential: str) -> frozenset[str] | None:
+    """Symbols of the elements that a potential has learnt, or None where it does not say.
+
+    CHGNet takes any element up to plutonium, but its data (MPtrj, Deng et al. 2023) has 89 of them.
+
+    Raises:
+        UserError: there is no such folder, here or on the hub.
+    """
+    if potential == "chgnet":
+        return frozenset(Element.from_Z(z).symbol for z in range(1, 95)) - _NOT_IN_MPTRJ
+    if not potential.startswith(_MATGL):
+        return None
+    file = _matgl_folder(potential.removeprefix(_MATGL)) / "model.json"
+    try:
+        content = json.loads(file.read_bytes())
+        return frozenset(content["kwargs"]["model"]["init_args"]["element_types"])
+    except (OSError, ValueError, LookupError, TypeError):  # another layout says nothing
+        return None
 
 
 class _WrongPotential(UserError):

@@ -30,7 +30,7 @@ from llm_prior.text import SYMBOLS
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
 
-BATCH_SIZE = 64
+BATCH_SIZE = 128
 _NOTHING = Structure(Lattice.cubic(1), [], [])
 
 
@@ -192,7 +192,7 @@ class FlowLLM:
             max_attempts=settings.max_attempts,
             constrain=settings.constrain,
             exclude_elements=excluded,
-            slots=count,
+            slots=-(-count // 2),  # what is finished makes room for the other half
         )
         samples = []
         for number, proposal in enumerate(proposals, start):

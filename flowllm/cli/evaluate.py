@@ -18,12 +18,39 @@ PATH = click.Path(path_type=Path)
 @click.option("--reference", type=PATH, help="For coverage and distances: usually a test set.")
 @click.option("--targets", type=PATH, help="Crystals that were to be predicted.")
 @click.option(
+    "--potential",
+    help="Relaxes every crystal: chgnet, matgl:NAME-OR-FOLDER or MODULE:FACTORY.",
+)
+@click.option(
+    "--hull",
+    type=PATH,
+    help="Known compounds, for stability and S.U.N.: a file, or 'materials-project'.",
+)
+@click.option(
+    "--references",
+    type=PATH,
+    help="Energies of the elements: a JSON file, or a run of flowllm relax.",
+)
+@click.option(
+    "--min-elements",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Crystals of fewer elements do not count as stable (FlowLLM: 2).",
+)
+@click.option(
     "--ignore-own-images",
     is_flag=True,
     help="Structural validity as published code has it: an atom may lie on its own image.",
 )
 @click.option(
     "--valid-coverage", is_flag=True, help="Coverage over valid crystals alone, on both sides."
+)
+@click.option(
+    "--composition-scale",
+    type=PATH,
+    show_default="those of the reference set",
+    help="JSON with means and stds of the 132 composition features.",
 )
 @click.option(
     "--oxidation-states",
@@ -44,8 +71,10 @@ def evaluate_command(**arguments: Any) -> None:
 
     SAMPLES are run folders of flowllm, folders or .zip files of CIFs, CSV, parquet, extxyz or JSON.
     """
-    from flowllm.evaluate import evaluate, metrics_table
+    from flowllm.evaluate import evaluate
+    from flowllm.evaluation import REPORT, metrics_table
 
     result = evaluate(**given(arguments))
     click.echo(metrics_table(result.sets))
     click.echo(result.folder)
+    click.echo(result.folder / REPORT)

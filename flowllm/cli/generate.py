@@ -31,7 +31,7 @@ from flowllm.cli.options import (
 @REFINER
 @click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
 @STEPS
-@sampling(max_attempts=10, batch_size=64)
+@sampling(max_attempts=10, batch_size=128)
 @OUT
 @SEED
 @WORKERS

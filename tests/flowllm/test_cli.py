@@ -27,6 +27,7 @@ from flowllm import data, doctor, pairing, runs
 from flowllm.cif import cif_text
 from flowllm.cli import cli
 from flowllm.crystal import Crystal
+from flowllm.evaluate import evaluate
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.table import crystal_table
 from flowllm.train_llm import train_llm
@@ -43,6 +44,7 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
     "train-rfm": (train_rfm, "--out y"),
     "sample": (runs.sample, "-n 1 --out y"),
     "refine": (runs.refine, "x --out y"),
+    "evaluate": (evaluate, "x --out y"),
 }
 NACL = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
@@ -369,7 +371,7 @@ def test_what_is_there_is_not_overwritten(finished: Path, files: Path) -> None:
     ):
         check_mistake(call("sample", "-n", 1, "--seed", 1, "--out", out), message)
     refined = call("refine", files / "nacl.cif", "--out", finished)
-    check_mistake(refined, 'holds another run (it is of sample, not of refine)')
+    check_mistake(refined, "holds another run (it is of sample, not of refine)")
     trained = call("train-llm", "--data", files / "nacl.cif", "--out", files / "thesis")
     check_mistake(trained, "thesis is not empty")
     check_mistake(call("data", files / "nacl.cif", files / "empty.csv"), "empty.csv exists; choose")

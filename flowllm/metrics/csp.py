@@ -1,0 +1,125 @@
+"""Crystal structure prediction: how often, and how closely, given crystals are found.
+
+Distances are pymatgen's `StructureMatcher.get_rms_dist`: the root mean square displacement of
+matched sites in units of (volume / atoms)^(1/3); None where the two do not match.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.core import Structure
+from pymatgen.core.structure_matcher import StructureMatcher
+
+from flowllm.crystal import UNREADABLE
+from flowllm.metrics.intervals import Estimate, bootstrap, rate
+from flowllm.metrics.uniqueness import Tolerances, comparable
+from flowllm.noble import electronegativity_unheard
+
+CSP_TOLERANCES = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
+
+
+@electronegativity_unheard()
+def rms_distance(
+    one: Structure,
+    other: Structure,
+    *,
+    tolerances: Tolerances = CSP_TOLERANCES,
+) -> float | None:
+    """Normalised root mean square displacement of two crystals, None if they do not match."""
+    if one.composition.reduced_formula != other.composition.reduced_formula:
+        return None
+    if not (comparable(one) and comparable(other)):
+        return None
+    matcher = StructureMatcher(
+        ltol=tolerances.ltol, stol=tolerances.stol, angle_tol=tolerances.angle_tol
+    )
+    try:
+        found = matcher.get_rms_dist(one, other)
+    except UNREADABLE:
+        return None
+    return None if found is None else float(found[0])
+
+
+def paired_distances(
+    targets: Mapping[str, Structure],
+    samples: Sequence[tuple[str, Structure | None]],
+    *,
+    tolerances: Tolerances = CSP_TOLERANCES,
+) -> NDArray[np.float64]:
+    """For each target the smallest distance to a sample made for it, in the order of `targets`.
+
+    Args:
+        targets: M crystals by name.
+        samples: target's name and crystal (None: failed), in any order, any number a target.
+
+    Returns:
+        (M,); NaN where no sample matches.
+    """
+    made: dict[str, list[Structure]] = defaultdict(list)
+    for name, structure in samples:
+        if structure is not None:
+            made[name].append(structure)
+    return np.array([_closest(target, made[name], tolerances) for name, target in targets.items()])
+
+
+def everyone_to_reference(
+    targets: Sequence[Structure],
+    samples: Sequence[Structure],
+    *,
+    tolerances: Tolerances = CSP_TOLERANCES,
+) -> NDArray[np.float64]:
+    """For each target the smallest distance to any sample of its formula; NaN where none matches.
+
+    Source: Martirossyan et al. 2025 (arXiv 2509.12178). A target that is one of several polymorphs
+    counts as found whichever sample of its formula finds it.
+
+    Returns:
+        (M,).
+    """
+    by_formula: dict[str, list[Structure]] = defaultdict(list)
+    for structure in samples:
+        by_formula[structure.composition.reduced_formula].append(structure)
+    return np.array(
+        [
+            _closest(target, by_formula[target.composition.reduced_formula], tolerances)
+            for target in targets
+        ]
+    )
+
+
+def match_metrics(distances: NDArray[np.float64], *, seed: int = 0) -> dict[str, Estimate]:
+    """Match rate and RMSE from `paired_distances` (M,).
+
+    match rate = |{t: some sample of t matches}| / M; RMSE = mean over the matched targets of the
+    smallest distance (Xie et al. 2021, section 5.1; Jiao et al. 2023, "DiffCSP", for k samples).
+    The published code also calls a sample a miss that is not valid; here only the match counts.
+    """
+    found = distances[~np.isnan(distances)]
+    return {
+        "match_rate": rate(len(found), len(distances)),
+        "rmse": bootstrap(found, np.mean, seed=seed),
+    }
+
+
+def metre(
+    distances: NDArray[np.float64], *, stol: float = CSP_TOLERANCES.stol, seed: int = 0
+) -> dict[str, Estimate]:
+    """METRe and cRMSE from `everyone_to_reference` (M,).
+
+    METRe = |{t: any sample matches t}| / M; cRMSE = mean over all targets of the smallest distance,
+    `stol` for those that none matches. Source: Martirossyan et al. 2025 (arXiv 2509.12178).
+    """
+    found = int((~np.isnan(distances)).sum())
+    return {
+        "metre": rate(found, len(distances)),
+        "crmse": bootstrap(np.nan_to_num(distances, nan=stol), np.mean, seed=seed),
+    }
+
+
+def _closest(target: Structure, samples: Sequence[Structure], tolerances: Tolerances) -> float:
+    found = [rms_distance(sample, target, tolerances=tolerances) for sample in samples]
+    return min((d for d in found if d is not None), default=float("nan"))

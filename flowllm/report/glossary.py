@@ -1,0 +1,54 @@
+"""What each metric means, in a line for people who look at a table."""
+
+from __future__ import annotations
+
+_MEETS = "meets_"
+_MEANINGS = {
+    "structural_validity": "atoms at least 0.5 Å apart and a cell of at least 0.1 Å³",
+    "compositional_validity": "charges can balance (SMACT), or an element or alloy",
+    "valid": "both validities",
+    "uniqueness": "crystals that equal no earlier one of the set",
+    "novelty": "crystals that equal none of the training sets",
+    "unique_novel": "unique and novel",
+    "valid_unique_novel": "valid, unique and novel, of all asked for",
+    "structural_diversity": "mean distance of structure features within the set",
+    "compositional_diversity": "mean distance of composition features within the set",
+    "coverage_recall": "reference crystals near a generated one",
+    "coverage_precision": "generated crystals near a reference one",
+    "amsd_recall": "mean structure distance of a reference crystal to the nearest generated",
+    "amsd_precision": "mean structure distance of a generated crystal to the nearest reference",
+    "amcd_recall": "mean composition distance of a reference crystal to the nearest generated",
+    "amcd_precision": "mean composition distance of a generated crystal to the nearest reference",
+    "density_distance": "Wasserstein distance of densities to the reference, g/cm³",
+    "num_elements_distance": "Wasserstein distance of numbers of elements to the reference",
+    "volume_per_atom_distance": "Wasserstein distance of volumes per atom to the reference, Å³",
+    "spacegroup_distance": "Wasserstein distance of space group numbers to the reference",
+    "structural_feature_novelty": "far from the training set in structure features",
+    "compositional_feature_novelty": "far from the training set in composition features",
+    "feature_novelty": "far from the training set in structure or composition features",
+    "stable_0": "below the hull, of all",
+    "stable_0.03": "less than 0.03 eV/atom above the hull, of all",
+    "stable_0.1": "less than 0.1 eV/atom above the hull, of all",
+    "sun": "stable, unique and novel, of all",
+    "metastable_sun": "less than 0.1 eV/atom above the hull, unique and novel, of all",
+    "match_rate": "targets that a sample made for them matches",
+    "rmse": "mean RMSD of the matched targets, over (V/N)^(1/3)",
+    "metre": "targets that any sample matches",
+    "crmse": "mean RMSD of all targets, 0.5 for those that none matches",
+    "relaxed_match_rate": "crystals that match their relaxed self, of all",
+    "relaxed_rmsd": "mean RMSD of the matched to their relaxed self, over (V/N)^(1/3)",
+    "median_e_above_hull": "median energy above the hull of the relaxed, eV/atom",
+    "energy_drop": "mean energy that relaxation takes away, eV/atom",
+    "relaxation_steps": "mean steps of the relaxation",
+}
+
+
+def meaning(metric: str) -> str:
+    """A line on a metric, by its name before any `[set]`; empty for one that has none here."""
+    name, _, which = metric.partition("[")
+    which = which.removesuffix("]")
+    if name.startswith(_MEETS):
+        line = f"crystals with the {name.removeprefix(_MEETS)} that was asked for"
+        return f"{line}, of {which}" if which else line
+    line = _MEANINGS.get(name, "")
+    return f"{line}; against {which}" if line and which else line

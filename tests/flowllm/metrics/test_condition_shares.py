@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pymatgen.core import Lattice, Structure
+
+from flowllm.metrics.conditions import met, shares
+
+SALT = Structure.from_spacegroup(
+    "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+)
+ASKED = {
+    "formula": "Na2Cl2",
+    "elements": "Cl, Na",
+    "num_atoms": "8",
+    "spacegroup": "225",
+    "e_above_hull": "0.00",
+    "band_gap": "5.00",
+}
+
+
+def test_each_condition():
+    judged = met(SALT, ASKED, e_above_hull=0.05)
+    assert judged == dict.fromkeys(
+        ("formula", "elements", "num_atoms", "spacegroup", "spacegroup_0.1", "e_above_hull"), True
+    )
+    assert "e_above_hull" not in met(SALT, ASKED)  # not known
+    other = met(SALT, {"formula": "NaCl2", "elements": ["Na"], "num_atoms": 2, "spacegroup": 1})
+    assert not any(other.values())
+    assert not met(SALT, ASKED, e_above_hull=0.11)["e_above_hull"]
+    assert not any(met(None, ASKED).values())
+
+
+def test_two_tolerances_of_the_space_group():
+    perovskite = Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0]]
+    )
+    perovskite.translate_sites([1], [0, 0, 0.08 / 3.9])
+    judged = met(perovskite, {"spacegroup": 221})
+    assert judged == {"spacegroup": True, "spacegroup_0.1": False}
+
+
+def test_shares_by_number_of_atoms():
+    small = SALT.get_primitive_structure()
+    judged = [met(s, {"formula": "NaCl", "num_atoms": 8}) for s in (SALT, small, None)]
+    found = shares(judged, [8, 2, None])
+    assert found["formula"].value == 2 / 3
+    assert found["num_atoms"].value == 1 / 3
+    assert found["num_atoms[num_atoms=8]"].value == 1
+    assert found["num_atoms[num_atoms=2]"].value == 0

@@ -1,0 +1,80 @@
+"""Each rule of validity on a crystal made for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymatgen.core import Composition, Lattice, Structure
+
+from flowllm.errors import UserError
+from flowllm.metrics.validity import compositional_validity, structural_validity
+
+pytest.importorskip("smact", reason="smact is not installed")
+
+
+def pair(distance: float, cell: float = 4.0) -> Structure:
+    return Structure(
+        Lattice.cubic(cell), ["Na", "Cl"], [[0, 0, 0.9], [0, 0, 0.9 + distance / cell]]
+    )
+
+
+@pytest.mark.parametrize(("distance", "valid"), [(0.499, False), (0.501, True)])
+def test_atoms_half_an_angstrom_apart_also_across_the_boundary(distance, valid):
+    assert structural_validity(pair(distance)) is valid
+    assert structural_validity(pair(distance), own_images=False) is valid
+
+
+def test_an_atom_on_its_own_image():
+    thin = Structure(Lattice.orthorhombic(0.4, 5, 5), ["Fe"], [[0, 0, 0]])
+    assert not structural_validity(thin)
+    assert structural_validity(thin, own_images=False)
+    skewed = Structure(Lattice([[5, 0, 0], [4.8, 0.3, 0], [0, 0, 5]]), ["Fe"], [[0, 0, 0]])
+    assert not structural_validity(skewed)  # |b - a| = 0.36: the cell's own lengths do not show it
+
+
+def test_a_cell_without_volume():
+    flat = Structure(Lattice.orthorhombic(0.6, 0.6, 0.27), ["H"], [[0, 0, 0]])
+    assert flat.volume < 0.1
+    assert not structural_validity(flat, own_images=False)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_structural_validity_does_not_depend_on_the_cell(seed):
+    rng = np.random.default_rng(seed)
+    structure = Structure(
+        Lattice.from_parameters(*rng.uniform(1, 4, 3), *rng.uniform(70, 110, 3)),
+        ["C"] * 3,
+        rng.random((3, 3)),
+    )
+    moved = structure.copy()
+    moved.translate_sites(range(3), rng.random(3))
+    other = moved.make_supercell([[1, 1, 0], [0, 1, 1], [0, 0, 1]], in_place=False)
+    assert structural_validity(other) is structural_validity(structure)
+
+
+@pytest.mark.parametrize(
+    ("formula", "valid"),
+    [
+        ("NaCl", True),
+        ("Na2Cl", False),  # no charges balance
+        ("Cl2", True),  # a single element
+        ("CuNi", True),  # metals alone
+        ("HeO", False),  # no oxidation state in this table
+        ("XeF4", True),
+        ("He", True),
+        ("RfO2", False),  # no data at all
+        ("SrTiO3", True),
+        ("Na8Cl8", True),
+    ],
+)
+def test_compositional_validity(formula, valid):
+    assert compositional_validity(Composition(formula)) is valid
+
+
+def test_another_table_of_oxidation_states():
+    assert compositional_validity(Composition("NaCl"), oxidation_states_set="icsd24")
+    with pytest.raises(UserError, match="smact99.*known are smact14"):
+        compositional_validity(Composition("NaCl"), oxidation_states_set="smact99")
