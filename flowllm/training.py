@@ -188,6 +188,7 @@ class _Log(TrainerCallback):
             shown = {
                 key: f"{value:.4g}" if isinstance(value, float) else value
                 for key, value in logs.items()
+                if key != "epoch"  # of VirtualEpochs, which is one, however many passes it holds
             }
             log.info("step %d/%d %s", state.global_step, state.max_steps, shown)
 
