@@ -11,7 +11,6 @@ sample failed counts as not matched. Intervals are Wilson's at 95%.
 from __future__ import annotations
 
 import json
-import math
 import random
 import resource
 import time
@@ -25,6 +24,7 @@ from pymatgen.core.structure_matcher import StructureMatcher
 from flowllm.cells import reduce_cell
 from flowllm.data import read
 from flowllm.errors import InvalidCrystal
+from flowllm.metrics.intervals import wilson
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
@@ -32,14 +32,10 @@ from rfm import Refiner, refine
 BATCH = 64
 
 
-def wilson(hits: int, total: int) -> str:
+def share(hits: int, total: int) -> str:
     """A share with its 95% interval (Wilson 1927), in percent."""
-    if not total:
-        return "-"
-    z, p = 1.96, hits / total
-    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2)) / (1 + z * z / total)
-    return f"{100 * p:.1f}% [{100 * (middle - half):.1f}, {100 * (middle + half):.1f}]"
+    low, high = wilson(hits, total)
+    return f"{100 * hits / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 @click.command()
@@ -105,9 +101,9 @@ def main(
     drawn = sum(p.attempts for p in proposals)
     figures = {
         "targets": n,
-        "first attempt parsed": wilson(parsed, n),
-        "first attempt right composition": wilson(first["right"], n),
-        f"right composition within {attempts} attempts": wilson(sum(s is not None for s in raw), n),
+        "first attempt parsed": share(parsed, n),
+        "first attempt right composition": share(first["right"], n),
+        f"right composition within {attempts} attempts": share(sum(s is not None for s in raw), n),
         "first attempt refused": dict(first),
         "prior texts/s": round(drawn / seconds, 1),
     }
@@ -120,7 +116,7 @@ def main(
         ]
         rms = [pair[0] for pair in found if pair is not None]
         mean = sum(rms) / len(rms) if rms else float("nan")
-        figures[name] = f"match {wilson(len(rms), n)}, RMSD {mean:.3f}"
+        figures[name] = f"match {share(len(rms), n)}, RMSD {mean:.3f}"
         click.echo(f"{name}: {figures[name]}", err=True)
 
     score("raw", raw)

@@ -30,6 +30,7 @@ from flowllm.sampler import (
     FlowLLM,
     Sample,
     refined,
+    unknown_elements,
 )
 from flowllm.versions import versions
 from llm_prior import (
@@ -128,6 +129,8 @@ def sample(
     check_conditions(
         settings.conditions, model.prior.fmt, exclude_elements=settings.exclude_elements
     )
+    if refine:
+        unknown_elements(model.refiner, settings.conditions)  # refuses before the folder is claimed
     warn_of_untrained(model.prior, settings.conditions)
     manifest = {
         "command": "sample",

@@ -39,15 +39,6 @@ ASKED = {"formula": "NaCl", "refine": True, "seed": 3, "steps": 3, "batch_size":
 Run = tuple[Outcome, Callable[..., Outcome]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """What `FlowLLM.sample` needs to give the same bits as a run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of sampling, and how to ask for it again."""
@@ -478,3 +469,11 @@ def test_any_ids_give_file_names_of_their_own(ids: list[str]) -> None:
     names = file_names(ids)
     assert len(names) == len(ids) == len({name.casefold() for name in names})
     assert all(re.fullmatch(r"\w[\w.-]{0,150}", name, re.ASCII) for name in names)
+
+
+def test_an_element_that_the_refiner_does_not_know_is_refused_before_the_folder_is_claimed(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="the refiner does not know Md"):
+        sample(1, out=tmp_path / "run", formula="MdO", refine=True, device="cpu")
+    assert not (tmp_path / "run").exists()

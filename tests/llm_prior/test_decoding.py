@@ -4,7 +4,6 @@ else is in the batch."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +36,6 @@ REQUESTS: list[dict[str, Any]] = [
     {},
     {"num_atoms": 3},
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @cache
