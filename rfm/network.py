@@ -23,12 +23,14 @@ rotation of the crystal and by whole periods in any coordinate, and permutes wit
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.utils import scatter
 
 from rfm.batch import AtomPairs, CrystalBatch, atom_pairs
@@ -39,6 +41,7 @@ _TIME_FREQUENCIES = 8
 _CELL_FEATURES = 6 + 3 + 3 + 2
 _DIRECTION = 3 + 1  # cosines of angles and the log distance
 _CACHED = 2**20  # bytes of a tensor that stays in the cache of a core
+_RECOMPUTED = 2**25  # bytes of a tensor that the backward pass computes again at a time
 _SHELLS, _FIRST_SHELL, _SHELL_STEP = 12, 1.0, 0.5  # radii of the image density, Angstrom
 
 
@@ -64,11 +67,16 @@ class NetworkConfig:
 
 
 class VelocityNetwork(nn.Module):
-    """u(state, t): velocities of the fractional coordinates and of the standardised cell vector."""
+    """u(state, t): velocities of the fractional coordinates and of the standardised cell vector.
+
+    recompute: keep no message for the backward pass but compute it again there: a third more work,
+        and memory for the states of atoms and the features of pairs only.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         width = config.width
         self.embed_element = nn.Embedding(config.max_atomic_number + 1, width)
         self.embed_crystal = nn.Sequential(
@@ -121,7 +129,7 @@ class VelocityNetwork(nn.Module):
         inverse_degree = (num_atoms - 1).clamp(min=1).reciprocal()  # (B, 1)
         inverse_degree = inverse_degree.index_select(0, state.batch)  # (N, 1)
         for layer in self.layers:
-            h = layer(h, crystal, geometry, state.batch, pairs, inverse_degree)
+            h = layer(h, crystal, geometry, state.batch, pairs, inverse_degree, self.recompute)
 
         h = self.norm(h)
         coord_velocity = self.coord_head(h).float()  # (N, 3)
@@ -154,6 +162,7 @@ class _Layer(nn.Module):
         batch: Tensor,
         pairs: AtomPairs,
         inverse_degree: Tensor,
+        recompute: bool,
     ) -> Tensor:
         x = self.norm(h)  # (N, W)
         source = self.from_source(x) + self.from_crystal(crystal).index_select(0, batch)  # (N, W)
@@ -165,25 +174,54 @@ class _Layer(nn.Module):
             even_weight, odd_weight = even_weight.to(source.dtype), odd_weight.to(source.dtype)
 
         num_pairs = max(1, pairs.first.shape[0])  # one turn without pairs, for the gradients
-        size = num_pairs
         # Without a backward pass the (P, W) tensors can be overwritten, and on CPUs, where their
         # traffic costs as much as the products, they come in parts that stay in the cache.
         discard = not torch.is_grad_enabled()
+        part_bytes = num_pairs * h.shape[1] * source.itemsize
         if discard and h.device.type == "cpu":
-            size = max(1, _CACHED // (h.shape[1] * source.itemsize))
+            part_bytes = _CACHED
+        elif recompute:
+            part_bytes = _RECOMPUTED
+        size = max(1, part_bytes // (h.shape[1] * source.itemsize))
         total = torch.zeros_like(source)  # (N, W), sums of messages
         for start in range(0, num_pairs, size):
             part = slice(start, start + size)
-            i, j = pairs.first[part], pairs.second[part]
-            even = linear(geometry.even[part], even_weight)  # (P, W)
-            odd = linear(geometry.odd[part], odd_weight)  # (P, W)
-            for pair, here, there in ((even + odd, i, j), (even - odd, j, i)):
-                pair += source.index_select(0, here)
-                pair += target.index_select(0, there)
-                message = silu(self.message(silu(pair, inplace=discard)), inplace=discard)
+            inputs = (
+                *(source, target, even_weight, odd_weight, geometry.even[part], geometry.odd[part]),
+                *(pairs.first[part], pairs.second[part]),
+            )
+            if recompute and not discard:
+                messages = checkpoint(
+                    lambda *given: list(self._messages(*given)),
+                    *inputs,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                messages = self._messages(*inputs)
+            for here, message in messages:
                 total.index_add_(0, here, message)
         mean = total * inverse_degree  # (N, W)
         return h + self.update(torch.cat([x, mean.to(x.dtype)], dim=-1))
+
+    def _messages(
+        self,
+        source: Tensor,
+        target: Tensor,
+        even_weight: Tensor,
+        odd_weight: Tensor,
+        even: Tensor,
+        odd: Tensor,
+        first: Tensor,
+        second: Tensor,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For either direction of some pairs: where the messages go (P,), and they (P, W)."""
+        discard = not torch.is_grad_enabled()
+        even, odd = linear(even, even_weight), linear(odd, odd_weight)  # (P, W)
+        for pair, here, there in ((even + odd, first, second), (even - odd, second, first)):
+            pair += source.index_select(0, here)
+            pair += target.index_select(0, there)
+            yield here, silu(self.message(silu(pair, inplace=discard)), inplace=discard)
 
 
 class PairFeatures(NamedTuple):

@@ -254,3 +254,32 @@ def test_refused_sizes_and_elements(refiner: Refiner) -> None:
     batch = CrystalBatch.from_structures([iron], refiner.cell)
     with pytest.raises(RefinerError, match="atomic number 26 .* 20"):
         refiner.velocity(batch, torch.tensor([0.0]))
+
+
+def test_recomputing_saves_memory_and_changes_no_gradient(
+    refiner: Refiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coords = np.random.default_rng(0).random((30, 3))
+    crystal = Structure(Lattice.cubic(7), ["Na"] * 30, coords)  # 435 pairs, in three parts
+    batch = CrystalBatch.from_structures([crystal], refiner.cell)
+    times = TIMES[:1]
+    monkeypatch.setattr(network_module, "_RECOMPUTED", 4 * refiner.config.network.width * 200)
+    gradients, saved = [], []
+    for recompute in (False, True):
+        refiner.network.recompute = recompute
+        refiner.zero_grad()
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            coord, cell = refiner.velocity(batch, times)
+        (coord.square().sum() + cell.square().sum()).backward()
+        gradients.append([p.grad.clone() for p in refiner.parameters()])
+        saved.append(sum(sizes))
+    refiner.network.recompute = False
+    assert saved[1] < 0.6 * saved[0]
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, recomputed, atol=1e-5)
