@@ -16,7 +16,7 @@ import dacite
 import yaml
 
 from flowllm.errors import UserError, one_line
-from flowllm.training_config import TrainingConfig
+from flowllm.training_config import RefinerTrainingConfig, TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
 
@@ -42,7 +42,7 @@ class RFMRecipe:
     base: BaseConfig = field(default_factory=BaseConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     integration: IntegrationConfig = field(default_factory=IntegrationConfig)
-    training: TrainingConfig
+    training: RefinerTrainingConfig
 
 
 def named_recipes() -> list[str]:

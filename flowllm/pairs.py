@@ -1,4 +1,8 @@
-"""Pairs of a prior's sample and its target on disk: one parquet file, a row a pair."""
+"""Pairs of a base crystal and its target on disk: one parquet file, a row a pair.
+
+The file says in its metadata what the base crystals are, `llm` (a prior's samples) or `file`; one
+from before it did holds a prior's samples.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from flowllm.files import publish
 from rfm import PairedCrystal
 
 ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
+_BASE_KEY = b"base"
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -25,8 +30,14 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_pairs(pairs: Iterable[PairedCrystal], path: Path) -> None:
-    """Write pairs; arrays go flat into list columns, in Angstrom and fractions as they are."""
+def write_pairs(pairs: Iterable[PairedCrystal], path: Path, *, base: str = "llm") -> None:
+    """Write pairs; arrays go flat into list columns, in Angstrom and fractions as they are.
+
+    Args:
+        pairs: what to write.
+        path: the file, replaced if it is there.
+        base: what the base crystals are, `llm` or `file`.
+    """
     pairs = list(pairs)
     columns: dict[str, list] = {
         "id": [pair.id for pair in pairs],
@@ -34,16 +45,20 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path) -> None:
     }
     for name in ARRAYS:
         columns[name] = [getattr(pair, name).ravel().tolist() for pair in pairs]
-    table = pa.table(columns, schema=_SCHEMA)
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({_BASE_KEY: base}))
     publish(path, lambda file: pq.write_table(table, file, compression="zstd"))
 
 
-def read_pairs(path: str | Path) -> list[PairedCrystal]:
+def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCrystal]:
     """Read what `write_pairs` wrote.
+
+    Args:
+        path: the file.
+        base: what the base crystals must be, `llm` or `file`; None takes both.
 
     Raises:
         UserError: no such file, no parquet file, a column that is missing or of another type, a
-            damaged row, or no pair in it.
+            damaged row, no pair in it, or another base.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,6 +74,11 @@ def read_pairs(path: str | Path) -> list[PairedCrystal]:
         )
     if not table.num_rows:
         raise UserError(f"{path} holds no pair; summary.json beside it counts what was dropped")
+    found = (table.schema.metadata or {}).get(_BASE_KEY, b"llm").decode()
+    if base is not None and found != base:
+        raise UserError(
+            f"{path} holds pairs of base.kind {found}, not {base}; set base.kind={found}"
+        )
     try:
         rows = table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
     except pa.ArrowException as error:

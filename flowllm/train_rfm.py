@@ -13,16 +13,18 @@ from flowllm.config import RFMRecipe, load_recipe
 from flowllm.data import read
 from flowllm.errors import UserError
 from flowllm.jobs import batch_seed
+from flowllm.model_card import check_weights
 from flowllm.pairs import read_pairs, targets_only
 from flowllm.training import train
 from flowllm.training_run import training_run
-from rfm import PairDataset, PairedCrystal, Refiner, RefinerConfig, collate
+from flowllm.validation import VALIDATION_FILE, RefinerValidation
+from rfm import BaseConfig, PairDataset, PairedCrystal, Refiner, RefinerConfig, collate
 
 
 def train_rfm(
     config: str | Path = "rfm/small",
     *,
-    pairs: str | Path | None = None,
+    pairs: str | Path | Sequence[str | Path] | None = (),
     data: Sequence[str | Path] = (),
     out: str | Path,
     validation: str | Path | None = None,
@@ -35,12 +37,18 @@ def train_rfm(
 ) -> Path:
     """Train a refiner by Riemannian flow matching (FlowLLM, arXiv 2410.23405).
 
+    An epoch draws every pair once, each time with fresh noise and another t: a target with k
+    samples is drawn k times. A run keeps its pairs to the end; to add those that were made since,
+    start another run with all of them from the model of the first (`init`).
+
     Args:
         config: recipe by name (`rfm/small`) or path.
-        pairs: what `flowllm pair` made; for `base.kind: pairs`.
+        pairs: what `flowllm pair` made, one file or several; for `base.kind: llm` and, made with
+            `--samples`, for `base.kind: file`.
         data: crystals, for `base.kind: uniform` (FlowMM, arXiv 2406.04713: no language model).
-        out: run folder: `run.json`, `checkpoint-STEP/`, at the end `model/`.
-        validation: like `pairs` or `data`, for the validation loss.
+        out: run folder: `run.json`, `checkpoint-STEP/`, `validation.csv` (see
+            `flowllm.validation`), at the end `model/`.
+        validation: one file like `pairs` or `data`, to watch the training by.
         init: a trained refiner with the same network and chart, whose weights are the start.
         overrides: `key=value` changes to the recipe.
         skip_invalid: leave out bad rows of `data` instead of stopping.
@@ -55,28 +63,12 @@ def train_rfm(
         UserError, RefinerError: bad recipe, data, pairs, initial model or run folder.
     """
     recipe = load_recipe(RFMRecipe, config, overrides)
-    uses_pairs = recipe.base.kind == "pairs"
-    if uses_pairs and pairs is None:
-        raise UserError(
-            f"{config} has base.kind pairs: give pairs (--pairs FILE), made by `flowllm pair`"
-        )
-    if not uses_pairs and not data:
-        raise UserError(f"{config} has base.kind uniform: give data (--data FILE), crystals")
-    sources = [pairs] if uses_pairs else list(data)
+    sources = _sources(recipe.base.kind, config, pairs, data)
 
     def load(paths: Sequence[str | Path], limit: int | None = None) -> list[PairedCrystal]:
-        if uses_pairs:
-            found = [pair for path in paths for pair in read_pairs(path)]
-            if limit is None or limit >= len(found):
-                return found
-            # The file is sorted by size: its first rows would all be small.
-            chosen = np.random.default_rng(0).choice(len(found), limit, replace=False)
-            return [found[k] for k in chosen]
-        return [
-            pair
-            for path in paths
-            for pair in targets_only(read(path, skip_invalid=skip_invalid, limit=limit))
-        ]
+        found = _read(recipe.base, paths, skip_invalid=skip_invalid, limit=limit)
+        _check_elements(found, recipe.network.max_atomic_number)
+        return found
 
     with training_run(
         out,
@@ -89,7 +81,10 @@ def train_rfm(
     ) as run:
         if run.finished:
             return run.model
-        start = Refiner.from_pretrained(init) if init else None
+        start = None
+        if init:
+            check_weights(Path(init))
+            start = Refiner.from_pretrained(init)
         wanted = (recipe.network, recipe.chart)
         if start is not None and (start.config.network, start.config.chart) != wanted:
             raise UserError(f"{init} has another network or chart than {config}; match them")
@@ -118,13 +113,20 @@ def train_rfm(
             )
         if start is not None:
             refiner.load_state_dict(start.state_dict())
-        validation_set = None
+        evaluation = None
         if validation is not None:
+            validation_pairs = load([validation], recipe.training.eval_crystals)
             validation_set = PairDataset(
-                load([validation], recipe.training.eval_crystals),
+                validation_pairs,
                 chart_name=recipe.chart,
                 base=recipe.base,
                 statistics=training_set.statistics,
+            )
+            evaluation = RefinerValidation(
+                validation_pairs,
+                validation_set,
+                config=recipe.training,
+                file=run.folder / VALIDATION_FILE if run.first else None,
             )
         train(
             refiner,
@@ -134,7 +136,61 @@ def train_rfm(
             folder=run.folder,
             seed=seed,
             resume=resume,
-            validation=validation_set,
+            evaluation=evaluation,
             device=device,
         )
         return run.publish(refiner.save_pretrained)
+
+
+def _sources(
+    kind: str,
+    config: str | Path,
+    pairs: str | Path | Sequence[str | Path] | None,
+    data: Sequence[str | Path],
+) -> list[str | Path]:
+    """The files that a base of this kind is trained on."""
+    given = {
+        "pairs": [pairs] if isinstance(pairs, str | Path) else list(pairs or ()),
+        "data": list(data),
+    }
+    wanted, other = ("data", "pairs") if kind == "uniform" else ("pairs", "data")
+    made = {
+        "llm": "made by `flowllm pair`",
+        "file": "made by `flowllm pair --samples FILE`",
+        "uniform": "crystals",
+    }
+    if not given[wanted]:
+        raise UserError(
+            f"{config} has base.kind {kind}: give {wanted} (--{wanted} FILE), {made[kind]}"
+        )
+    if given[other]:
+        raise UserError(
+            f"{config} has base.kind {kind}, which uses no {other}; leave --{other} out"
+        )
+    return given[wanted]
+
+
+def _read(
+    base: BaseConfig, paths: Sequence[str | Path], *, skip_invalid: bool, limit: int | None
+) -> list[PairedCrystal]:
+    if not base.from_crystals:
+        return [
+            pair
+            for path in paths
+            for pair in targets_only(read(path, skip_invalid=skip_invalid, limit=limit))
+        ]
+    found = [pair for path in paths for pair in read_pairs(path, base=base.kind)]
+    if limit is None or limit >= len(found):
+        return found
+    # The file is sorted by size: its first rows would all be small.
+    chosen = np.random.default_rng(0).choice(len(found), limit, replace=False)
+    return [found[k] for k in chosen]
+
+
+def _check_elements(pairs: Sequence[PairedCrystal], heaviest: int) -> None:
+    for pair in pairs:
+        if (number := pair.atomic_numbers.max(initial=0)) > heaviest:
+            raise UserError(
+                f"pair {pair.id!r} has the atomic number {number}, above "
+                f"network.max_atomic_number {heaviest}; raise that, or leave the pair out"
+            )

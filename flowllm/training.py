@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -36,13 +37,16 @@ from flowllm.draws import Drawable, VirtualEpochs
 from flowllm.errors import UserError
 from flowllm.sharding import check_sharding, gather_weights, shard_on_cpu
 from flowllm.training_config import TrainingConfig
+from flowllm.training_log import Log, Pace, Progress
 
 log = logging.getLogger(__name__)
+
+# Figures by name, of a model in eval mode at this state of the run; every process calls it.
+Evaluation = Callable[[torch.nn.Module, TrainerState], Mapping[str, float]]
 
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
 # Kept checkpoints. More than one, because an old one is deleted before the newest is marked.
 _KEPT = 3
-_ON_THE_BAR = ("loss", "crystals_per_second", "tokens_per_second")
 
 
 class NonFiniteLoss(UserError):
@@ -53,10 +57,16 @@ class _EngineTrainer(Trainer):
     """`Trainer` with complete-marked checkpoints, a guard against NaN, and an average."""
 
     def __init__(
-        self, *args: Any, average: WeightAverage | None, pace: _Pace, **kwargs: Any
+        self,
+        *args: Any,
+        average: WeightAverage | None,
+        evaluation: Evaluation | None,
+        pace: Pace,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.average = average
+        self.evaluation = evaluation
         self.pace = pace
         self._non_finite_in_a_row = 0
 
@@ -98,10 +108,20 @@ class _EngineTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Of the weights that the run ends with."""
-        if self.average is None:
-            return super().evaluate(*args, **kwargs)
-        with self.average.applied(self.model):
-            return super().evaluate(*args, **kwargs)
+        averaged = (
+            contextlib.nullcontext() if self.average is None else self.average.applied(self.model)
+        )
+        with averaged:
+            if self.evaluation is None:
+                return super().evaluate(*args, **kwargs)
+            self.model.eval()  # a training step turns it back
+            found = self.evaluation(self.model, self.state)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A tied weight is stored once, under the name of the other: it is not missing."""
@@ -133,66 +153,6 @@ class _EngineTrainer(Trainer):
             mark_complete(folder)
 
 
-class _Progress(ProgressCallback):
-    """The bar, with loss and rate. The original also prints the log lines to stdout, which is for
-    results."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Leave the log lines to `_Log`."""
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            shown = {key: f"{logs[key]:.4g}" for key in _ON_THE_BAR if key in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
-
-
-class _Pace(TrainerCallback):
-    """How fast this run goes: crystals and tokens per second since the last log line, and the time
-    that is left at the rate since the start."""
-
-    def __init__(self) -> None:
-        self._crystals = self._tokens = 0
-        self._start = self._last = time.monotonic()
-        self._first_step = 0
-
-    def add(self, crystals: int, attention_mask: torch.Tensor | None) -> None:
-        """Count one batch of this process; without a mask there are no tokens."""
-        self._crystals += crystals
-        self._tokens += 0 if attention_mask is None else int(attention_mask.sum())
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._start = self._last = time.monotonic()
-        self._first_step = state.global_step
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Add the rates to a line of the training; other callbacks are called after this one."""
-        if logs is None or "loss" not in logs:
-            return
-        now = time.monotonic()
-        elapsed = max(now - self._last, 1e-9)
-        logs["crystals_per_second"] = self._crystals * args.world_size / elapsed
-        if self._tokens:
-            logs["tokens_per_second"] = self._tokens * args.world_size / elapsed
-        done = state.global_step - self._first_step
-        logs["minutes_left"] = (
-            (now - self._start) / 60 * (state.max_steps - state.global_step) / max(done, 1)
-        )
-        self._crystals = self._tokens = 0
-        self._last = now
-
-
-class _Log(TrainerCallback):
-    """Appends every log line of the Trainer to the log of the run."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs:
-            shown = {
-                key: f"{value:.4g}" if isinstance(value, float) else value
-                for key, value in logs.items()
-                if key != "epoch"  # of VirtualEpochs, which is one, however many passes it holds
-            }
-            log.info("step %d/%d %s", state.global_step, state.max_steps, shown)
-
-
 def train(
     model: torch.nn.Module,
     data: Drawable,
@@ -203,6 +163,7 @@ def train(
     seed: int,
     resume: bool = False,
     validation: Drawable | None = None,
+    evaluation: Evaluation | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Train `model` in place; with an EMA it ends with the averaged weights.
@@ -217,7 +178,9 @@ def train(
         folder: checkpoints go to `folder/checkpoint-STEP`.
         seed: of the draws, the order and the dropout.
         resume: go on from the newest complete checkpoint in `folder`, if there is one.
-        validation: crystals whose mean loss is logged every `eval_steps`; always drawn alike.
+        validation: crystals whose mean loss is logged every `eval_steps` and at the end; always
+            drawn alike.
+        evaluation: gives what is logged then instead.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -235,8 +198,8 @@ def train(
         verify(checkpoint)
         log.info("resuming from %s", checkpoint)
 
-    pace = _Pace()
-    callbacks: list[TrainerCallback] = [_Log()]
+    pace = Pace()
+    callbacks: list[TrainerCallback] = [Log()]
     average = None
     if config.ema_decay:
         average = WeightAverage(model, config.ema_decay)
@@ -244,7 +207,7 @@ def train(
             average.load(checkpoint)
         callbacks.append(average)
 
-    arguments = _arguments(config, folder, seed, device, evaluates=validation is not None)
+    arguments = _arguments(config, folder, seed, device, evaluates=bool(validation or evaluation))
     if arguments.n_gpu > 1:  # the Trainer would split each batch among them, its loss with it
         raise UserError(
             f"{arguments.n_gpu} GPUs and one process: start with `accelerate launch --multi_gpu -m "
@@ -261,12 +224,14 @@ def train(
         train_dataset=VirtualEpochs(
             data, epochs=config.epochs, batch_size=config.batch_size, seed=seed, limit=draws
         ),
-        eval_dataset=None
+        # The Trainer insists on a data set where it evaluates.
+        eval_dataset=()
         if validation is None
         else VirtualEpochs(validation, epochs=1, batch_size=config.batch_size, seed=seed),
         data_collator=collate,
         callbacks=callbacks,
         average=average,
+        evaluation=evaluation,
         pace=pace,
     )
     if trainer.is_fsdp_enabled:
@@ -274,7 +239,7 @@ def train(
     trainer.callback_handler.callbacks.insert(0, pace)  # what it adds, all others log
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    trainer.add_callback(_Progress())
+    trainer.add_callback(Progress())
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if average is not None:
         average.copy_to(model)
@@ -298,7 +263,7 @@ def training_device(device: str) -> str:
 
 def _check(config: TrainingConfig, model: torch.nn.Module) -> None:
     """Refuse what only this model or this installation makes impossible."""
-    if config.gradient_checkpointing and not hasattr(model, "gradient_checkpointing_enable"):
+    if config.gradient_checkpointing and not hasattr(model, "activation_checkpointing_enable"):
         raise UserError(
             f"a {type(model).__name__} has no gradient checkpointing; "
             "set training.gradient_checkpointing to false"

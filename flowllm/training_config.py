@@ -1,4 +1,4 @@
-"""The hyperparameters that both stages share."""
+"""The hyperparameters of training: those that both stages share, and the refiner's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "num_workers")
 # What a resumed run may change: they decide what is written on the way, not the weights.
 WITHOUT_EFFECT = (
     *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
-    *("num_workers", "report_to"),
+    *("match_steps", "match_crystals", "num_workers", "report_to"),
 )
 _TRACKERS = ("none", "tensorboard", "wandb")
 
@@ -81,3 +81,22 @@ class TrainingConfig:
             raise UserError(
                 f"training.report_to must be one of {', '.join(_TRACKERS)}, not {self.report_to!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinerTrainingConfig(TrainingConfig):
+    """Those of a refiner, whose crystals are matched with their targets while it trains.
+
+    Attributes:
+        match_steps: optimiser steps between such matchings; each comes with the next evaluation.
+        match_crystals: how many crystals of the validation set are refined for it.
+    """
+
+    match_steps: int = 2000
+    match_crystals: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("match_steps", "match_crystals"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} must be above 0, not {getattr(self, name)}")

@@ -16,8 +16,10 @@ from rfm.network import NetworkConfig, VelocityNetwork
 from rfm.objective import LossWeights
 from rfm.refining import Refinement, refine
 from rfm.trajectory import Trajectory
+from rfm.validation import PATH_LOSSES, path_losses
 
 __all__ = [
+    "PATH_LOSSES",
     "BaseConfig",
     "CrystalBatch",
     "Failure",
@@ -38,5 +40,6 @@ __all__ = [
     "collate",
     "integrate",
     "log_likelihood",
+    "path_losses",
     "refine",
 ]

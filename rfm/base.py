@@ -1,8 +1,9 @@
 """The base distribution of the flow, drawn alike in training and in sampling.
 
-`pairs`    the prior's crystal, plus normal noise of width `position_sigma` wrapped onto the torus
+`llm`      the prior's crystal, plus normal noise of width `position_sigma` wrapped onto the torus
            and of width `cell_sigma` on the standardised cell vector. Both 0 is the FlowLLM of
            Sriram et al. 2024 (arXiv 2410.23405).
+`file`     the same from crystals of any other origin, which are not the prior's samples.
 `uniform`  the base of FlowMM (Miller et al. 2024, arXiv 2406.04713): uniform positions, log-normal
            lengths fitted to the targets, angles uniform in [60, 120] degrees. No prior is used.
 """
@@ -17,28 +18,35 @@ import torch
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, metric_from_parameters, metric_to_matrix
 
-_KINDS = ("pairs", "uniform")
+_KINDS = ("llm", "uniform", "file")
 
 
 @dataclass(kw_only=True)
 class BaseConfig:
     """Which base the flow starts from.
 
-    kind: `pairs` or `uniform`, see the module docstring.
-    position_sigma: width of the noise on fractional coordinates, in periods (`pairs` only).
-    cell_sigma: width of the noise on the standardised cell vector (`pairs` only).
+    kind: `llm`, `uniform` or `file`, see the module docstring.
+    position_sigma: width of the noise on fractional coordinates, in periods (not of `uniform`).
+    cell_sigma: width of the noise on the standardised cell vector (not of `uniform`).
     """
 
-    kind: str = "pairs"
+    kind: str = "llm"
     position_sigma: float = 0.0
     cell_sigma: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.kind == "pairs":  # the name of `llm` in folders that were saved before
+            self.kind = "llm"
         if self.kind not in _KINDS:
             raise RefinerError(f"unknown base {self.kind!r}; choose one of {', '.join(_KINDS)}")
         for name in ("position_sigma", "cell_sigma"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RefinerError(f"{name} is {getattr(self, name)}; it must be 0 or positive")
+
+    @property
+    def from_crystals(self) -> bool:
+        """Whether the flow starts from given crystals, and not from noise alone."""
+        return self.kind != "uniform"
 
 
 @dataclass(kw_only=True)
@@ -70,10 +78,10 @@ class Statistics:
 def noisy_base(
     frac_coords: np.ndarray, lattice: np.ndarray, base: BaseConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The prior's crystal with fresh noise, which does not shift it as a whole.
+    """A given crystal with fresh noise, which does not shift it as a whole.
 
     Args:
-        frac_coords: (n, 3) coordinates of the prior's crystal.
+        frac_coords: (n, 3) coordinates of the given crystal.
         lattice: (6,) its standardised cell vector.
         base: the widths of the noise.
         rng: where the noise comes from.

@@ -37,13 +37,13 @@ def base_log_density(
         statistics: of the refiner, for the base `uniform`.
         cell: the chart of the state's cells.
         state: B crystals.
-        prior: the same crystals as the prior made them; needed for the base `pairs`.
+        prior: the same crystals as the prior made them; needed for a base of crystals.
 
     Raises:
-        RefinerError: the base is `pairs` and there is no prior, or it is `uniform` and the lengths
-            it was fitted to do not vary.
+        RefinerError: the base is of crystals and there is no prior, or it is `uniform` and the
+            lengths it was fitted to do not vary.
     """
-    if base.kind == "uniform":
+    if not base.from_crystals:
         return uniform_cell_log_density(state.lattice, statistics, cell)
     if prior is None:
         raise RefinerError("the base of this refiner is the prior's crystal; give it (priors)")

@@ -1,4 +1,4 @@
-"""Pairs of crystals as training data: a base from the prior, a target from the data."""
+"""Pairs of crystals as training data: a base from a prior or a file, a target from the data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
 from rfm.errors import RefinerError
 from rfm.lattice import chart
 
+# Volumes below this share of a b c are those of rounding: the cell is flat.
+_SMALLEST_VOLUME = 1e-6
 # A spread below this means the cells do not vary there; dividing by it would only amplify rounding.
 _SMALLEST_STD = 1e-6
 
@@ -24,8 +26,8 @@ class PairedCrystal:
 
     id: name of the crystal, kept through batching.
     atomic_numbers: (n,) integers.
-    base_frac_coords: (n, 3), aligned to the target; None where there is no prior.
-    base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no prior.
+    base_frac_coords: (n, 3), aligned to the target; None where there is no base crystal.
+    base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no base crystal.
     target_frac_coords: (n, 3).
     target_lattice: (3, 3), in the basis nearest to the base's.
     """
@@ -64,13 +66,14 @@ class PairDataset:
 
         Raises:
             RefinerError: no pairs; one whose arrays do not fit together or hold a number that is
-                not finite; a cell without volume; a missing base where `base.kind` is `pairs`.
+                not finite or no element; a cell without volume; a missing base where
+                `base.kind` is not `uniform`.
         """
         if not pairs:
             raise RefinerError("the data set holds no pairs")
         self.base = base or BaseConfig()
         for pair in pairs:
-            _check(pair, needs_base=self.base.kind == "pairs")
+            _check(pair, needs_base=self.base.from_crystals)
         self.ids = [pair.id for pair in pairs]
         self._sizes = np.array([len(pair.atomic_numbers) for pair in pairs])
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -81,7 +84,7 @@ class PairDataset:
         target_matrices = torch.from_numpy(np.stack([p.target_lattice for p in pairs])).double()
         target = to_vector(target_matrices)
         vectors = target
-        if self.base.kind == "pairs":
+        if self.base.from_crystals:
             self._base_coords = np.concatenate([pair.base_frac_coords for pair in pairs])
             base_matrices = torch.from_numpy(np.stack([p.base_lattice for p in pairs])).double()
             prior = to_vector(base_matrices)
@@ -89,7 +92,7 @@ class PairDataset:
         self.statistics = statistics or _statistics(vectors, target_matrices)
         self.cell = self.statistics.standard_chart(chart_name)
         self._target_lattice = self.cell.standardise(target).float().numpy()
-        if self.base.kind == "pairs":
+        if self.base.from_crystals:
             self._base_lattice = self.cell.standardise(prior).float().numpy()
 
     def __len__(self) -> int:
@@ -111,7 +114,7 @@ class PairDataset:
         """
         start = self._starts[index]
         atoms = slice(start, start + self._sizes[index])
-        if self.base.kind == "pairs":
+        if self.base.from_crystals:
             coords, lattice = noisy_base(
                 self._base_coords[atoms], self._base_lattice[index], self.base, rng
             )
@@ -169,6 +172,11 @@ def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
     n = len(pair.atomic_numbers)
     if n == 0:
         raise RefinerError(f"pair {pair.id!r} has no atoms; leave it out")
+    if np.min(pair.atomic_numbers) < 1:
+        raise RefinerError(
+            f"pair {pair.id!r} has the atomic number {np.min(pair.atomic_numbers)}, which no "
+            "element has; leave it out"
+        )
     arrays = {
         "target_frac_coords": (pair.target_frac_coords, (n, 3)),
         "target_lattice": (pair.target_lattice, (3, 3)),
@@ -185,5 +193,10 @@ def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
             )
         if not np.isfinite(array).all():
             raise RefinerError(f"pair {pair.id!r}: {name} holds a number that is not finite")
-        if name.endswith("lattice") and not abs(np.linalg.det(array)) > 0:
+        if name.endswith("lattice") and not _has_volume(array):
             raise RefinerError(f"pair {pair.id!r}: {name} has no volume")
+
+
+def _has_volume(lattice: np.ndarray) -> bool:
+    box = np.linalg.norm(lattice, axis=1).prod()
+    return bool(abs(np.linalg.det(lattice)) > _SMALLEST_VOLUME * box)

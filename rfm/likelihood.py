@@ -88,7 +88,7 @@ def log_likelihood(
     Args:
         refiner: the model.
         structures: ordered crystals in the cell convention the refiner was trained on.
-        priors: for the base `pairs`, the crystal of the prior that each was refined from, with the
+        priors: for a base of crystals, the one that each structure was refined from, with the
             same sites in the same order.
         seed: of the random signs; structure k has a generator of its own, number k.
         steps: of the midpoint rule.
@@ -100,7 +100,7 @@ def log_likelihood(
         RefinerError: priors that are missing or of other sites, a structure that `refine` would
             refuse, or a setting too small.
     """
-    if priors is None and refiner.config.base.kind == "pairs":
+    if priors is None and refiner.config.base.from_crystals:
         raise RefinerError("the base of this refiner is the prior's crystal; give it (priors)")
     if seed < 0:
         raise RefinerError(f"seed {seed} is negative; give 0 or more")

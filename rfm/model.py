@@ -22,7 +22,7 @@ from rfm.batch import CrystalBatch
 from rfm.errors import RefinerError
 from rfm.integration import IntegrationConfig
 from rfm.network import NetworkConfig, VelocityNetwork
-from rfm.objective import LossWeights, conditional_path, velocity_loss
+from rfm.objective import LossWeights, PathPoint, conditional_path, velocity_loss
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +92,46 @@ class Refiner(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def activation_checkpointing_enable(self, **_: object) -> None:
+        """Save memory in training, see `VelocityNetwork`; `Trainer` asks for it by this name."""
+        self.network.recompute = True
+
     def velocity(self, state: CrystalBatch, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities (N, 3) of the coordinates and (B, 6) of the cells at times t (B,)."""
         return self.network(state, self.cell.metric(state.lattice), t)
+
+    def path_velocity(
+        self,
+        *,
+        atomic_numbers: Tensor,
+        num_atoms: Tensor,
+        base_frac_coords: Tensor,
+        target_frac_coords: Tensor,
+        base_lattice: Tensor,
+        target_lattice: Tensor,
+        t: Tensor,
+    ) -> tuple[PathPoint, tuple[Tensor, Tensor]]:
+        """The point of the conditional path at t, and the velocities predicted there.
+
+        Arguments as for `forward`.
+        """
+        batch = torch.repeat_interleave(num_atoms)
+        point = conditional_path(
+            base_frac_coords=base_frac_coords,
+            target_frac_coords=target_frac_coords,
+            base_lattice=base_lattice,
+            target_lattice=target_lattice,
+            t=t,
+            batch=batch,
+        )
+        state = CrystalBatch(
+            atomic_numbers=atomic_numbers,
+            frac_coords=point.frac_coords,
+            lattice=point.lattice,
+            num_atoms=num_atoms,
+            batch=batch,
+        )
+        return point, self.velocity(state, t)
 
     def forward(
         self,
@@ -123,23 +160,16 @@ class Refiner(nn.Module):
         Returns:
             Scalars `loss`, and its unweighted parts `coord_loss` and `lattice_loss`.
         """
-        batch = torch.repeat_interleave(num_atoms)
-        point = conditional_path(
+        point, velocity = self.path_velocity(
+            atomic_numbers=atomic_numbers,
+            num_atoms=num_atoms,
             base_frac_coords=base_frac_coords,
             target_frac_coords=target_frac_coords,
             base_lattice=base_lattice,
             target_lattice=target_lattice,
             t=t,
-            batch=batch,
         )
-        state = CrystalBatch(
-            atomic_numbers=atomic_numbers,
-            frac_coords=point.frac_coords,
-            lattice=point.lattice,
-            num_atoms=num_atoms,
-            batch=batch,
-        )
-        loss = velocity_loss(*self.velocity(state, t), point, self.config.loss)
+        loss = velocity_loss(*velocity, point, self.config.loss)
         return {"loss": loss.total, "coord_loss": loss.coord, "lattice_loss": loss.lattice}
 
     def draw_base(
@@ -153,7 +183,7 @@ class Refiner(nn.Module):
         if len(rngs) != crystals.num_crystals:
             raise RefinerError(f"{len(rngs)} generators for {crystals.num_crystals} crystals")
         sizes = crystals.num_atoms.tolist()
-        if self.config.base.kind == "pairs":
+        if self.config.base.from_crystals:
             coords = np.split(crystals.frac_coords.cpu().numpy(), np.cumsum(sizes)[:-1])
             lattice = crystals.lattice.cpu().numpy()
             drawn = [

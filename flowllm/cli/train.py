@@ -44,6 +44,11 @@ def train_llm_command(**arguments: Any) -> None:
 @click.command("pair")
 @click.argument("data", type=click.Path(path_type=Path))
 @OUT
+@click.option(
+    "--samples",
+    type=click.Path(path_type=Path),
+    help="Crystals from anywhere instead of the prior's samples.",
+)
 @PRIOR
 @click.option("--samples-per-target", type=click.IntRange(min=1), default=1, show_default=True)
 @sampling(max_attempts=3, batch_size=128)
@@ -53,7 +58,7 @@ def train_llm_command(**arguments: Any) -> None:
 @WORKERS
 @DEVICE
 def pair_command(**arguments: Any) -> None:
-    """Pair the prior's samples with the crystals of DATA."""
+    """Pair the prior's samples, or those of a file, with the crystals of DATA."""
     from flowllm.pairing import pair
 
     outcome = pair(**given(arguments))
@@ -66,7 +71,7 @@ def pair_command(**arguments: Any) -> None:
 
 @click.command("train-rfm")
 @click.option("--config", default="rfm/small", show_default=True, help="Recipe name or YAML file.")
-@click.option("--pairs", type=click.Path(path_type=Path), help="Made by `flowllm pair`.")
+@click.option("--pairs", multiple=True, help="Made by `flowllm pair`; may be repeated.")
 @click.option("--data", multiple=True, help="Crystals, for base.kind uniform; may be repeated.")
 @VALIDATION
 @click.option("--init", type=click.Path(path_type=Path), help="Trained refiner to start from.")

@@ -39,7 +39,7 @@ def test_recipes_of_both_stages_ship() -> None:
 @pytest.mark.parametrize("name", named_recipes())
 def test_every_shipped_recipe_loads_and_is_recorded_as_json(name: str) -> None:
     recipe = load_recipe(KINDS[name.split("/")[0]], name)
-    assert recipe.training == TrainingConfig(**asdict(recipe.training))
+    assert recipe.training == type(recipe.training)(**asdict(recipe.training))
     assert json.loads(json.dumps(asdict(recipe), allow_nan=False)) == asdict(recipe)
 
 

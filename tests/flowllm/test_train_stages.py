@@ -107,7 +107,7 @@ def stage(name: str, files: Path) -> Train:
     if name == "rfm-uniform":
         overrides = [*TRAINING, *NETWORK, ema]
         return partial(train_rfm, "rfm/uniform", overrides=overrides, **crystals, **options)
-    base = ("base.kind=pairs", "base.position_sigma=0.05", "base.cell_sigma=0.1")
+    base = ("base.kind=llm", "base.position_sigma=0.05", "base.cell_sigma=0.1")
     overrides = [*TRAINING, *NETWORK, *base, ema]
     return partial(train_rfm, "rfm/uniform", overrides=overrides, **pairs, **options)
 
@@ -285,7 +285,7 @@ def test_a_missing_data_file_is_refused_by_name(tmp_path: Path, files: Path) -> 
 
 
 def test_a_stage_says_what_its_base_needs(tmp_path: Path, files: Path) -> None:
-    with pytest.raises(UserError, match="rfm/uniform has base.kind pairs: .*--pairs FILE"):
+    with pytest.raises(UserError, match="rfm/uniform has base.kind llm: .*--pairs FILE"):
         stage("rfm-pairs", files)(out=tmp_path / "run", pairs=None)
     with pytest.raises(UserError, match="rfm/uniform has base.kind uniform: .*--data FILE"):
         stage("rfm-uniform", files)(out=tmp_path / "run", data=[])
@@ -335,7 +335,7 @@ def test_a_refiner_starts_from_another_with_the_same_network(files: Path, tmp_pa
     assert one.max_atoms == two.max_atoms == max(len(structure(seed)) for seed in range(14))
     assert one.statistics == two.statistics and (one.base.kind, two.base.kind) == (
         "uniform",
-        "pairs",
+        "llm",
     )
 
     # What the start knows of larger crystals is not lost on smaller ones.

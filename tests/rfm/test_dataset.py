@@ -99,7 +99,7 @@ def test_coordinates_that_round_to_one_are_zero() -> None:
 
 
 def test_a_draw_depends_on_its_generator_alone() -> None:
-    for kind in ("pairs", "uniform"):
+    for kind in ("llm", "file", "uniform"):
         data = PairDataset(make_pairs(), base=BaseConfig(kind=kind, position_sigma=0.1))
         first = data.draw(3, np.random.default_rng(42))
         data.draw(1, np.random.default_rng(0))
@@ -171,6 +171,9 @@ def test_collate_shapes_and_types() -> None:
     [
         ({"target_frac_coords": np.zeros((9, 3))}, r"target_frac_coords has shape \(9, 3\)"),
         ({"base_lattice": np.zeros((3, 3))}, "base_lattice has no volume"),
+        # A row is a sum of the others, but for rounding.
+        ({"target_lattice": [[0.1, 0.2, 0.3], [1, 2, 3.1], [1.1, 2.2, 3.4]]}, "has no volume"),
+        ({"atomic_numbers": np.array([8, 0, 8])}, "the atomic number 0, which no element has"),
         ({"target_lattice": np.full((3, 3), np.nan)}, "target_lattice holds a number"),
         ({"atomic_numbers": np.array([], dtype=int)}, "no atoms"),
     ],
@@ -190,6 +193,10 @@ def test_no_pairs() -> None:
 def test_refused_base_kinds(kind: str) -> None:
     with pytest.raises(RefinerError, match="unknown base"):
         BaseConfig(kind=kind)
+
+
+def test_the_former_name_of_the_llm_base_is_still_read() -> None:
+    assert BaseConfig(kind="pairs") == BaseConfig(kind="llm")
 
 
 def test_refused_widths() -> None:

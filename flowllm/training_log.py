@@ -1,0 +1,74 @@
+"""What a training shows on its way: the bar, the log lines, and how fast it goes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerCallback
+
+log = logging.getLogger(__name__)
+
+_ON_THE_BAR = ("loss", "crystals_per_second", "tokens_per_second")
+
+
+class Progress(ProgressCallback):
+    """The bar, with loss and rate. The original also prints the log lines to stdout, which is for
+    results."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Leave the log lines to `Log`."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key: f"{logs[key]:.4g}" for key in _ON_THE_BAR if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+class Pace(TrainerCallback):
+    """How fast this run goes: crystals and tokens per second since the last log line, and the time
+    that is left at the rate since the start."""
+
+    def __init__(self) -> None:
+        self._crystals = self._tokens = 0
+        self._start = self._last = time.monotonic()
+        self._first_step = 0
+
+    def add(self, crystals: int, attention_mask: torch.Tensor | None) -> None:
+        """Count one batch of this process; without a mask there are no tokens."""
+        self._crystals += crystals
+        self._tokens += 0 if attention_mask is None else int(attention_mask.sum())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._start = self._last = time.monotonic()
+        self._first_step = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Add the rates to a line of the training; other callbacks are called after this one."""
+        if logs is None or "loss" not in logs:
+            return
+        now = time.monotonic()
+        elapsed = max(now - self._last, 1e-9)
+        logs["crystals_per_second"] = self._crystals * args.world_size / elapsed
+        if self._tokens:
+            logs["tokens_per_second"] = self._tokens * args.world_size / elapsed
+        done = state.global_step - self._first_step
+        logs["minutes_left"] = (
+            (now - self._start) / 60 * (state.max_steps - state.global_step) / max(done, 1)
+        )
+        self._crystals = self._tokens = 0
+        self._last = now
+
+
+class Log(TrainerCallback):
+    """Appends every log line of the Trainer to the log of the run."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs:
+            shown = {
+                key: f"{value:.4g}" if isinstance(value, float) else value
+                for key, value in logs.items()
+                if key != "epoch"  # of VirtualEpochs, which is one, however many passes it holds
+            }
+            log.info("step %d/%d %s", state.global_step, state.max_steps, shown)
