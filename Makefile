@@ -1,10 +1,11 @@
 # make demo   install into .venv and generate 16 refined crystals into demo/
 # make test   install into .venv with the dev tools and run every test
+# make release   hours: train the bundled pair from ../shared/data anew, see tools/release.sh
 PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint release clean
 
 demo: .venv/.installed
 	$(BIN)/flowllm sample -n 16 --refine --seed 0 --out demo
@@ -16,6 +17,9 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+release: .venv/.installed-dev
+	PATH=$(CURDIR)/$(BIN):$$PATH tools/release.sh
 
 clean:
 	rm -rf .venv demo build dist

@@ -15,16 +15,19 @@ import random
 import resource
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import torch
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.cells import reduce_cell
 from flowllm.data import read
 from flowllm.errors import InvalidCrystal
-from flowllm.metrics.intervals import wilson
+from flowllm.metrics.intervals import bootstrap, rate, wilson
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
@@ -109,7 +112,9 @@ def main(
     }
     matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
 
-    def score(name: str, structures: list) -> None:
+    measured: list[dict[str, Any]] = []
+
+    def score(name: str, structures: list, **settings: Any) -> None:
         found = [
             None if s is None else matcher.get_rms_dist(s, t.structure)
             for s, t in zip(structures, targets, strict=True)
@@ -118,6 +123,8 @@ def main(
         mean = sum(rms) / len(rms) if rms else float("nan")
         figures[name] = f"match {share(len(rms), n)}, RMSD {mean:.3f}"
         click.echo(f"{name}: {figures[name]}", err=True)
+        match_rate, rmsd = asdict(rate(len(rms), n)), asdict(bootstrap(rms, np.mean))
+        measured.append({"name": name, **settings, "match_rate": match_rate, "rmsd": rmsd})
 
     score("raw", raw)
     good = [k for k, structure in enumerate(raw) if structure is not None]
@@ -134,17 +141,23 @@ def main(
                     position_slope=slope,
                     steps=steps,
                 )
-                rate = len(good) / (time.perf_counter() - start)
+                pace = len(good) / (time.perf_counter() - start)
                 refined: list = [None] * n
                 for k, result in zip(good, results, strict=True):
                     refined[k] = result.structure
                 name = Path(folder).parent.name if folder else "bundled"
-                score(f"refined ({name}, slope {slope}, {steps} steps, {rate:.1f}/s)", refined)
+                score(
+                    f"refined ({name}, slope {slope}, {steps} steps, {pace:.1f}/s)",
+                    refined,
+                    refiner=folder,
+                    position_slope=slope,
+                    steps=steps,
+                )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures["peak memory"] = f"{peak:.2f} GiB"
     click.echo(json.dumps(figures, indent=2))
     if out is not None:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
+        out.write_text(json.dumps({**figures, "results": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from flowllm import cells
 from flowllm.crystal import Crystal, Geometry
 from flowllm.data import read, read_all
 from flowllm.errors import UserError
+from flowllm.formulas import Ratios, formula_ratios
 from flowllm.measure import reference_prints
 from flowllm.measured import Known, Reading
-
-Ratios = tuple[tuple[int, int], ...]
 
 
 def read_known(
@@ -58,10 +53,3 @@ def read_known(
         ],
         prints=prints,
     )
-
-
-def formula_ratios(atomic_numbers: Any) -> Ratios:
-    """A reduced formula as sorted (atomic number, amount): much faster than the text of one."""
-    counts = sorted(Counter(np.asarray(atomic_numbers).tolist()).items())
-    divisor = int(np.gcd.reduce([count for _, count in counts]))
-    return tuple((number, count // divisor) for number, count in counts)

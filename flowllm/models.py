@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from flowllm.errors import UserError
 from flowllm.files import sha256_file, sha256_folder
+from flowllm.model_card import check_weights
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
 
 _BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_PRIOR = _BUNDLED / "prior"
@@ -22,8 +30,15 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
     """The folder of a model: `bundled` for None, else a folder or a hub id.
 
     Raises:
-        UserError: neither a folder here nor a model that the hub delivers.
+        UserError: neither a folder here nor a model that the hub delivers, or weights that are not
+            those of its model card.
     """
+    folder = _find(name, bundled)
+    check_weights(folder)
+    return folder
+
+
+def _find(name: str | Path | None, bundled: Path) -> Path:
     if name is None:
         return bundled
     path = Path(name).expanduser()
@@ -59,6 +74,27 @@ def identity(folder: Path) -> dict[str, Any]:
             raise UserError(f"{adapter} names no base model; copy or train it again") from error
         found["base"] = _identity_of_base(str(base))
     return found
+
+
+def announce(role: str, folder: Path, found: Mapping[str, Any], module: torch.nn.Module) -> int:
+    """Log which model a run uses: where from, its size, and a piece of its hash.
+
+    Args:
+        role: what it is used as.
+        folder: its folder.
+        found: its `identity`.
+        module: its weights.
+
+    Returns:
+        The number of parameters.
+    """
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    source = "bundled" if folder.parent == _BUNDLED else str(folder)
+    logger.info(
+        "%s: %s, %.1f M parameters, sha256 %s, on %s",
+        role, source, parameters / 1e6, found["sha256"][:8], next(module.parameters()).device,
+    )  # fmt: skip
+    return parameters
 
 
 def _identity_of_base(base: str) -> dict[str, Any]:

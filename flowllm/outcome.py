@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowllm.data import Crystal, write
@@ -15,11 +15,13 @@ _LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its folder, the crystals it made, and the failures by reason."""
+    """A finished run: its folder, the crystals it made, the failures by reason, and the prior's
+    answers that were refused by reason, those of crystals made in the end included."""
 
     folder: Path
     crystals: list[Crystal]
     failures: Counter[str]
+    rejects: Counter[str] = field(default_factory=Counter)
 
 
 def write_cifs(crystals: Sequence[Crystal], path: Path) -> None:

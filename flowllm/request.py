@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from flowllm.errors import UserError
 from llm_prior import (
@@ -19,6 +19,8 @@ from llm_prior import (
 )
 from llm_prior.prompts import render_elements
 
+Rank = Literal["prior", "flow"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -30,10 +32,15 @@ class Settings:
         seed: decides every draw.
         temperature, top_p, max_attempts: see `llm_prior.propose`.
         constrain, exclude_elements: see `llm_prior.propose`.
-        steps: integration steps of the refiner; None takes the model's own.
+        novel_to: name and hash of each file whose formulas are refused.
+        best_of, rank: candidates for each crystal and what chooses among them; see
+            `flowllm.candidates`.
+        steps, method, position_slope, cell_slope: of the refiner's integration, see
+            `rfm.integrate`; None takes the model's own.
+        trajectory, score: what a refined crystal keeps, see `rfm.refine`.
 
     Raises:
-        UserError, PriorError: steps for a refiner that is not used, or impossible settings.
+        UserError, PriorError: settings of what is not used, or impossible ones.
     """
 
     conditions: dict[str, str] = field(default_factory=dict)
@@ -44,12 +51,48 @@ class Settings:
     max_attempts: int = DEFAULT_ATTEMPTS
     constrain: bool = True
     exclude_elements: list[str] = field(default_factory=list)
+    novel_to: list[dict[str, str]] = field(default_factory=list)
+    best_of: int = 1
+    rank: Rank = "prior"
     steps: int | None = None
+    method: str | None = None
+    position_slope: float | None = None
+    cell_slope: float | None = None
+    trajectory: bool = False
+    score: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self.temperature, self.top_p, self.max_attempts)
-        if self.steps is not None and not self.refine:
-            raise UserError("steps are the refiner's; ask for refine as well, or leave them out")
+        given = [name for name, value in self.integration.items() if value is not None]
+        given += [name for name in ("trajectory", "score") if getattr(self, name)]
+        if given and not self.refine:
+            raise UserError(
+                f"{given[0]} is a setting of the refiner; ask for refine as well, or leave it out"
+            )
+        if self.best_of < 1:
+            raise UserError(f"best_of {self.best_of} must be at least 1")
+        if self.best_of > 1 and self.temperature == 0:
+            raise UserError(
+                f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
+                "give a temperature above 0"
+            )
+        if self.rank not in get_args(Rank):
+            raise UserError(f"rank {self.rank!r} is neither of {', '.join(get_args(Rank))}")
+        if self.rank == "flow" and not self.refine:
+            raise UserError("rank flow ranks refined crystals; ask for refine as well")
+        if self.rank == "flow" and self.best_of == 1:
+            raise UserError("rank flow chooses among candidates; give best_of 2 or more")
+
+    @property
+    def integration(self) -> dict[str, Any]:
+        """What `rfm.refine` takes of the integration."""
+        names = ("steps", "method", "position_slope", "cell_slope")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def asked(self) -> set[str]:
+        """The conditions that prompts name."""
+        return {*self.conditions, *(("formula", "num_atoms") if self.best_of > 1 else ())}
 
 
 def merge_conditions(

@@ -20,15 +20,17 @@ from flowllm.data import Crystal, read, write
 from flowllm.device import pick_device
 from flowllm.errors import UserError
 from flowllm.files import sha256_path
+from flowllm.formulas import KnownFormulas
 from flowllm.jobs import RunFolder, run_job
-from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
+from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.outcome import Outcome, file_names, write_cifs
-from flowllm.refined import SCORE_COLUMNS, extras, take_score, write_trajectories
-from flowllm.request import Settings, check_size, merge_conditions, symbols
+from flowllm.refined import SCORE_COLUMNS, take_score, write_trajectories
+from flowllm.request import Rank, Settings, check_size, merge_conditions, symbols
 from flowllm.sampler import (
     BATCH_SIZE,
     FlowLLM,
     Sample,
+    check_base,
     refined,
     unknown_elements,
 )
@@ -74,7 +76,15 @@ def sample(
     max_attempts: int = DEFAULT_ATTEMPTS,
     constrain: bool = True,
     exclude_elements: str | Sequence[str] | None = None,
+    novel_to: str | Path | Sequence[str | Path] = (),
+    best_of: int = 1,
+    rank: Rank = "prior",
     steps: int | None = None,
+    method: str | None = None,
+    position_slope: float | None = None,
+    cell_slope: float | None = None,
+    trajectory: bool = False,
+    score: bool = False,
     batch_size: int = BATCH_SIZE,
     workers: int = 1,
     device: str = "auto",
@@ -95,7 +105,12 @@ def sample(
         seed: decides every draw.
         temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
         exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
-        steps: integration steps; None takes the refiner's own.
+        novel_to: files of crystals, such as a training set; what has the reduced formula of one of
+            them is drawn again, and counted as `known_formula`.
+        best_of: candidates drawn for each crystal, all of the composition of the first.
+        rank: which candidate stays, the likeliest under the `prior` or, refined, under the `flow`
+            (slow); see `flowllm.candidates`.
+        steps, method, position_slope, cell_slope, trajectory, score: see `refine`.
         batch_size: crystals at a time and in a shard, as memory allows; another size draws other
             crystals.
         workers: processes; how many does not change the result.
@@ -108,6 +123,7 @@ def sample(
     """
     if refiner is not None and not refine:
         raise UserError("a refiner is given and not used; ask for refine as well, or leave it out")
+    known = KnownFormulas(novel_to)
     settings = Settings(
         conditions=merge_conditions(formula, composition, conditions),
         refine=refine,
@@ -117,26 +133,41 @@ def sample(
         max_attempts=max_attempts,
         constrain=constrain,
         exclude_elements=symbols(exclude_elements),
+        novel_to=known.files,
+        best_of=best_of,
+        rank=rank,
         steps=steps,
+        method=method,
+        position_slope=position_slope,
+        cell_slope=cell_slope,
+        trajectory=trajectory,
+        score=score,
     )
+    known.check(settings.conditions)
     prior_folder = resolve(prior, BUNDLED_PRIOR)
     refiner_folder = resolve(refiner, BUNDLED_REFINER) if refine else None
     load = functools.partial(load_models, prior_folder, refiner_folder, pick_device(device))
     model = load()
-    second = f"refiner {refiner_folder}" if refiner_folder else "no refiner"
-    logger.info("prior %s, %s, on %s", prior_folder, second, model.prior.device)
+    models = {"prior": identity(prior_folder), "refiner": None}
+    parameters = {"prior": announce("prior", prior_folder, models["prior"], model.prior.model)}
+    if refiner_folder is not None:
+        models["refiner"] = identity(refiner_folder)
+        parameters["refiner"] = announce(
+            "refiner", refiner_folder, models["refiner"], model.refiner
+        )
     check_size(composition, settings.conditions, model.prior.fmt)
     check_conditions(
         settings.conditions, model.prior.fmt, exclude_elements=settings.exclude_elements
     )
-    if refine:
-        unknown_elements(model.refiner, settings.conditions)  # refuses before the folder is claimed
-    warn_of_untrained(model.prior, settings.conditions)
+    if refine:  # these refuse before the folder is claimed
+        check_base(model.refiner)
+        model.refiner.config.integration.but(**settings.integration)
+        unknown_elements(model.refiner, settings.conditions)
+    warn_of_untrained(model.prior, settings.asked)
     manifest = {
         "command": "sample",
         "device": pick_device(device),  # another one draws other numbers
-        "prior": identity(prior_folder),
-        "refiner": identity(refiner_folder) if refiner_folder else None,
+        **models,
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **asdict(settings),
     }
@@ -145,9 +176,9 @@ def sample(
         manifest=manifest,
         total=n,
         batch_size=batch_size,
-        work=functools.partial(_sample_batch, settings),
+        work=functools.partial(_sample_batch, settings, known),
         setup=load if workers > 1 else lambda: model,
-        info=versions(),
+        info={**versions(), "parameters": parameters},
         workers=workers,
         progress=progress,
         description="sampling",
@@ -199,6 +230,8 @@ def refine(
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
     load = functools.partial(load_models, None, refiner_folder, pick_device(device))
     model = load()
+    found = identity(refiner_folder)
+    parameters = {"refiner": announce("refiner", refiner_folder, found, model.refiner)}
     integration = {
         "steps": steps,
         "method": method,
@@ -212,7 +245,7 @@ def refine(
         "command": "refine",
         "device": pick_device(device),
         "input": sha256_path(file),
-        "refiner": identity(refiner_folder),
+        "refiner": found,
         "seed": seed,
         **options,
         "skip_invalid": skip_invalid,
@@ -225,7 +258,7 @@ def refine(
         batch_size=BATCH_SIZE,
         work=functools.partial(_refine_batch, list(crystals), seed, options),
         setup=load if workers > 1 else lambda: model,
-        info=versions(),
+        info={**versions(), "parameters": parameters},
         workers=workers,
         progress=progress,
         description="refining",
@@ -242,9 +275,14 @@ def load_models(prior: Path | None, refiner: Path | None, device: str) -> FlowLL
 
 
 def _sample_batch(
-    settings: Settings, model: FlowLLM, index: int, start: int, count: int
+    settings: Settings,
+    known: KnownFormulas,
+    model: FlowLLM,
+    index: int,
+    start: int,
+    count: int,
 ) -> list[dict[str, Any]]:
-    return [s.to_record() for s in model.sample_batch(settings, index, start, count)]
+    return [s.to_record() for s in model.sample_batch(settings, known, index, start, count)]
 
 
 def _refine_batch(
@@ -268,10 +306,13 @@ def _refine_batch(
             prior_structure=crystal.structure,
             structure=structure,
             failure=failure,
+            refinement=result,
         )
-        for crystal, (structure, failure) in zip(part, refined(results), strict=True)
+        for crystal, result, (structure, failure) in zip(
+            part, results, refined(results), strict=True
+        )
     ]
-    return [s.to_record() | extras(result) for s, result in zip(samples, results, strict=True)]
+    return [sample.to_record() for sample in samples]
 
 
 def _publish(folder: RunFolder) -> Outcome:
@@ -285,7 +326,8 @@ def _publish(folder: RunFolder) -> Outcome:
         for s, score in zip(samples, scores, strict=True)
         if s.structure is not None
     ]
-    columns = SCORE_COLUMNS if folder.run.get("score") else ()
+    scored = folder.run.get("score") or folder.run.get("rank") == "flow"
+    columns = SCORE_COLUMNS if scored else ()
     folder.publish("samples.parquet", lambda path: _write_table(samples, scores, columns, path))
     if folder.run.get("trajectory"):
         names = file_names([s.id for s in samples])
@@ -296,7 +338,8 @@ def _publish(folder: RunFolder) -> Outcome:
         folder.publish("samples.extxyz", lambda path: write(crystals, path))
         folder.publish("cif", lambda path: write_cifs(crystals, path))
     failures = Counter(s.failure for s in samples if s.failure is not None)
-    return Outcome(folder.path, crystals, failures)
+    rejects = sum((Counter(s.rejects) for s in samples), Counter())
+    return Outcome(folder.path, crystals, failures, rejects)
 
 
 def _write_table(

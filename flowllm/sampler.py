@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from pymatgen.core import IStructure, Lattice, Structure
 
+from flowllm.candidates import add_candidates, choose, flat, flow_score, prior_scores
 from flowllm.cells import reduce_cell
 from flowllm.data import to_structure
 from flowllm.device import pick_device
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.formulas import KnownFormulas
 from flowllm.jobs import batch_seed
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
-from flowllm.request import Settings, check_size, merge_conditions, symbols
+from flowllm.request import (
+    Rank,
+    Settings,
+    check_size,
+    merge_conditions,
+    symbols,
+)
+from flowllm.samples import Sample
 from llm_prior import (
     DEFAULT_ATTEMPTS,
     DEFAULT_TEMPERATURE,
@@ -32,48 +41,6 @@ from rfm import refine as refine_structures
 
 BATCH_SIZE = 128
 _NOTHING = Structure(Lattice.cubic(1), [], [])
-
-
-@dataclass(kw_only=True)
-class Sample:
-    """One requested crystal.
-
-    Attributes:
-        id: `sample-00000` and so on; asking for N gives exactly N.
-        prompt: what the prior was asked.
-        text: its last answer.
-        prior_structure: the prior's crystal in its Niggli cell, or None.
-        structure: the final crystal (refined if that was asked), or None if it failed.
-        attempts: answers drawn from the prior.
-        rejects: how many of them were refused, by reason.
-        failure: why there is no structure, else None.
-    """
-
-    id: str
-    prompt: str
-    text: str
-    prior_structure: Structure | None = None
-    structure: Structure | None = None
-    attempts: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    failure: str | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """Plain JSON; structures as pymatgen dicts."""
-        record = {**vars(self), "rejects": dict(self.rejects)}
-        for name in ("prior_structure", "structure"):
-            structure = getattr(self, name)
-            record[name] = None if structure is None else structure.as_dict(verbosity=0)
-        return record
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Sample:
-        """The inverse of `to_record`."""
-        values = dict(record)
-        for name in ("prior_structure", "structure"):
-            if values[name] is not None:
-                values[name] = Structure.from_dict(values[name])
-        return cls(**values)
 
 
 class FlowLLM:
@@ -125,7 +92,15 @@ class FlowLLM:
         max_attempts: int = DEFAULT_ATTEMPTS,
         constrain: bool = True,
         exclude_elements: str | Sequence[str] | None = None,
+        novel_to: str | Path | Sequence[str | Path] = (),
+        best_of: int = 1,
+        rank: Rank = "prior",
         steps: int | None = None,
+        method: str | None = None,
+        position_slope: float | None = None,
+        cell_slope: float | None = None,
+        trajectory: bool = False,
+        score: bool = False,
         batch_size: int = BATCH_SIZE,
         **conditions: Any,
     ) -> list[Sample]:
@@ -142,7 +117,13 @@ class FlowLLM:
             seed: decides every draw.
             temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
             exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
-            steps: integration steps; None takes the refiner's own.
+            novel_to: files of crystals, such as a training set; what has the reduced formula of one
+                of them is drawn again.
+            best_of: candidates drawn for each crystal, all of the composition of the first.
+            rank: which candidate stays, the likeliest under the `prior` or, refined, under the
+                `flow` (slow); see `flowllm.candidates`.
+            steps, method, position_slope, cell_slope, trajectory, score: see `refine`; the last two
+                come in `Sample.refinement`.
             batch_size: crystals at a time, as memory allows; another size draws other crystals.
             **conditions: further ones, such as `spacegroup=225`.
 
@@ -154,6 +135,7 @@ class FlowLLM:
         """
         if n < 0 or batch_size < 1:
             raise UserError(f"n {n} must be at least 0, batch_size {batch_size} at least 1")
+        known = KnownFormulas(novel_to)
         settings = Settings(
             conditions=merge_conditions(formula, composition, conditions),
             refine=refine,
@@ -163,18 +145,31 @@ class FlowLLM:
             max_attempts=max_attempts,
             constrain=constrain,
             exclude_elements=symbols(exclude_elements),
+            novel_to=known.files,
+            best_of=best_of,
+            rank=rank,
             steps=steps,
+            method=method,
+            position_slope=position_slope,
+            cell_slope=cell_slope,
+            trajectory=trajectory,
+            score=score,
         )
+        known.check(settings.conditions)
         if self.prior is not None:
             check_size(composition, settings.conditions, self.prior.fmt)
-            warn_of_untrained(self.prior, settings.conditions)
+            warn_of_untrained(self.prior, settings.asked)
         samples: list[Sample] = []
         for index, start in enumerate(range(0, n, batch_size)):
-            samples += self.sample_batch(settings, index, start, min(batch_size, n - start))
+            count = min(batch_size, n - start)
+            samples += self.sample_batch(settings, known, index, start, count)
         return samples
 
-    def sample_batch(self, settings: Settings, index: int, start: int, count: int) -> list[Sample]:
-        """Samples `start` to `start + count - 1`, which make batch number `index` of a run."""
+    def sample_batch(
+        self, settings: Settings, known: KnownFormulas, index: int, start: int, count: int
+    ) -> list[Sample]:
+        """Samples `start` to `start + count - 1`, which make batch number `index` of a run; `known`
+        are the formulas of `settings.novel_to`."""
         if self.prior is None:
             raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
         if settings.refine and self.refiner is None:
@@ -182,47 +177,69 @@ class FlowLLM:
         seed = batch_seed(settings.seed, index)
         excluded = list(settings.exclude_elements)
         if settings.refine:  # what the prior may write is then what the refiner can take
+            check_base(self.refiner)
+            self.refiner.config.integration.but(**settings.integration)  # refuses what cannot be
             excluded += unknown_elements(self.refiner, settings.conditions)
+        drawing = {
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_attempts": settings.max_attempts,
+            "constrain": settings.constrain,
+            "exclude_elements": excluded,
+            "slots": -(-count // 2),  # what is finished makes room for the other half
+        }
         proposals = propose(
             self.prior,
             [settings.conditions] * count,
             seed=seed,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            max_attempts=settings.max_attempts,
-            constrain=settings.constrain,
-            exclude_elements=excluded,
-            slots=-(-count // 2),  # what is finished makes room for the other half
+            refuse=known.refuse,
+            **drawing,
         )
-        samples = []
-        for number, proposal in enumerate(proposals, start):
-            sample = Sample(
-                id=f"sample-{number:05d}",
-                prompt=proposal.prompt,
-                text=proposal.text,
-                attempts=proposal.attempts,
-                rejects=dict(proposal.rejects),
+        if settings.best_of > 1:
+            groups = add_candidates(
+                self.prior,
+                proposals,
+                settings.conditions,
+                settings.best_of,
+                seed=batch_seed(seed, 0),
+                **drawing,
             )
-            if proposal.structure is None:
-                sample.failure = "prior: " + proposal.rejects.most_common(1)[0][0]
-            else:
-                try:
-                    sample.prior_structure = reduce_cell(proposal.structure)
-                except InvalidCrystal as error:
-                    sample.failure = f"prior: {error.reason}"
-            sample.structure = sample.prior_structure
-            samples.append(sample)
-        if settings.refine:
-            good = [sample for sample in samples if sample.prior_structure is not None]
-            results = refine_structures(
-                self.refiner,
-                [sample.prior_structure for sample in good],
-                seed=seed,
-                steps=settings.steps,
-            )
-            for sample, outcome in zip(good, refined(results), strict=True):
-                sample.structure, sample.failure = outcome
-        return samples
+        else:
+            groups = [[proposal] for proposal in proposals]
+        candidates = [
+            [Sample.of(f"sample-{number:05d}", proposal) for proposal in group]
+            for number, group in enumerate(groups, start)
+        ]
+        if settings.rank == "prior":
+            if settings.best_of > 1:
+                scores = prior_scores(self.prior, settings.conditions, flat(candidates))
+                candidates = choose(candidates, scores)
+            if settings.refine:
+                self._refine_samples(flat(candidates), settings, seed)
+        else:
+            scores = self._refine_samples(flat(candidates), settings, seed, score=True)
+            candidates = choose(candidates, scores)
+        return flat(candidates)
+
+    def _refine_samples(
+        self, samples: Sequence[Sample], settings: Settings, seed: int, *, score: bool = False
+    ) -> list[float]:
+        """Refine samples in place; their scores under the flow, if asked for."""
+        good = [sample for sample in samples if sample.prior_structure is not None]
+        results = refine_structures(
+            self.refiner,
+            [sample.prior_structure for sample in good],
+            seed=seed,
+            **settings.integration,
+            trajectory=settings.trajectory,
+            score=score or settings.score,
+        )
+        scores = {}
+        for sample, result, outcome in zip(good, results, refined(results), strict=True):
+            sample.structure, sample.failure = outcome
+            sample.refinement = result
+            scores[id(sample)] = flow_score(result)
+        return [scores.get(id(sample), -math.inf) for sample in samples]
 
     def refine(
         self,
@@ -230,6 +247,11 @@ class FlowLLM:
         *,
         seed: int = 0,
         steps: int | None = None,
+        method: str | None = None,
+        position_slope: float | None = None,
+        cell_slope: float | None = None,
+        trajectory: bool = False,
+        score: bool = False,
         first_index: int = 0,
     ) -> list[Refinement]:
         """Refine structures from anywhere: pymatgen or ASE, reduced to their Niggli cell first.
@@ -240,7 +262,11 @@ class FlowLLM:
         Args:
             structures: a list of ordered crystals.
             seed: structure k draws its noise from (seed, first_index + k).
-            steps: integration steps; None takes the refiner's own.
+            steps, method, position_slope, cell_slope: of the integration, see `rfm.integrate`; None
+                takes the refiner's own.
+            trajectory: keep every state on the way, from the base with its noise to the end.
+            score: the log-likelihood of each refined crystal under the flow (`rfm.likelihood`);
+                takes many times as long as refining.
             first_index: place of the first structure in a larger run.
 
         Returns:
@@ -248,7 +274,7 @@ class FlowLLM:
 
         Raises:
             UserError, RefinerError: no refiner is loaded, a lone crystal instead of a list, or an
-                impossible seed or number of steps.
+                impossible seed or setting.
         """
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
@@ -267,6 +293,11 @@ class FlowLLM:
             seed=seed,
             first_index=first_index,
             steps=steps,
+            method=method,
+            position_slope=position_slope,
+            cell_slope=cell_slope,
+            trajectory=trajectory,
+            score=score,
         )
         return [
             Refinement(failure=Failure.BAD_INPUT, detail=str(crystal))
@@ -274,6 +305,19 @@ class FlowLLM:
             else result
             for crystal, result in zip(crystals, results, strict=True)
         ]
+
+
+def check_base(refiner: Refiner) -> None:
+    """See that a refiner starts from a prior's samples, or from noise.
+
+    Raises:
+        UserError: it was trained on crystals of another origin.
+    """
+    if refiner.config.base.kind == "file":
+        raise UserError(
+            "the refiner was trained on crystals of a file, not on a prior's samples; use "
+            "`flowllm refine FILE`, or take another refiner"
+        )
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from flowllm.checkpoints import remove_incomplete
 from flowllm.errors import UserError
 from flowllm.files import publish, sha256_path
 from flowllm.folders import claimed
+from flowllm.model_card import write_training_card
 from flowllm.training_config import WITHOUT_EFFECT
 from flowllm.versions import versions
 
@@ -25,10 +26,12 @@ class TrainingRun:
 
     Attributes:
         folder: holds `run.json`, `checkpoint-STEP/` and at the end `model/`.
+        run: what was asked, as in `run.json`.
         first: whether this process is the one of several (torchrun) that writes.
     """
 
     folder: Path
+    run: Mapping[str, Any]
     first: bool = True
 
     @property
@@ -42,8 +45,13 @@ class TrainingRun:
         return self.model.is_dir()
 
     def publish(self, save: Callable[[Path], object]) -> Path:
-        """Write the finished model, whole or not at all."""
-        return publish(self.model, save) if self.first else self.model
+        """Write the finished model and its card, whole or not at all."""
+
+        def save_with_card(path: Path) -> None:
+            save(path)
+            write_training_card(path, self.run, self.folder)
+
+        return publish(self.model, save_with_card) if self.first else self.model
 
 
 @contextlib.contextmanager
@@ -67,7 +75,7 @@ def training_run(
     """
     out = Path(out)
     if int(os.environ.get("RANK", "0")):
-        yield TrainingRun(out, first=False)
+        yield TrainingRun(out, {}, first=False)
         return
     run = {
         "stage": stage,
@@ -87,7 +95,7 @@ def training_run(
             )
         remove_incomplete(out)
         try:
-            yield TrainingRun(out)
+            yield TrainingRun(out, run)
         finally:
             if all(path.name == RUN_FILE or path.name.startswith(".") for path in out.iterdir()):
                 (out / RUN_FILE).unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +47,7 @@ class Proposal:
         structure: the crystal, or None if no attempt was accepted.
         attempts: answers that were drawn.
         rejects: how many of them were refused, by reason code (`RejectReason`, `other_NAME` for a
-            crystal that misses the condition NAME, or `excluded_element`).
+            crystal that misses the condition NAME, `excluded_element`, or what `refuse` said).
     """
 
     prompt: str
@@ -126,6 +126,7 @@ def propose(
     max_attempts: int = DEFAULT_ATTEMPTS,
     constrain: bool = True,
     exclude_elements: Sequence[str] = (),
+    refuse: Callable[[Structure], str | None] | None = None,
     slots: int = DEFAULT_SLOTS,
 ) -> list[Proposal]:
     """Draw one crystal for each request.
@@ -140,6 +141,7 @@ def propose(
         constrain: let the model write only what decodes and has the formula, elements and number
             of atoms that were asked for. Otherwise what misses them is drawn again.
         exclude_elements: symbols of elements that no crystal may have.
+        refuse: a reason to draw a crystal again that is all that was asked for, or None.
         slots: texts that are written at the same time; bounds the memory.
 
     Returns:
@@ -177,7 +179,7 @@ def propose(
         proposal = proposals[place]
         proposal.text = text
         proposal.attempts += 1
-        reason = _judge(proposal, requested[place].wanted, complete, prior.fmt, excluded)
+        reason = _judge(proposal, requested[place].wanted, complete, prior.fmt, excluded, refuse)
         if reason is not None:
             proposal.rejects[reason] += 1
             # At temperature 0 the answer would be the same.
@@ -264,6 +266,7 @@ def _judge(
     complete: bool,
     fmt: TextFormat,
     excluded: frozenset[str],
+    refuse: Callable[[Structure], str | None] | None,
 ) -> str | None:
     """Accept the text of a proposal, or say why not."""
     try:
@@ -276,6 +279,8 @@ def _judge(
             return f"other_{name}"
     if not excluded.isdisjoint(site_symbols(structure)):
         return "excluded_element"
+    if refuse is not None and (reason := refuse(structure)):
+        return reason
     proposal.structure = structure
     return None
 

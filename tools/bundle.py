@@ -2,47 +2,72 @@
 
 python tools/bundle.py weights --prior runs/prior/model --refiner runs/refiner/model
 python benchmarks/match_rate.py ../shared/data/mp20/val.parquet --out figures.json
-python tools/bundle.py cards --prior-recipe "..." --refiner-recipe "..." figures.json
+python tools/bundle.py cards --prior-recipe runs/prior --refiner-recipe runs/refiner figures.json
+
+`tools/release.sh` does all of it.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+import yaml
 
-from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER
+from flowllm.folders import read_identity
+from flowllm.model_card import Measurement, write_card
+from flowllm.models import BUNDLED_PRIOR
+from flowllm.training_run import RUN_FILE
 from llm_prior import Prior
 from rfm import Refiner
 
-HEAD = """---
-license: mit
-library_name: flowllm-crystal
-tags: [crystals, materials, {tag}]
----
-
-# FlowLLM bundled {name}, v0
-
-{what}
-
-**Data.** Materials Project (CC BY 4.0): {data} Every crystal is reduced to its Niggli cell first.
-
-**Recipe.** {recipe}
-
-**Figures** (`python benchmarks/match_rate.py ../shared/data/mp20/val.parquet -n {targets}`:
-targets from the validation split of MP-20, formula and number of atoms given, 95% intervals; about
-one in forty of them has a near-duplicate among the prior's further crystals):
-
-{figures}
-
-**Limits.** At most 20 atoms. A small model trained on one CPU core: a first version that
-shows the whole way, not a match for the published models. It knows nothing of
-pressure, temperature, magnetism or charge, and nothing says that its crystals are stable; relax
-them with a potential or with DFT before you believe them.
-"""
+NAMES = {"prior": "flowllm-mp20-prior", "refiner": "flowllm-mp20-refiner"}
+SUMMARIES = {
+    "prior": "A LLaMA decoder that writes inorganic crystals as text (CrystalLLM, arXiv "
+    "2402.04379): the first half of FlowLLM (arXiv 2410.23405).",
+    "refiner": "A velocity network that moves the atoms and the cell of a rough crystal to where a "
+    "stable one would have them, by Riemannian flow matching: the second half of FlowLLM (arXiv "
+    "2410.23405).",
+}
+DATA = {
+    "prior": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197) and further crystals "
+    "of at most 20 atoms, all from the Materials Project (Jain et al. 2013, APL Materials 1, "
+    "011002), licence CC BY 4.0.",
+    "refiner": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197), from the "
+    "Materials Project (Jain et al. 2013, APL Materials 1, 011002), licence CC BY 4.0, each "
+    "crystal paired with samples of the bundled prior.",
+}
+REDUCED = " Every crystal is reduced to its Niggli cell first."
+USE = (
+    "To propose inorganic crystals for calculations: `flowllm sample`, or "
+    "`flowllm.FlowLLM.from_pretrained()`. Research and teaching; not a source of facts on existing "
+    "materials."
+)
+LIMITS = (
+    "At most 20 atoms in the cell and elements up to fermium, ordered bulk crystals only. Trained "
+    "on calculated crystals near the hull, whose biases it has (many oxides and intermetallics). "
+    "It knows nothing of temperature, pressure, magnetism or charge. Nothing says that a crystal "
+    "that it makes is stable or can be made: relax it with a potential or with DFT before you "
+    "believe it. About one in forty validation targets has a near-duplicate among the prior's "
+    "further crystals."
+)
+SHOWN = {  # of what `flowllm evaluate` measures
+    "structural_validity",
+    "compositional_validity",
+    "valid",
+    "uniqueness",
+    "novelty",
+    "stable_0",
+    "stable_0.1",
+    "sun",
+    "metastable_sun",
+}
+PATH = click.Path(path_type=Path)
 
 
 @click.group()
@@ -51,56 +76,97 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--prior", required=True, type=click.Path(path_type=Path))
-@click.option("--refiner", required=True, type=click.Path(path_type=Path))
-def weights(prior: Path, refiner: Path) -> None:
-    """Write both models into flowllm/bundled/ in bfloat16."""
-    models = {
-        BUNDLED_PRIOR: Prior.from_pretrained(prior),
-        BUNDLED_REFINER: Refiner.from_pretrained(refiner),
-    }
-    for folder, model in models.items():
-        shutil.rmtree(folder, ignore_errors=True)
-        model.save_pretrained(folder, dtype=torch.bfloat16)
-    size = sum(p.stat().st_size for p in BUNDLED_PRIOR.parent.rglob("*") if p.is_file())
-    click.echo(f"{BUNDLED_PRIOR.parent}: {size / 1e6:.1f} MB")
+@click.option("--prior", required=True, type=PATH)
+@click.option("--refiner", required=True, type=PATH)
+@click.option(
+    "--choice",
+    type=PATH,
+    help="Of benchmarks/match_rate.py: the slope that matched most often becomes the refiner's.",
+)
+@click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
+def weights(prior: Path, refiner: Path, choice: Path | None, out: Path) -> None:
+    """Write both models in bfloat16 to OUT/prior and OUT/refiner (default: the package's)."""
+    models = {"prior": Prior.from_pretrained(prior), "refiner": Refiner.from_pretrained(refiner)}
+    if choice is not None:
+        best = max(_refined(choice), key=lambda result: result["match_rate"]["value"])
+        config = models["refiner"].config
+        config.integration = replace(
+            config.integration, position_slope=best["position_slope"], steps=best["steps"]
+        )
+        click.echo(f"chosen: {best['name']}")
+    for name, model in models.items():
+        shutil.rmtree(out / name, ignore_errors=True)
+        model.save_pretrained(out / name, dtype=torch.bfloat16)
+    size = sum(p.stat().st_size for name in models for p in (out / name).rglob("*") if p.is_file())
+    click.echo(f"{out}: {size / 1e6:.1f} MB")
 
 
 @main.command()
-@click.option("--prior-recipe", required=True, help="How the prior was trained.")
-@click.option("--refiner-recipe", required=True, help="How the refiner was trained.")
-@click.argument("figures", type=click.Path(path_type=Path))
-def cards(prior_recipe: str, refiner_recipe: str, figures: Path) -> None:
-    """Write the model cards, with what benchmarks/match_rate.py measured of the bundled pair."""
-    measured = json.loads(figures.read_text())
-    table = "\n".join(f"- {name}: {value}" for name, value in measured.items())
-    for folder, tag, what, data, recipe in (
-        (
-            BUNDLED_PRIOR,
-            "llama",
-            "A LLaMA decoder that writes crystals as text (CrystalLLM, arXiv 2402.04379).",
-            "the training split of MP-20 and further crystals with at most 20 atoms.",
-            prior_recipe,
-        ),
-        (
-            BUNDLED_REFINER,
-            "flow-matching",
-            "A velocity network that moves atoms and cell of a rough crystal "
-            "(FlowLLM, arXiv 2410.23405).",
-            "the training split of MP-20, paired with samples of the bundled prior.",
-            refiner_recipe,
-        ),
+@click.option("--prior-recipe", required=True, help="How it was trained: a text or a run folder.")
+@click.option("--refiner-recipe", required=True, help="The same of the refiner.")
+@click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
+@click.argument("figures", nargs=-1, type=PATH)
+def cards(prior_recipe: str, refiner_recipe: str, out: Path, figures: tuple[Path, ...]) -> None:
+    """Write both model cards, with what benchmarks/match_rate.py (its JSON) and `flowllm evaluate`
+    (metrics.json) measured of the pair."""
+    measurements = [_measurement(file) for file in figures]
+    for name, recipe, tag in (
+        ("prior", prior_recipe, "llama"),
+        ("refiner", refiner_recipe, "flow-matching"),
     ):
-        card = HEAD.format(
-            tag=tag,
-            name=folder.name,
-            what=what,
-            data=data,
-            recipe=recipe,
-            targets=measured["targets"],
-            figures=table,
+        card = write_card(
+            out / name,
+            name=NAMES[name],
+            license="mit",
+            datasets=["mp_20"],
+            tags=["crystals", "materials", tag],
+            sections={
+                "": SUMMARIES[name],
+                "Data": DATA[name] + REDUCED,
+                "Intended use": USE,
+                "Recipe": _recipe(recipe),
+                "Limits": LIMITS,
+            },
+            measurements=measurements,
         )
-        (folder / "README.md").write_text(card)
+        click.echo(card)
+
+
+def _recipe(text: str) -> str:
+    folder = Path(text)
+    if not folder.is_dir():
+        return text
+    run, info = read_identity(folder, RUN_FILE)
+    data = ", ".join(f"{d['name']} (sha256 {d['sha256'][:8]})" for d in run["data"])
+    recipe = yaml.safe_dump(info["recipe"], sort_keys=False)
+    return f"`flowllm {run['stage']}` on {data}, seed {run['seed']}:\n\n```yaml\n{recipe}```"
+
+
+def _refined(file: Path) -> list[dict[str, Any]]:
+    return [r for r in json.loads(file.read_text())["results"] if "position_slope" in r]
+
+
+def _measurement(file: Path) -> Measurement:
+    content = json.loads(file.read_text())
+    if "results" in content:
+        return Measurement(
+            what="Validation targets of MP-20, formula and number of atoms given, one sample each "
+            "(StructureMatcher 0.5, 10, 0.3)",
+            dataset="MP-20 validation split",
+            command=f"python benchmarks/match_rate.py val.parquet -n {content['targets']}",
+            figures={
+                f"{figure.replace('_', ' ')}, {result['name'].split(' (')[0]}": result[figure]
+                for result in content["results"]
+                for figure in ("match_rate", "rmsd")
+            },
+        )
+    (measured,) = content["sets"]
+    return Measurement(
+        what="Refined samples without conditions, novelty against the training split of MP-20",
+        dataset="MP-20",
+        command=f"flowllm sample -n {measured['num_generated']} --refine; flowllm evaluate",
+        figures={k: v for k, v in measured["metrics"].items() if k in SHOWN},
+    )
 
 
 if __name__ == "__main__":

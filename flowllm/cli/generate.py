@@ -14,10 +14,10 @@ from flowllm.cli.options import (
     REFINER,
     SEED,
     SKIP,
-    STEPS,
     WORKERS,
     Conditional,
     given,
+    integration,
     report,
     sampling,
 )
@@ -27,10 +27,30 @@ from flowllm.cli.options import (
 @click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many crystals.")
 @click.option("--composition", help="Exactly these atoms, such as Na4Cl4.")
 @click.option("--exclude-elements", help="No crystal has these elements, such as Pb,Cd.")
+@click.option(
+    "--novel-to",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Crystals whose formulas are drawn again, such as a training set; may be repeated.",
+)
+@click.option(
+    "--best-of",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Candidates of one composition for each crystal, of which the likeliest stays.",
+)
+@click.option(
+    "--rank",
+    type=click.Choice(["prior", "flow"]),
+    default="prior",
+    show_default=True,
+    help="Whose likelihood --best-of goes by; flow needs --refine and is slow.",
+)
 @PRIOR
 @REFINER
 @click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
-@STEPS
+@integration
 @sampling(max_attempts=10, batch_size=128)
 @OUT
 @SEED
@@ -46,19 +66,7 @@ def sample_command(n: int, **arguments: Any) -> None:
 @click.command("refine")
 @click.argument("file", type=click.Path(path_type=Path))
 @REFINER
-@STEPS
-@click.option("--method", show_default="the refiner's own", help="euler, midpoint or heun.")
-@click.option(
-    "--position-slope",
-    type=float,
-    show_default="the refiner's own",
-    help="Anti-annealing s of the positions: velocities times 1 + s t.",
-)
-@click.option(
-    "--cell-slope", type=float, show_default="the refiner's own", help="The same of the cell."
-)
-@click.option("--trajectory", is_flag=True, help="Write the way to trajectories/NAME.extxyz.")
-@click.option("--score", is_flag=True, help="Add log-likelihoods under the flow; slow.")
+@integration
 @OUT
 @SKIP
 @SEED

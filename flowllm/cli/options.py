@@ -16,17 +16,35 @@ WORKERS = click.option("--workers", type=click.IntRange(min=1), default=1, show_
 SKIP = click.option("--skip-invalid", is_flag=True, help="Leave out bad rows and count them.")
 PRIOR = click.option("--prior", show_default="bundled", help="Folder or hub id of a prior.")
 REFINER = click.option("--refiner", show_default="bundled", help="Folder or hub id of a refiner.")
-STEPS = click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    show_default="the refiner's own",
-    help="Integration steps.",
-)
 RESUME = click.option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
 VALIDATION = click.option(
     "--validation", type=click.Path(path_type=Path), help="As the training data, for its loss."
 )
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+
+
+def integration(command: Callable[..., Any]) -> Callable[..., Any]:
+    own = "the refiner's own"
+    options = (
+        click.option(
+            "--steps", type=click.IntRange(min=1), show_default=own, help="Integration steps."
+        ),
+        click.option("--method", show_default=own, help="euler, midpoint or heun."),
+        click.option(
+            "--position-slope",
+            type=float,
+            show_default=own,
+            help="Anti-annealing s of the positions: velocities times 1 + s t.",
+        ),
+        click.option("--cell-slope", type=float, show_default=own, help="The same of the cell."),
+        click.option(
+            "--trajectory", is_flag=True, help="Write the way to trajectories/NAME.extxyz."
+        ),
+        click.option("--score", is_flag=True, help="Add log-likelihoods under the flow; slow."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def sampling(*, max_attempts: int, batch_size: int) -> Callable[..., Any]:
@@ -84,6 +102,8 @@ def report(outcome: Any, asked: int) -> None:
     click.echo(crystal_table(outcome.crystals))
     made = len(outcome.crystals)
     click.echo(f"{made} of {asked} crystals in {outcome.folder}")
+    if outcome.rejects:
+        click.echo(f"answers drawn again or given up: {counts(outcome.rejects)}", err=True)
     if made < asked:
         click.echo(f"failed: {counts(outcome.failures)}", err=True)
         sys.exit(1)

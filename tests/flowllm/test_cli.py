@@ -99,7 +99,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "thesis" / "thesis.tex").write_text("my work")
     for model in (BUNDLED_PRIOR, BUNDLED_REFINER):
         for kind in ("missing", "cut"):
-            weights = Path(shutil.copytree(model, folder / f"{model.name}_{kind}"))
+            # Without its card, which would say first that these are other weights.
+            ignore = shutil.ignore_patterns("README.md")
+            weights = Path(shutil.copytree(model, folder / f"{model.name}_{kind}", ignore=ignore))
             weights = weights / "model.safetensors"
             content = weights.read_bytes()
             weights.unlink()
@@ -311,7 +313,7 @@ MISTAKES = [
     ("sample -n 1 --temperature -1", "temperature -1.0 is no number from 0"),
     ("sample -n 1 --temperature nan", "temperature nan is no number from 0"),
     ("sample -n 1 --top-p 2", "top_p 2.0 is not in (0, 1]"),
-    ("sample -n 1 --steps 5", "steps are the refiner's; ask for refine as well"),
+    ("sample -n 1 --steps 5", "steps is a setting of the refiner; ask for refine as well"),
     ("sample -n 1 --device tpu", "unknown device 'tpu'"),
     # models
     ("sample -n 1 --prior prior_missing", "prior_missing: Error no file named model.safetensors"),

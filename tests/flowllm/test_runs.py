@@ -20,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
+from safetensors.torch import load_file
 
 import rfm
 from flowllm import FlowLLM, Sample, UserError, runs
@@ -91,12 +92,23 @@ def test_the_manifest_says_what_was_asked_of_which_models(run: Run) -> None:
         "max_attempts": 10,
         "constrain": True,
         "exclude_elements": [],
+        "novel_to": [],
+        "best_of": 1,
+        "rank": "prior",
         "steps": 3,
+        **dict.fromkeys(("method", "position_slope", "cell_slope")),
+        "trajectory": False,
+        "score": False,
         "total": 5,
         "batch_size": 2,
         "niggli_tolerance": 1e-5,
     }
-    assert manifest["info"] == versions()
+    folders = {"prior": BUNDLED_PRIOR, "refiner": BUNDLED_REFINER}
+    parameters = {  # tied weights are in the file once
+        name: sum(w.numel() for w in load_file(folder / "model.safetensors").values())
+        for name, folder in folders.items()
+    }
+    assert manifest["info"] == {**versions(), "parameters": parameters}
 
 
 def test_n_asked_for_gives_n_ids(run: Run) -> None:
@@ -260,7 +272,7 @@ def test_an_empty_run_is_a_run(tmp_path: Path) -> None:
         ({"temperature": math.nan}, "temperature nan is no number"),
         ({"top_p": math.inf}, "top_p inf is not in"),
         ({"refiner": "x"}, "a refiner is given and not used; ask for refine as well"),
-        ({"steps": 3}, "steps are the refiner's; ask for refine as well"),
+        ({"steps": 3}, "steps is a setting of the refiner; ask for refine as well"),
         ({"steps": 0, "refine": True}, "steps"),
         ({"formula": "Na11Cl10"}, "formula Na11Cl10 has 21 atoms"),
         ({"device": "tpu"}, "unknown device 'tpu'"),

@@ -1,0 +1,167 @@
+"""Novelty and best-of-K: which crystals are drawn again, and which of several stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from flowllm import FlowLLM, Sample, UserError, sampler
+from flowllm.candidates import choose
+from flowllm.data import Crystal, write
+from flowllm.formulas import KNOWN_FORMULA, KnownFormulas
+from flowllm.jobs import RunFolder
+from flowllm.runs import sample
+from llm_prior import generation_prompt
+from llm_prior.scoring import score_texts
+from rfm import LogLikelihood, Refinement
+
+N = 6
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowLLM:
+    return FlowLLM.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def free(model: FlowLLM) -> list[Sample]:
+    """What the prior makes when nothing is asked of it."""
+    return model.sample(N, refine=False, seed=1)
+
+
+def formula(made: Sample) -> str:
+    return made.structure.composition.reduced_formula
+
+
+def record(samples: list[Sample]) -> list[dict[str, Any]]:
+    return [made.to_record() for made in samples]
+
+
+# --- novelty -------------------------------------------------------------------------------------
+
+
+def known_crystals(free: list[Sample], file: Path) -> Path:
+    """Every other crystal, in a cell of twice the size: a formula is what counts."""
+    crystals = []
+    for made in free[::2]:
+        structure = made.structure.copy()
+        structure.make_supercell([1, 1, 2])
+        crystals.append(Crystal(id=made.id, structure=structure))
+    return write(crystals, file)
+
+
+def test_known_formulas_are_drawn_again_and_the_others_stay(
+    model: FlowLLM, free: list[Sample], tmp_path: Path
+) -> None:
+    file = known_crystals(free, tmp_path / "known.jsonl")
+    known = {formula(made) for made in free[::2]}
+    found = model.sample(N, refine=False, seed=1, novel_to=file)
+    assert known.isdisjoint(formula(made) for made in found)
+    for before, after in zip(free, found, strict=True):
+        if formula(before) in known:
+            assert after.rejects[KNOWN_FORMULA] >= 1
+        else:
+            assert after.to_record() == before.to_record()
+
+
+def test_a_run_counts_what_it_refused_and_a_lost_shard_comes_back(
+    model: FlowLLM, free: list[Sample], tmp_path: Path
+) -> None:
+    file = known_crystals(free, tmp_path / "known.jsonl")
+    options: dict[str, Any] = {"seed": 1, "novel_to": [file], "batch_size": 3, "device": "cpu"}
+    outcome = sample(N, out=tmp_path / "run", **options)
+    folder = RunFolder.open(outcome.folder)
+    samples = [Sample.from_record(record) for record in folder.records()]
+    refused = sum(made.rejects.get(KNOWN_FORMULA, 0) for made in samples)
+    assert outcome.rejects[KNOWN_FORMULA] == refused > 0
+    before = folder.shard(1).read_bytes()
+    folder.shard(1).unlink()
+    sample(N, out=tmp_path / "run", **options)
+    assert folder.shard(1).read_bytes() == before
+    with pytest.raises(UserError, match="novel_to"):
+        sample(N, out=tmp_path / "run", **{**options, "novel_to": ()})
+
+
+def test_a_formula_that_is_known_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    structure = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    file = write([Crystal(id="known", structure=structure)], tmp_path / "known.jsonl")
+    for asked in ({"formula": "ClNa"}, {"composition": "Na4Cl4"}):
+        with pytest.raises(UserError, match="NaCl is among the known crystals"):
+            sample(1, out=tmp_path / "run", novel_to=file, **asked)
+    assert not (tmp_path / "run").exists()
+    KnownFormulas(file).check({"formula": "Na2Cl", "elements": "Na, Cl"})
+    with pytest.raises(UserError, match="no such file"):
+        sample(1, out=tmp_path / "run", novel_to=tmp_path / "absent.csv")
+
+
+# --- best of K -----------------------------------------------------------------------------------
+
+
+def test_the_likeliest_of_one_composition_stays(model: FlowLLM, free: list[Sample]) -> None:
+    best = model.sample(N, refine=False, seed=1, best_of=3)
+    better = 0
+    for one, other in zip(free, best, strict=True):
+        assert one.structure.composition == other.structure.composition
+        composition = one.structure.composition
+        prompt = generation_prompt(
+            {"formula": composition.reduced_formula, "num_atoms": len(one.structure)}
+        )
+        first, kept = score_texts(model.prior, [prompt] * 2, [one.text, other.text])
+        assert kept.log_likelihood >= first.log_likelihood - 1e-4
+        better += kept.log_likelihood > first.log_likelihood + 1
+        assert other.attempts == 3 + sum(other.rejects.values())
+    assert better >= N / 3
+    assert record(model.sample(N, refine=False, seed=1, best_of=3)) == record(best)
+
+
+def test_the_flow_ranks_what_came_out_of_refining(
+    model: FlowLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {0: -3.0, 1: 2.0, 2: 1.0, 3: None, 4: float("nan"), 5: -50.0}
+
+    def refine(refiner: object, structures: list[Structure], **options: Any) -> list[Refinement]:
+        assert options["score"] and len(structures) == len(scores)
+        results = []
+        for (place, change), structure in zip(scores.items(), structures, strict=True):
+            score = None
+            if change is not None:
+                score = LogLikelihood(base=0, change=change, standard_error=0, degrees_of_freedom=9)
+            marked = structure.copy({"place": [place] * len(structure)})
+            results.append(Refinement(structure=marked, log_likelihood=score))
+        return results
+
+    monkeypatch.setattr(sampler, "refine_structures", refine)
+    samples = model.sample(2, composition="NaCl", best_of=3, rank="flow", seed=2)
+    assert [made.structure.site_properties["place"][0] for made in samples] == [1, 5]
+
+
+def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:
+    structure = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
+    group = [
+        Sample(id="a", prompt="", text=str(k), structure=s, attempts=2, rejects={"why": 1})
+        for k, s in enumerate((None, structure, structure))
+    ]
+    ((chosen,),) = choose([group], [9.0, 1.0, 1.0])
+    assert (chosen.text, chosen.attempts, chosen.rejects) == ("1", 6, {"why": 3})
+    assert Counter(chosen.rejects).total() == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"best_of": 0}, "best_of 0 must be at least 1"),
+        ({"best_of": 2, "temperature": 0}, "at temperature 0"),
+        ({"best_of": 2, "rank": "loudest"}, "neither of prior, flow"),
+        ({"best_of": 2, "rank": "flow", "refine": False}, "ask for refine"),
+        ({"rank": "flow"}, "best_of 2 or more"),
+    ],
+)
+def test_settings_without_sense_are_refused(
+    model: FlowLLM, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        model.sample(1, **options)

@@ -1,0 +1,73 @@
+#!/bin/bash
+# From crystals to the two bundled folders: train the prior, sample pairs, train the refiner, choose
+# its slope by validation, export in bfloat16, measure, write the model cards.
+#
+#   tools/release.sh              # hours on two cores; killed at any moment, the same goes on
+#   DRY=1 tools/release.sh        # only print the commands
+#
+# Every stage keeps its own folder in $RUNS and is skipped, or gone on with, where it is there.
+# Settings, by environment:
+#   DATA      train.parquet and val.parquet of MP-20 in mp20/, train.parquet in mp_extra/
+#   RUNS      where the runs go
+#   BUNDLE    where the two model folders go
+#   DEVICE    cpu, cuda or auto
+#   SAMPLES, TEMPERATURE   pairs per target, and the temperature that the prior draws them at
+#   TARGETS   validation targets: half as many to choose the slope, all for the figures
+#   WORKERS   processes
+#   LIMIT     arguments of `flowllm pair`, such as "--limit 64"
+#   PRIOR, REFINER   overrides of the recipes, such as "training.epochs=1"
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+DATA=${DATA:-../shared/data}
+RUNS=${RUNS:-runs/release}
+BUNDLE=${BUNDLE:-flowllm/bundled}
+DEVICE=${DEVICE:-auto}
+SAMPLES=${SAMPLES:-4}
+TEMPERATURE=${TEMPERATURE:-0.7}
+TARGETS=${TARGETS:-1000}
+WORKERS=${WORKERS:-2}
+read -ra LIMIT <<<"${LIMIT:-}"
+read -ra PRIOR <<<"${PRIOR:-}"
+read -ra REFINER <<<"${REFINER:-}"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+run() {
+    printf '%q ' "$@"
+    echo
+    [[ -n ${DRY:-} ]] || "$@"
+}
+
+# A training goes on with --resume, which needs no checkpoint to be there.
+run flowllm train-llm --config llm/release --data "$DATA/mp20/train.parquet" \
+    --data "$DATA/mp_extra/train.parquet" --validation "$DATA/mp20/val.parquet" --skip-invalid \
+    --out "$RUNS/prior" --device "$DEVICE" --resume "${PRIOR[@]}"
+
+run flowllm pair "$DATA/mp20/train.parquet" --prior "$RUNS/prior/model" \
+    --samples-per-target "$SAMPLES" --temperature "$TEMPERATURE" --skip-invalid --out "$RUNS/pairs" --workers "$WORKERS" \
+    --device "$DEVICE" "${LIMIT[@]}"
+run flowllm pair "$DATA/mp20/val.parquet" --prior "$RUNS/prior/model" \
+    --temperature "$TEMPERATURE" --skip-invalid \
+    --out "$RUNS/pairs-validation" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
+
+run flowllm train-rfm --config rfm/release --pairs "$RUNS/pairs/pairs.parquet" \
+    --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
+    --device "$DEVICE" --resume "${REFINER[@]}"
+
+# Chosen on other targets than those that the card reports (another seed, some in common).
+[[ -e $RUNS/choice.json ]] ||
+    run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n $((TARGETS / 2)) --seed 1 \
+        --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \
+        --slope 0 --slope 2 --slope 5 --slope 10 --out "$RUNS/choice.json"
+run python tools/bundle.py weights --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \
+    --choice "$RUNS/choice.json" --out "$BUNDLE"
+
+[[ -e $RUNS/figures.json ]] ||
+    run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n "$TARGETS" \
+        --prior "$BUNDLE/prior" --refiner "$BUNDLE/refiner" --out "$RUNS/figures.json"
+run flowllm sample -n "$TARGETS" --refine --prior "$BUNDLE/prior" --refiner "$BUNDLE/refiner" \
+    --out "$RUNS/samples" --workers "$WORKERS" --device "$DEVICE" || [[ $? == 1 ]] # some failed
+run flowllm evaluate "$RUNS/samples" --train "$DATA/mp20/train.parquet" \
+    --out "$RUNS/evaluation" --workers "$WORKERS"
+run python tools/bundle.py cards "$RUNS/figures.json" "$RUNS/evaluation/metrics.json" \
+    --prior-recipe "$RUNS/prior" --refiner-recipe "$RUNS/refiner" --out "$BUNDLE"
