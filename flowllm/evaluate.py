@@ -24,9 +24,10 @@ from flowllm.evaluation import (
 from flowllm.files import sha256_path
 from flowllm.folders import claimed
 from flowllm.formation import read_references
+from flowllm.formulas import formula_ratios
 from flowllm.generated import GeneratedSet, read_generated
 from flowllm.hull import Hull, materials_project_hull, read_hull
-from flowllm.known import formula_ratios, read_known
+from flowllm.known import read_known
 from flowllm.measure import measure, reference_features
 from flowllm.measured import Measured, Reading, Reference
 from flowllm.metrics.composition_scale import CompositionScale, read_scale
@@ -34,6 +35,7 @@ from flowllm.metrics.extras import require
 from flowllm.metrics.validity import OXIDATION_STATES, check_oxidation_states
 from flowllm.noble import electronegativity_unheard
 from flowllm.outcome import file_names
+from flowllm.submission import check_submission, write_submission
 from flowllm.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def evaluate(
     composition_scale: str | Path | None = None,
     oxidation_states: str = OXIDATION_STATES,
     feature_novelty: bool = False,
+    submission: str | None = None,
     seed: int = 0,
     workers: int = 1,
     progress: bool = True,
@@ -69,7 +72,7 @@ def evaluate(
     With a potential every crystal is relaxed as well, in a run folder for each set under
     `relaxed/`; `relaxed.parquet` is `structures.parquet` with the relaxed crystals. A killed call
     goes on when it is repeated. The docstrings in `flowllm.metrics` give every definition with its
-    source. Features are cached on the disk: those of MP-20's test set take about 20 minutes of one
+    source. Features are cached on the disk: those of MP-20's test set take some minutes of one
     core, once.
 
     Args:
@@ -96,7 +99,9 @@ def evaluate(
         oxidation_states: SMACT's table for the compositional validity; `smact14` is what published
             figures mean.
         feature_novelty: also novelty by distance of features, which needs the features of every
-            crystal of `train` (MP-20: about 40 minutes of one core, once).
+            crystal of `train` (MP-20: some minutes of one core, once).
+        submission: `lemat` also writes what the LeMat-GenBench leaderboard takes; see
+            `flowllm.submission.write_submission`.
         seed: of the bootstrap intervals.
         workers: processes.
         progress: show bars on a terminal.
@@ -124,6 +129,8 @@ def evaluate(
         raise UserError("hull needs a potential; give potential (--potential) as well")
     if references is not None and hull is None:
         raise UserError("references need a hull; give hull (--hull) as well")
+    if submission is not None:
+        check_submission(submission)
     check_oxidation_states(oxidation_states)
     for module in ("smact.screening", "plotly.graph_objects", "jinja2"):
         require(module)
@@ -159,6 +166,8 @@ def evaluate(
         "seed": seed,
     }
     with claimed(out, _IDENTITY, run, info=versions()) as folder:
+        if submission is not None:
+            write_submission(sets, folder)
         energies: Sequence[Energies | None] = [None] * len(sets)
         if judge is not None:
             energies = _relax_all(sets, judge, folder, workers=workers, progress=progress)

@@ -25,6 +25,8 @@ from flowllm.noble import electronegativity_unheard
 _SYMBOLS = frozenset(element.symbol for element in Element)
 # The schemes whose energies are, or can be brought, on Materials Project's corrected scale.
 _ON_MP_SCALE = ("mp2020", "mp-raw")
+# To correct one, pymatgen tries combinations of oxidation states: 0.2 s at 14 elements, 5 s at 16.
+_MOST_ELEMENTS = 12
 
 
 class NoFormationEnergy(ValueError):
@@ -144,9 +146,12 @@ def mp2020_correction(structure: Structure) -> float:
     (`MPRelaxSet`): what a potential has learnt for them.
 
     Raises:
-        NoFormationEnergy: pymatgen holds the crystal for incompatible with the scheme.
+        NoFormationEnergy: pymatgen holds the crystal for incompatible with the scheme, or it has
+            more than 12 elements.
     """
     composition = structure.composition
+    if len(composition) > _MOST_ELEMENTS:
+        raise NoFormationEnergy(f"no MP2020 correction for more than {_MOST_ELEMENTS} elements")
     with electronegativity_unheard(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to guess oxidation states", UserWarning)
         anion = max(composition.elements, key=lambda e: 0.0 if isnan(e.X) else e.X).symbol

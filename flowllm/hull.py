@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+from numpy.typing import NDArray
 from pymatgen.core import Composition, Element
 from pymatgen.entries.computed_entries import ComputedEntry
+from scipy.optimize import linprog
 
 from flowllm.errors import UserError, one_line
 from flowllm.formation import References, entries_of, lowest_elements, read_json
@@ -24,13 +25,16 @@ _SYMBOLS = frozenset(element.symbol for element in Element)
 _FORMULA_COLUMNS = ("composition", "formula", "pretty_formula")
 _ENERGY_COLUMN = "formation_energy_per_atom"
 _THERMO = {"thermo_types": ["GGA_GGA+U"]}  # Materials Project's corrected scale, without r2SCAN
-_KEPT_DIAGRAMS = 1024
+_KEPT_SYSTEMS = 1024
+_CORRECTED = frozenset({"O", "F"})  # MP2020 corrects every compound of these
 
 
 class Hull:
     """Known compounds by their formation energies; the elements are at 0.
 
-    A chemical system's hull is built by pymatgen's `PhaseDiagram` when it is first asked for.
+    Its energy at a composition is that of the cheapest mixture of known compounds and elements
+    there: E_hull(x) = min_a sum_i a_i e_i with a_i >= 0 and sum_i a_i x_i = x (per atom). As a
+    linear program it is cheap for any number of elements, where a hull in ten dimensions is not.
 
     Attributes:
         references: absolute energies of the elements that belong to this hull, or None if it was
@@ -69,12 +73,14 @@ class Hull:
             if len(elements) > 1:
                 self._systems[elements].append((formula, float(energy)))
                 self.num_entries += 1
-        self._diagram = functools.lru_cache(_KEPT_DIAGRAMS)(self._build)
+        self._entries = functools.lru_cache(_KEPT_SYSTEMS)(self._of_system)
 
     def energy_per_atom(self, composition: Composition) -> float:
         """Formation energy of the hull at a composition, eV/atom (0 or less)."""
-        elements = frozenset(element.symbol for element in composition.elements)
-        return float(self._diagram(elements).get_hull_energy_per_atom(composition))
+        elements = tuple(sorted(element.symbol for element in composition.elements))
+        energies, fractions = self._entries(elements)
+        target = [composition.get_atomic_fraction(symbol) for symbol in elements]
+        return float(linprog(energies, A_eq=fractions, b_eq=target).fun)
 
     def e_above_hull(self, composition: Composition, formation_energy_per_atom: float) -> float:
         """Energy above the hull of the known compounds, eV/atom.
@@ -88,14 +94,20 @@ class Hull:
         return frozenset(e.symbol for e in composition.elements) in self._systems
 
     @electronegativity_unheard()
-    def _build(self, elements: frozenset[str]) -> PhaseDiagram:
-        entries = [PDEntry(Composition(symbol), 0.0) for symbol in sorted(elements)]
-        for size in range(2, len(elements) + 1):
-            for system in itertools.combinations(sorted(elements), size):
-                for formula, energy in self._systems.get(frozenset(system), ()):
+    def _of_system(
+        self, elements: tuple[str, ...]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Energies (M,) and fractions of the elements (E, M) of what is made of these elements."""
+        energies = [0.0] * len(elements)
+        fractions = np.eye(len(elements)).tolist()
+        within = frozenset(elements)
+        for system, compounds in self._systems.items():
+            if system <= within:
+                for formula, energy in compounds:
                     composition = Composition(formula)
-                    entries.append(PDEntry(composition, energy * composition.num_atoms))
-        return PhaseDiagram(entries)
+                    energies.append(energy)
+                    fractions.append([composition.get_atomic_fraction(e) for e in elements])
+        return np.array(energies), np.array(fractions).T
 
 
 def read_hull(path: str | Path) -> Hull:
@@ -125,20 +137,22 @@ def read_hull(path: str | Path) -> Hull:
         raise UserError(
             f"{path}: a hull needs the columns composition and {_ENERGY_COLUMN}; add them"
         )
-    return Hull(table[formula].astype(str), pd.to_numeric(table[_ENERGY_COLUMN]), source=str(path))
+    energies = pd.to_numeric(table[_ENERGY_COLUMN], errors="coerce")  # a word is no energy: NaN
+    return Hull(table[formula].astype(str), energies, source=str(path))
 
 
 def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
     """A hull from pymatgen entries on Materials Project's corrected scale (MP2020).
 
     Raises:
-        UserError: none of them is corrected, or an element of a compound has no entry.
+        UserError: no oxide or fluoride is corrected, or an element of a compound has no entry.
     """
     compounds = [entry for entry in entries if len(entry.composition.elements) > 1]
-    if not any(entry.energy_adjustments for entry in compounds):
+    to_correct = [c for c in compounds if not _CORRECTED.isdisjoint(map(str, c.composition))]
+    if to_correct and not any(entry.energy_adjustments for entry in to_correct):
         raise UserError(
-            f"{source}: no compound has an energy correction; give entries that went through "
-            "pymatgen's MaterialsProject2020Compatibility"
+            f"{source}: no oxide or fluoride has an energy correction; give entries that went "
+            "through pymatgen's MaterialsProject2020Compatibility"
         )
     elements = lowest_elements(entries)
     formulas, energies = [], []

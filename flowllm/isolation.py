@@ -45,6 +45,8 @@ class Isolated(Generic[Item, Result]):
             Lost: none after `time_limit` seconds (the process is killed), or the process died.
             UserError: no process could be set up.
         """
+        if self._process is not None and not self._process.is_alive():
+            self._stop()  # it died while it had nothing to do: no fault of this item
         if self._process is None:
             self._start()
         try:

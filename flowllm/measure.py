@@ -50,7 +50,7 @@ def reference_features(
     return Reference(
         name=name,
         prints=reference_prints(name, structures, reading, workers=workers, progress=progress),
-        values=_columns([properties(s) for s in structures]),
+        values=properties(structures),
     )
 
 
@@ -134,7 +134,8 @@ def _validity(
     result: Measured, structures: Sequence[Structure], rows: Sequence[dict[str, Any]],
     reading: Reading,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    for row, structure in zip(rows, structures, strict=True):
+    values = properties(structures)
+    for i, (row, structure) in enumerate(zip(rows, structures, strict=True)):
         structural, compositional = reading.valid(structure)
         row |= {
             "formula": structure.composition.reduced_formula,
@@ -142,7 +143,7 @@ def _validity(
             "structural_validity": structural,
             "compositional_validity": compositional,
             "valid": structural and compositional,
-            **properties(structure),
+            **{name: float(values[name][i]) for name in PROPERTIES},
         }
     for name in ("structural_validity", "compositional_validity", "valid"):
         for row in result.rows:

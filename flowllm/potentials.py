@@ -241,7 +241,10 @@ def _load_factory(potential: str) -> Calculator:
     try:
         calculator = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError) as error:
-        raise UserError(f"potential {potential}: {one_line(error)}; correct the name") from error
+        raise UserError(
+            f"potential {potential}: {one_line(error)}; correct the name, or put "
+            "the folder of the module on PYTHONPATH"
+        ) from error
     if not isinstance(calculator, Calculator):
         raise UserError(f"potential {potential} returns no ASE calculator; name another function")
     return calculator

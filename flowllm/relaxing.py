@@ -163,6 +163,7 @@ def relax_crystals(
         **limits,
     }
     start = time.monotonic()
+    before = len(list(Path(out).glob("shards/*.jsonl")))
     run = run_job(
         out,
         manifest=manifest,
@@ -176,8 +177,9 @@ def relax_crystals(
         description="relaxing",
     )
     outcome = _publish(run)
-    minutes = (time.monotonic() - start) / 60
-    logger.info("%.1f crystals a minute with %d workers", len(crystals) / minutes, workers)
+    if new := len(crystals) - before:
+        minutes = (time.monotonic() - start) / 60
+        logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)
     if (count := outcome.failures.total()) > _TOO_MANY_FAILED * len(crystals):
         logger.warning(
             "%d of %d relaxations failed: rates over all crystals count them as not stable",

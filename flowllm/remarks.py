@@ -9,7 +9,7 @@ from flowllm.generated import GeneratedSet
 from flowllm.measured import Known, Measured, Reference
 
 _MANY_FAILED = 0.05
-_NAMED = 5  # elements in a remark
+_NAMED = 5  # elements or crystals in a remark
 
 
 def remarks(
@@ -21,7 +21,7 @@ def remarks(
     energies: Energies | None,
 ) -> list[str]:
     """A sentence for each suspicion, from the metrics that `measure` has put into `result`."""
-    said = _of_the_set(result, train)
+    said = _of_the_set(result, generated, train)
     if reference is not None:
         said += _of_the_reference(result, reference)
     if energies is not None:
@@ -29,13 +29,16 @@ def remarks(
     return said
 
 
-def _of_the_set(result: Measured, train: Sequence[Known]) -> list[str]:
+def _of_the_set(result: Measured, generated: GeneratedSet, train: Sequence[Known]) -> list[str]:
     said = []
     failed = result.failures.total()
     if failed > _MANY_FAILED * result.num_generated:
         reasons = ", ".join(f"{reason} {count}" for reason, count in result.failures.most_common())
+        names = [crystal.id for crystal in generated.crystals if crystal.failure is not None]
+        more = ", ..." if failed > _NAMED else ""
         said.append(
-            f"{failed} of {result.num_generated} crystals are missing or unreadable: {reasons}"
+            f"{failed} of {result.num_generated} crystals are missing or unreadable: {reasons} "
+            f"({', '.join(names[:_NAMED])}{more})"
         )
     if (there := result.num_generated - failed) > 1:
         if result.metrics["uniqueness"].successes == 1:

@@ -23,7 +23,7 @@ DATA=${DATA:-../shared/data}
 RUNS=${RUNS:-runs/release}
 BUNDLE=${BUNDLE:-flowllm/bundled}
 DEVICE=${DEVICE:-auto}
-SAMPLES=${SAMPLES:-4}
+SAMPLES=${SAMPLES:-2}
 TEMPERATURE=${TEMPERATURE:-0.7}
 TARGETS=${TARGETS:-1000}
 WORKERS=${WORKERS:-2}
@@ -50,7 +50,11 @@ run flowllm pair "$DATA/mp20/val.parquet" --prior "$RUNS/prior/model" \
     --temperature "$TEMPERATURE" --skip-invalid \
     --out "$RUNS/pairs-validation" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
 
-run flowllm train-rfm --config rfm/release --pairs "$RUNS/pairs/pairs.parquet" \
+# From noise first: the network learns what crystals look like before it sees the prior's errors.
+run flowllm train-rfm --config rfm/uniform --data "$DATA/mp20/train.parquet" --skip-invalid \
+    --out "$RUNS/uniform" --device "$DEVICE" --resume "${REFINER[@]}"
+run flowllm train-rfm --config rfm/release --init "$RUNS/uniform/model" \
+    --pairs "$RUNS/pairs/pairs.parquet" \
     --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
     --device "$DEVICE" --resume "${REFINER[@]}"
 

@@ -61,7 +61,12 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--feature-novelty",
     is_flag=True,
-    help="Novelty by distance of features as well: slow for a large --train.",
+    help="Novelty by distance of features as well: minutes for a large --train.",
+)
+@click.option(
+    "--submission",
+    type=click.Choice(["lemat"]),
+    help="Also write what this public leaderboard takes (LeMat-GenBench: 2,500 crystals).",
 )
 @OUT
 @SEED

@@ -6,31 +6,45 @@ number of elements. Volume per atom and space group are added here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 from scipy.stats import wasserstein_distance
 
 from flowllm.metrics.intervals import Estimate, bootstrap
 from flowllm.metrics.symmetry import spacegroup_number
+from flowllm.metrics.vector_store import VectorStore, structure_key
 
 SYMPREC = 0.1  # Angstrom, of the space groups that are compared
 PROPERTIES = ("density", "num_elements", "volume_per_atom", "spacegroup")
 _RESAMPLES = 200
 
 
-def properties(structure: Structure) -> dict[str, float]:
-    """What is compared of one crystal.
+def properties(structures: Sequence[Structure]) -> dict[str, NDArray[np.float64]]:
+    """What is compared of M crystals: property -> (M,).
 
     density in g/cm^3, number of elements, volume per atom in Angstrom^3, space group number at a
-    tolerance of 0.1 Angstrom (NaN where spglib finds none).
+    tolerance of 0.1 Angstrom (NaN where spglib finds none), which is kept on the disk.
     """
-    number = spacegroup_number(structure, symprec=SYMPREC)
+    what = f"spacegroup {SYMPREC} {spglib.__version__}"
+    keys = [structure_key(what, structure) for structure in structures]
+    with VectorStore(1) as store:
+        known = store.load(keys)
+        new = {
+            key: np.array([spacegroup_number(structure, symprec=SYMPREC) or np.nan])
+            for key, structure in zip(keys, structures, strict=True)
+            if key not in known
+        }
+        store.save(new)
+    known |= new
     return {
-        "density": float(structure.density),
-        "num_elements": float(len(structure.composition)),
-        "volume_per_atom": structure.volume / len(structure),
-        "spacegroup": float("nan") if number is None else float(number),
+        "density": np.array([float(s.density) for s in structures]),
+        "num_elements": np.array([float(len(s.composition)) for s in structures]),
+        "volume_per_atom": np.array([s.volume / len(s) for s in structures]),
+        "spacegroup": np.array([known[key][0] for key in keys]),
     }
 
 

@@ -23,8 +23,10 @@ from pymatgen.core import Composition, Structure
 from tqdm import tqdm
 
 from flowllm.crystal import UNREADABLE
+from flowllm.metrics.coordination import coordinations
 from flowllm.metrics.extras import require
-from flowllm.metrics.vector_store import VectorStore
+from flowllm.metrics.order_parameters import Angles, order_parameter
+from flowllm.metrics.vector_store import VectorStore, structure_key
 from flowllm.noble import electronegativity_unheard
 from flowllm.workers import for_each
 
@@ -69,7 +71,7 @@ def fingerprints(
 ) -> Fingerprints:
     """Features of `structures`, from the disk where they have been computed before.
 
-    What is new is kept at once, so a killed run goes on. About 11 structures a second and process.
+    What is new is kept at once, so a killed run goes on.
 
     Raises:
         UserError: matminer is not installed, or a worker process was killed.
@@ -92,13 +94,35 @@ def structure_fingerprint(structure: Structure) -> NDArray[np.float64]:
     nothing = np.full(_NUM_STRUCTURE, np.nan)
     if structure.volume < MIN_VOLUME_PER_ATOM * len(structure):
         return nothing
-    featurizer = _structure_featurizer()
     try:
         with _quiet():
-            sites = [featurizer.featurize(structure, i) for i in range(len(structure))]
+            return site_fingerprints(structure).mean(axis=0)
     except UNREADABLE:  # what Voronoi cells without end make pymatgen and SciPy raise
         return nothing
-    return np.mean(sites, axis=0)
+
+
+def site_fingerprints(structure: Structure) -> NDArray[np.float64]:
+    """(sites, 61), as matminer's `CrystalNNFingerprint.from_preset("ops")` gives them.
+
+    For each coordination number its probability, and that times the order parameters of its motifs.
+
+    Raises:
+        RuntimeError, ValueError: a Voronoi cell does not close.
+        TypeError: an element without a radius.
+    """
+    found = coordinations(structure)
+    columns = []
+    for number, motifs in sorted(_structure_featurizer().ops.items()):
+        weights = np.array([site.probabilities.get(number, 0.0) for site in found])  # (N,)
+        (own,) = np.nonzero(weights)
+        directions = np.array([found[i].directions[:number] for i in own]).reshape(-1, number, 3)
+        angles = Angles.between(directions) if len(motifs) > 1 else None
+        for motif in motifs:
+            columns.append(weights.copy())
+            if motif != "wt":
+                values = order_parameter(motif.get_type(0), motif.get_parameters(0), angles)
+                columns[-1][own] *= values
+    return np.stack(columns, axis=1)
 
 
 def composition_fingerprint(composition: Composition) -> NDArray[np.float64]:
@@ -151,12 +175,7 @@ def _composition_vectors(
 
 
 def _structure_key(structure: Structure) -> bytes:
-    """Hash of what the fingerprint depends on, the versions that compute it included."""
-    digest = hashlib.sha256(f"CrystalNN ops {_versions()}".encode())
-    digest.update(structure.lattice.matrix.tobytes())
-    digest.update(structure.frac_coords.tobytes())
-    digest.update(np.array(structure.atomic_numbers, dtype=np.int64).tobytes())
-    return digest.digest()
+    return structure_key(f"CrystalNN ops 2 {_versions()}", structure)
 
 
 def _composition_key(composition: Composition) -> bytes:

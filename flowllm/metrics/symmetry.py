@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 import spglib
@@ -15,6 +16,8 @@ def spacegroup_number(structure: Structure, *, symprec: float) -> int | None:
         structure: an ordered crystal.
         symprec: tolerance in Angstrom; the angle tolerance is spglib's own.
     """
+    # Else its C code writes to stderr about crystals of which it finds less than it looked for.
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
     cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
     with warnings.catch_warnings():
         # spglib announces its coming change from None to SpglibError; both are handled here.

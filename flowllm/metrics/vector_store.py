@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -9,6 +10,7 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.core import Structure
 
 from flowllm.data_cache import cache_folder
 
@@ -17,6 +19,15 @@ logger = logging.getLogger(__name__)
 _FILE = "fingerprints-1.sqlite"  # raise the number when the same key would mean another vector
 _WAIT = 60.0  # seconds for another process that writes
 _AT_ONCE = 500  # keys in a query; SQLite takes 999
+
+
+def structure_key(what: str, structure: Structure) -> bytes:
+    """Hash of a crystal and of `what` is computed of it, the versions that do so included."""
+    digest = hashlib.sha256(what.encode())
+    digest.update(structure.lattice.matrix.tobytes())
+    digest.update(structure.frac_coords.tobytes())
+    digest.update(np.array(structure.atomic_numbers, dtype=np.int64).tobytes())
+    return digest.digest()
 
 
 class VectorStore:

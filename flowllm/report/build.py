@@ -163,11 +163,16 @@ def _with_relaxed(folder: Path) -> pd.DataFrame:
     if not table[["set", "id"]].equals(relaxed[["set", "id"]]):
         raise UserError(f"{folder / RELAXED} is not of {STRUCTURES} beside it; evaluate again")
     return table.assign(
-        energy=table["energy_per_atom"] + table["energy_drop"],
-        relaxed_energy=table["energy_per_atom"],
+        energy=_numbers(table["energy_per_atom"]) + _numbers(table["energy_drop"]),
+        relaxed_energy=_numbers(table["energy_per_atom"]),
         relaxed_cif=relaxed["cif"],
         relaxed_volume_per_atom=relaxed["cif"].map(_volume_per_atom, na_action="ignore"),
     )
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column in which every relaxation may have failed: then it holds no numbers at all."""
+    return pd.to_numeric(column, errors="coerce")
 
 
 def _volume_per_atom(cif: str) -> float:

@@ -128,6 +128,17 @@ def test_a_potential_alone_gives_the_refinement_figures(tmp_path: Path) -> None:
     assert "stable_0" not in measured.metrics and "stable" not in measured.rows[0]
 
 
+def test_a_set_of_which_nothing_relaxes_is_reported(tmp_path: Path) -> None:
+    pytest.importorskip("smact", reason="smact is not installed")
+    salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    samples = write([Crystal(id="a", structure=salt)], tmp_path / "one.json")
+    result = evaluate(samples, out=tmp_path / "out", potential=EMT, progress=False)
+    (measured,) = result.sets
+    assert measured.metrics["relaxed_match_rate"].value == 0
+    assert any("1 of 1 relaxations failed" in note for note in measured.notes)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def said(above: list[float | None], symbol: str = "Cu") -> list[str]:
     """Remarks on crystals of these energies above the hull."""
     structures = [fcc(symbol, 3.6)] * len(above)

@@ -97,6 +97,7 @@ def test_sets_of_every_kind_side_by_side(tmp_path):
     assert [s["name"] for s in content] == ["cifs", "set.zip", "run", "s.extxyz"]
     assert [s["metrics"]["valid"]["successes"] for s in content] == [1, 2, 1, 1]
     assert content[1]["failures"] == {"unreadable": 1}
+    assert "are missing or unreadable: unreadable 1 (y)" in content[1]["notes"][0]
     run = content[2]
     assert run["failures"] == {"no answer that decodes": 1}
     assert run["metrics"]["valid"]["value"] == run["metrics"]["meets_formula"]["value"] == 0.5

@@ -1,5 +1,5 @@
-"""The hull against hand-made ones, linear programming and Materials Project; and which energies
-may be compared with which."""
+"""The hull against hand-made ones, pymatgen's and Materials Project; and which energies may be
+compared with which."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedEntry, ConstantEnergyAdjustment
-from scipy.optimize import linprog
 
 from flowllm.errors import UserError
 from flowllm.formation import (
@@ -78,22 +78,29 @@ def test_noble_gases_are_elements_like_others() -> None:
     ),
     asked=st.tuples(*[st.integers(1, 5)] * 3),
 )
-def test_the_hull_is_the_cheapest_mixture(
+def test_the_hull_is_pymatgens(
     compounds: list[tuple[int, int, int, float]], asked: tuple[int, int, int]
 ) -> None:
-    """E_hull(x) = min sum_i a_i e_i over mixtures a of the entries with composition x."""
     formulas = [
         "".join(f"{el}{n}" for el, n in zip(("Li", "Fe", "O"), c[:3], strict=True) if n)
         for c in compounds
     ]
     hull = Hull(formulas, [c[3] for c in compounds])
-    amounts = np.array([c[:3] for c in compounds] + np.eye(3).tolist(), dtype=float)
-    fractions = amounts / amounts.sum(1, keepdims=True)
-    energies = [c[3] for c in compounds] + [0.0] * 3
-    target = np.array(asked) / sum(asked)
-    cheapest = linprog(energies, A_eq=fractions.T, b_eq=target).fun
+    entries = [PDEntry(symbol, 0.0) for symbol in ("Li", "Fe", "O")]
+    entries += [PDEntry(f, c[3] * sum(c[:3])) for f, c in zip(formulas, compounds, strict=True)]
     composition = Composition(dict(zip(("Li", "Fe", "O"), asked, strict=True)))
-    assert hull.energy_per_atom(composition) == pytest.approx(cheapest, abs=1e-6)
+    theirs = PhaseDiagram(entries).get_hull_energy_per_atom(composition)
+    assert hull.energy_per_atom(composition) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_hull_of_twenty_elements_is_no_more_work() -> None:
+    everything = Composition("LiNaKRbCsBeMgCaSrBaAlGaInTlTiVCrMnFeO")
+    *metals, _ = everything.as_dict()
+    oxides = [f"{metal}{n}O" for metal in metals for n in (1, 2, 3)]
+    hull = Hull(oxides, [-1.0 - 0.01 * i for i in range(len(oxides))])
+    # Oxygen is worth most in Fe3O, Mn3O and Cr3O, a third of it in each, as there is one atom of
+    # each metal: 4/3 (1.56 + 1.53 + 1.50) eV for 20 atoms.
+    assert hull.energy_per_atom(everything) == pytest.approx(-6.12 / 20)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -134,11 +141,12 @@ def test_corrected_entries_are_a_hull_with_its_own_references(tmp_path: Path, co
         ("hull.csv", "formula,energy\nNaCl,1", "needs the columns composition and formation"),
         ("hull.csv", "formula,formation_energy_per_atom\nXxCl,1", "'XxCl' is no formula"),
         ("hull.csv", "formula,formation_energy_per_atom\nNaCl,", "the energy of NaCl is nan"),
+        ("hull.csv", "formula,formation_energy_per_atom\nNaCl,low", "the energy of NaCl is nan"),
         ("hull.json", "[1, 2]", "item 1 is no pymatgen entry"),
         ("hull.json", "[]", "holds no pymatgen entries"),
         ("hull.json", "{", "is no JSON file"),
         ("hull.json.gz", "{", "is no JSON file"),
-        ("hull.json", json.dumps([entry("NaCl", -3.5)]), "no compound has an energy correction"),
+        ("hull.json", json.dumps([entry("Na2O", -3.5)]), "no oxide or fluoride has an energy corr"),
         ("hull.json", json.dumps(ENTRIES[1:2] + ENTRIES[3:]), "no entry of the element Na"),
         ("hull.pkl", "", "a hull is a .parquet"),
         ("absent.csv", None, "no such file"),
@@ -196,6 +204,12 @@ def test_raw_energies_are_corrected_as_materials_project_does(
     zero = References(energies={first: 0.0, second: 0.0}, potential=None, source="")
     raw = formation_energy_per_atom(structure, -1.0, scheme="mp-raw", references=zero)
     assert raw == pytest.approx(-1.0 + correction)
+
+
+def test_too_many_elements_for_the_correction_are_not_tried() -> None:
+    many = "OMnFeCoCrVTiSNClBrIRu"
+    with pytest.raises(NoFormationEnergy, match="more than 12 elements"):
+        mp2020_correction(Structure(Lattice.cubic(9.0), list(Composition(many)), np.eye(13, 3)))
 
 
 def test_energies_of_different_kinds_are_not_compared() -> None:

@@ -211,6 +211,15 @@ def test_a_process_that_cannot_be_set_up_is_an_error(capfd: pytest.CaptureFixtur
         isolated(1, time_limit=10)
 
 
+def test_a_process_that_died_between_two_crystals_is_replaced() -> None:
+    isolated = Isolated(functools.partial(int, "1"), max, what="potential x")
+    assert isolated(2, time_limit=60) == 2
+    isolated._process.kill()
+    isolated._process.join()
+    assert isolated(3, time_limit=60) == 3
+    isolated.close()
+
+
 def test_the_command_has_the_functions_arguments(tmp_path: Path) -> None:
     arguments = inspect.signature(relaxing.relax_file).parameters
     values = cli.commands["relax"].make_context("relax", ["x", "--out", "y"]).params

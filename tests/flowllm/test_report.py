@@ -70,13 +70,18 @@ class Page(HTMLParser):
             self.text += data
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
+
+
 def row(name: str, number: int, structure: Structure | None, **more: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"set": name, "id": f"c{number}", "failure": None, "valid": False}
     if structure is None:
         return known | {"failure": "unreadable"}
     formula = structure.composition.reduced_formula
     known |= {"formula": formula, "num_atoms": len(structure), "valid": True, **more}
-    return known | properties(structure)
+    return known | {name: float(value[0]) for name, value in properties([structure]).items()}
 
 
 def evaluation(folder: Path, *names: str, energies: bool = False, reference: str = "") -> Path:
@@ -102,9 +107,7 @@ def evaluation(folder: Path, *names: str, energies: bool = False, reference: str
     if reference:
         settings["reference"] = {"name": reference, "sha256": "1" * 64}
         crystals = [Crystal(id=f"r{i}", structure=SALT) for i in range(4)]
-        values = [properties(SALT)] * 4
-        columns = {key: np.array([v[key] for v in values]) for key in values[0]}
-        write_reference(folder, crystals, columns)
+        write_reference(folder, crystals, properties([SALT] * 4))
     write_metrics(result, settings)
     return folder
 
@@ -219,10 +222,9 @@ def test_atoms_are_balls_where_they_are_and_on_opposite_faces():
     assert len(edges.x) == 36 and ends.max() == pytest.approx(4.12)
 
 
-def test_evaluate_ends_with_a_report(tmp_path, monkeypatch):
+def test_evaluate_ends_with_a_report(tmp_path):
     pytest.importorskip("smact", reason="smact is not installed")
     pytest.importorskip("matminer", reason="matminer is not installed")
-    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
     data = write(
         [Crystal(id=f"c{i}", structure=s) for i, s in enumerate((SALT, CSCL))],
         tmp_path / "data.json",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,9 +12,15 @@ from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
 
 from flowllm.errors import UserError
-from flowllm.metrics.validity import compositional_validity, structural_validity
+from flowllm.metrics.validity import (
+    OXIDATION_STATE_SETS,
+    compositional_validity,
+    structural_validity,
+)
 
-pytest.importorskip("smact", reason="smact is not installed")
+smact = pytest.importorskip("smact", reason="smact is not installed")
+screening = pytest.importorskip("smact.screening", reason="smact is not installed")
+NONMETALS = list(Composition("HBCNOFSiPSClAsSeBrTeIXe").as_dict())
 
 
 def pair(distance: float, cell: float = 4.0) -> Structure:
@@ -68,10 +77,39 @@ def test_structural_validity_does_not_depend_on_the_cell(seed):
         ("RfO2", False),  # no data at all
         ("SrTiO3", True),
         ("Na8Cl8", True),
+        ("PmCl3", False),  # SMACT has no electronegativity of promethium
+        ("NF3", True),
+        ("IBr", True),
+        ("FeO100000", False),
     ],
 )
 def test_compositional_validity(formula, valid):
     assert compositional_validity(Composition(formula)) is valid
+
+
+@pytest.mark.parametrize("table", OXIDATION_STATE_SETS)
+def test_the_verdict_is_smacts(table):
+    generator = random.Random(0)
+    symbols = list(smact.element_dictionary())
+    found = []
+    while len(found) < 150:
+        chosen = generator.sample(symbols, generator.randint(1, 4))
+        chosen += generator.sample(NONMETALS, generator.randint(0, 2))
+        states = [getattr(smact.Element(s), OXIDATION_STATE_SETS[table]) or [] for s in chosen]
+        if math.prod(map(len, states)) > 500:
+            continue  # SMACT tries them all
+        composition = Composition({symbol: generator.randint(1, 6) for symbol in chosen})
+        theirs = screening.smact_validity(composition, oxidation_states_set=table)
+        found.append(theirs)
+        assert compositional_validity(composition, oxidation_states_set=table) is theirs, chosen
+    assert 10 < sum(found) < 140
+
+
+def test_twenty_elements_of_many_states_take_no_time():
+    # SMACT would try 1e17 choices of oxidation states.
+    many = "MnFeCoCrVTiOSNClBrIRuOsReWMoNbPAs"
+    assert compositional_validity(Composition(many))
+    assert not compositional_validity(Composition(f"{many}Rb500"))
 
 
 def test_another_table_of_oxidation_states():

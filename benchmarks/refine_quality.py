@@ -1,0 +1,314 @@
+"""The refiner's choices in one table: each row the same training, the same targets, one change.
+
+    OMP_NUM_THREADS=1 python benchmarks/refine_quality.py TRAIN.parquet VAL.parquet \\
+        --init UNIFORM/model --out quality
+
+The prior is asked for the composition of every crystal of TRAIN and of 1,000 of VAL (`flowllm
+pair`; --train-pairs and --val-pairs take pairs that are there). Every trained row starts from the
+weights in --init (a refiner of `rfm/uniform`) or, where its chart is another, from random ones as
+its partner does, and is trained for --steps steps on those samples. Then the samples of VAL are
+refined. Match: StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD: mean over the matched
+of the root mean square displacement over (volume / atoms)^(1/3); a target without a sample counts
+as not matched; intervals are Wilson's at 95%. A row that is in OUT/table.csv is not made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from pymatgen.core import Lattice, Structure
+from weaker_alignments import ALIGNMENTS
+
+from flowllm.cells import reduce_cell
+from flowllm.data import Crystal, Crystals, read, write
+from flowllm.metrics.csp import rms_distance
+from flowllm.metrics.intervals import wilson
+from flowllm.pairing import pair
+from flowllm.pairs import ARRAYS, read_pairs, write_pairs
+from flowllm.train_rfm import train_rfm
+from rfm import PairedCrystal, Refiner, refine
+from rfm.align import align
+from rfm.integration import METHODS
+
+RECIPE = "rfm/small"
+EVALUATIONS = (5, 10, 25, 50, 100, 250)
+SLOPES = (0.0, 2.0, 5.0, 10.0)
+# The synthetic control: noise on Cartesian positions, Angstrom, and strain of the cell.
+POSITION_NOISE, STRAIN = 0.5, 0.05
+COLUMNS = ("group", "row", "match", "low", "high", "rmsd", "targets", "train_minutes", "seconds")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A trained row: what differs from `rfm/small` on aligned pairs."""
+
+    group: str
+    name: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    alignment: str = "translation"
+    from_init: bool = True
+
+
+def noise(position: float, cell: float) -> dict[str, Any]:
+    """The dial between FlowLLM (0, 0) and FlowMM."""
+    return {"base.position_sigma": position, "base.cell_sigma": cell}
+
+
+TRAININGS = (
+    *(Training("alignment", name, noise(0.05, 0.0), name) for name in ALIGNMENTS),
+    Training("base", "uniform", {"base.kind": "uniform"}),
+    Training("base", "cell of the prior, uniform positions", noise(0.5, 0.0)),
+    # 0.05 is the last row of the alignments.
+    *(Training("position noise", f"{s}", noise(s, 0.0)) for s in (0.0, 0.1, 0.15, 0.25)),
+    *(
+        Training(
+            "chart, from random weights",
+            name,
+            {**noise(0.05, 0.0), "chart": name},
+            from_init=False,
+        )
+        for name in ("logmetric", "params")
+    ),
+    *(Training("cell noise", f"{s}", noise(0.05, s)) for s in (0.1, 0.3, 1.0)),
+)
+
+
+class Table:
+    """OUT/table.csv, a row at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def has(self, group: str, name: str) -> bool:
+        """Whether the row is there."""
+        return any((row["group"], row["row"]) == (group, name) for row in self.rows)
+
+    def add(self, group: str, name: str, distances: list[float | None], **more: Any) -> None:
+        """Score and write a row; a distance of None is a target that was not met."""
+        met = [distance for distance in distances if distance is not None]
+        low, high = wilson(len(met), len(distances))
+        row = {
+            "group": group,
+            "row": name,
+            "match": f"{len(met) / len(distances):.4f}",
+            "low": f"{low:.4f}",
+            "high": f"{high:.4f}",
+            "rmsd": f"{np.mean(met) if met else float('nan'):.4f}",
+            "targets": str(len(distances)),
+            **{key: f"{value:.2f}" for key, value in more.items()},
+        }
+        self.rows.append(row)
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        share = f"{100 * float(row['match']):.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+        click.echo(f"{group}: {name}: match {share}, RMSD {row['rmsd']}")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The validation targets and the prior's sample for each, or None where it has none."""
+
+    crystals: list[Crystal]
+    samples: dict[str, Structure]
+
+    def distances(self, made: dict[str, Structure | None]) -> list[float | None]:
+        """Of what was made for each target, in order."""
+        found = [(made.get(crystal.id), crystal.structure) for crystal in self.crystals]
+        return [None if sample is None else rms_distance(sample, true) for sample, true in found]
+
+    def refined(self, refiner: Refiner, **settings: Any) -> dict[str, Structure | None]:
+        """Of every target; a uniform base needs no sample, only the atoms."""
+        inputs = self.samples
+        if refiner.config.base.kind == "uniform":
+            inputs = {crystal.id: crystal.structure for crystal in self.crystals}
+        results = refine(refiner, list(inputs.values()), seed=0, **settings)
+        return {name: r.structure for name, r in zip(inputs, results, strict=True)}
+
+
+def base_of(found: PairedCrystal) -> Structure:
+    """The prior's side of a pair."""
+    return Structure(Lattice(found.base_lattice), found.atomic_numbers, found.base_frac_coords)
+
+
+def realigned(
+    pairs: list[PairedCrystal], targets: dict[str, Crystal], alignment: str
+) -> list[PairedCrystal]:
+    """The same samples and targets in another description."""
+    describe = ALIGNMENTS[alignment]
+    new = []
+    for old in pairs:
+        coords, lattice = describe(base_of(old), targets[old.id].structure)
+        new.append(replace(old, target_frac_coords=coords, target_lattice=lattice))
+    return new
+
+
+def disturbed(structure: Structure, rng: np.random.Generator) -> Structure:
+    """Normal noise on positions and a symmetric strain of normal entries."""
+    noise = rng.normal(0, STRAIN, (3, 3))
+    strain = np.eye(3) + (noise + noise.T) / 2
+    lattice = Lattice(structure.lattice.matrix @ strain)
+    moves = rng.normal(0, POSITION_NOISE, (len(structure), 3)) @ np.linalg.inv(lattice.matrix)
+    return Structure(lattice, structure.species, structure.frac_coords + moves)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all rows share."""
+
+    out: Path
+    init: Path
+    steps: int
+    table: Table
+
+    def train(self, row: Training, pairs: Path, data: Path) -> tuple[Path, float]:
+        """The model folder of a row, and the minutes it took."""
+        name = f"{row.group} {row.name}".replace(" ", "-").replace(",", "")
+        uniform = row.overrides.get("base.kind") == "uniform"
+        start = time.monotonic()
+        # More epochs than will be needed: the steps end the training.
+        settings = {"training.epochs": 1000, "training.max_steps": self.steps, **row.overrides}
+        folder = self.out / "runs" / name.split("(")[0].rstrip("-")
+        model = train_rfm(
+            RECIPE,
+            pairs=None if uniform else pairs,
+            data=[data] if uniform else (),
+            out=folder,
+            init=self.init if row.from_init else None,
+            overrides=[f"{key}={value}" for key, value in settings.items()],
+            resume=(folder / "run.json").exists(),
+            device="cpu",
+        )
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        return model, (time.monotonic() - start) / 60
+
+    def score(self, group: str, name: str, model: Path, targets: Targets, **more: Any) -> None:
+        """Refine with a row's model by its own settings, and write the row."""
+        start = time.monotonic()
+        made = targets.refined(Refiner.from_pretrained(model))
+        seconds = time.monotonic() - start
+        self.table.add(group, name, targets.distances(made), seconds=seconds, **more)
+
+
+def integrations(bench: Bench, model: Path, targets: Targets) -> None:
+    """Methods, numbers of steps and slopes with one model."""
+    refiner = Refiner.from_pretrained(model)
+    settings: list[tuple[str, dict[str, Any]]] = [
+        *((f"position slope {slope}", {"position_slope": slope}) for slope in SLOPES),
+        *((f"cell slope {slope}", {"cell_slope": slope}) for slope in SLOPES[1:]),
+    ]
+    for evaluations in EVALUATIONS:
+        for method, (_, cost, _) in METHODS.items():
+            steps = {"method": method, "steps": max(1, evaluations // cost)}
+            settings.append((f"{method}, {evaluations} evaluations", steps))
+    for name, chosen in settings:
+        if not bench.table.has("integration", name):
+            start = time.monotonic()
+            made = targets.refined(refiner, **chosen)
+            seconds = time.monotonic() - start
+            bench.table.add("integration", name, targets.distances(made), seconds=seconds)
+
+
+def control(bench: Bench, crystals: list[Crystal], targets: list[Crystal], data: Path) -> None:
+    """Disturbed crystals must come back: trained on disturbed TRAIN, tried on disturbed VAL."""
+    if bench.table.has("control", "after"):
+        return
+    rng = np.random.default_rng(0)
+    noisy = {c.id: reduce_cell(disturbed(c.structure, rng)) for c in targets}
+    held = Targets(targets, noisy)
+    if not bench.table.has("control", "before"):
+        bench.table.add("control", "before", held.distances(noisy))
+    pairs = bench.out / "control.parquet"
+    if not pairs.exists():
+        made = []
+        for crystal in crystals:
+            aligned = align(reduce_cell(disturbed(crystal.structure, rng)), crystal.structure)
+            arrays = {name: getattr(aligned, name) for name in ("atomic_numbers", *ARRAYS)}
+            made.append(PairedCrystal(id=crystal.id, **arrays))
+        write_pairs(made, pairs)
+    row = Training("control", "after", noise(0.02, 0.0))
+    model, minutes = bench.train(row, pairs, data)
+    bench.score("control", "after", model, held, train_minutes=minutes)
+
+
+@click.command()
+@click.argument("train", type=click.Path(path_type=Path))
+@click.argument("val", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--init", type=click.Path(path_type=Path), required=True, help="See above.")
+@click.option("--prior", help="Folder; default: the bundled one.")
+@click.option("--train-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
+@click.option("--val-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
+@click.option("-n", default=1000, show_default=True, help="Validation targets, at random.")
+@click.option("--steps", default=2500, show_default=True, help="Training of each row.")
+@click.option("--only", multiple=True, help="GROUP or GROUP/ROW; default: all.")
+@click.option("--model", type=click.Path(path_type=Path), help="Refiner of the integration rows.")
+def main(
+    train: Path,
+    val: Path,
+    out: Path,
+    init: Path,
+    prior: str | None,
+    train_pairs: Path | None,
+    val_pairs: Path | None,
+    n: int,
+    steps: int,
+    only: tuple[str, ...],
+    model: Path | None,
+) -> None:
+    """Print and write the table."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(out, init, steps, Table(out / "table.csv"))
+    crystals = {crystal.id: crystal for crystal in read(train)}
+    everything = read(val)
+    drawn = np.random.default_rng(0).permutation(len(everything))[:n]
+    chosen = [everything[k] for k in sorted(drawn)]
+    if val_pairs is None:
+        drawn_file = out / "targets.jsonl"
+        if not drawn_file.exists():
+            write(Crystals(chosen), drawn_file)
+        val_pairs = pair(drawn_file, out=out / "val-pairs", prior=prior).file
+    if train_pairs is None:
+        train_pairs = pair(train, out=out / "train-pairs", prior=prior).file
+    targets = Targets(chosen, {found.id: base_of(found) for found in read_pairs(val_pairs)})
+
+    def wanted(group: str, row: str = "") -> bool:
+        return not only or group in only or f"{group}/{row}" in only
+
+    if wanted("raw") and not bench.table.has("raw", "prior"):
+        bench.table.add("raw", "prior", targets.distances(dict(targets.samples)))
+    aligned: dict[str, Path] = {"translation": train_pairs}
+    for row in TRAININGS:
+        if not wanted(row.group, row.name) or bench.table.has(row.group, row.name):
+            continue
+        if row.alignment not in aligned:
+            aligned[row.alignment] = out / f"pairs-{row.alignment}.parquet"
+            if not aligned[row.alignment].exists():
+                described = realigned(read_pairs(train_pairs), crystals, row.alignment)
+                write_pairs(described, aligned[row.alignment])
+        trained, minutes = bench.train(row, aligned[row.alignment], train)
+        bench.score(row.group, row.name, trained, targets, train_minutes=minutes)
+    if model is not None and wanted("integration"):
+        integrations(bench, model, targets)
+    if wanted("control"):
+        control(bench, list(crystals.values()), chosen, train)
+
+
+if __name__ == "__main__":
+    main()

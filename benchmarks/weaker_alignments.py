@@ -1,0 +1,76 @@
+"""What `rfm.align.align` does, with parts of it left out: for `benchmarks/refine_quality.py`.
+
+Each takes a base crystal and its target in any description and returns the target's fractional
+coordinates (n, 3) and lattice (3, 3) with its sites in the base's order of elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from pymatgen.core import Structure
+from scipy.optimize import linear_sum_assignment
+
+from rfm.align import LATTICE_WEIGHT, align, nearest_bases
+
+Description = tuple[np.ndarray, np.ndarray]
+
+
+def none(base: Structure, target: Structure) -> Description:
+    """The target as the data have it, Niggli-reduced; like atoms in the order of the file."""
+    return _in_order(base, target, target.frac_coords), target.lattice.matrix
+
+
+def basis(base: Structure, target: Structure) -> Description:
+    """In the basis whose cell is nearest to the base's; ties are left to rounding."""
+    changes, _ = nearest_bases(base.lattice.matrix, target.lattice.matrix)
+    coords = target.frac_coords @ np.linalg.inv(changes[0])
+    return _in_order(base, target, coords), changes[0] @ target.lattice.matrix
+
+
+def assignment(base: Structure, target: Structure) -> Description:
+    """The basis, of those near the nearest, and the assignment with the shortest displacements;
+    both crystals stay at the origin they have."""
+    changes, distances = nearest_bases(base.lattice.matrix, target.lattice.matrix)
+    best: tuple[float, Description] | None = None
+    for sign in (1, -1):
+        for change, distance in zip(sign * changes, distances, strict=True):
+            coords = target.frac_coords @ np.linalg.inv(change)
+            ordered, squares = _assigned(base, target, coords)
+            cost = squares / len(base) + LATTICE_WEIGHT * distance**2
+            if best is None or cost < best[0]:
+                best = cost, (ordered, change @ target.lattice.matrix)
+    return best[1]
+
+
+def translation(base: Structure, target: Structure) -> Description:
+    """All of it: `rfm.align.align`."""
+    aligned = align(base, target)
+    return aligned.target_frac_coords, aligned.target_lattice
+
+
+ALIGNMENTS: dict[str, Callable[[Structure, Structure], Description]] = {
+    "none": none,
+    "basis": basis,
+    "assignment": assignment,
+    "translation": translation,
+}
+
+
+def _in_order(base: Structure, target: Structure, coords: np.ndarray) -> np.ndarray:
+    ordered = np.empty_like(coords)
+    ordered[np.argsort(base.atomic_numbers, kind="stable")] = coords[
+        np.argsort(target.atomic_numbers, kind="stable")
+    ]
+    return ordered % 1.0
+
+
+def _assigned(base: Structure, target: Structure, coords: np.ndarray) -> tuple[np.ndarray, float]:
+    """Coordinates of the target in the base's order, and the sum of squared displacements."""
+    difference = coords[None] - base.frac_coords[:, None]
+    difference -= np.rint(difference)
+    squares = (difference**2).sum(-1)
+    unlike = np.not_equal.outer(np.array(base.atomic_numbers), np.array(target.atomic_numbers))
+    rows, columns = linear_sum_assignment(np.where(unlike, np.inf, squares))
+    return coords[columns] % 1.0, float(squares[rows, columns].sum())
