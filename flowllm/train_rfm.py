@@ -113,6 +113,8 @@ def train_rfm(
             )
         if start is not None:
             refiner.load_state_dict(start.state_dict())
+        if recipe.training.compile:
+            refiner.network.compile_messages()
         evaluation = None
         if validation is not None:
             validation_pairs = load([validation], recipe.training.eval_crystals)

@@ -90,10 +90,13 @@ class RefinerTrainingConfig(TrainingConfig):
     Attributes:
         match_steps: optimiser steps between such matchings; each comes with the next evaluation.
         match_crystals: how many crystals of the validation set are refined for it.
+        compile: `torch.compile` the messages of the network, which needs a C++ compiler and half a
+            minute. On the CPU it was as fast without (1.0 times); meant for GPUs, untried there.
     """
 
     match_steps: int = 2000
     match_crystals: int = 128
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

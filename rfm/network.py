@@ -23,7 +23,6 @@ rotation of the crystal and by whole periods in any coordinate, and permutes wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +92,11 @@ class VelocityNetwork(nn.Module):
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3, bias=False)
         )
         self.cell_head = nn.Sequential(nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, 6))
+
+    def compile_messages(self) -> None:
+        """Let `torch.compile` fuse what is computed for pairs, once for all numbers of them."""
+        for layer in self.layers:
+            layer.messages = torch.compile(layer.messages, dynamic=True)
 
     def forward(self, state: CrystalBatch, metric: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Velocities at the state, in float32 whatever autocast does inside.
@@ -192,19 +196,16 @@ class _Layer(nn.Module):
             )
             if recompute and not discard:
                 messages = checkpoint(
-                    lambda *given: list(self._messages(*given)),
-                    *inputs,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
+                    self.messages, *inputs, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                messages = self._messages(*inputs)
-            for here, message in messages:
+                messages = self.messages(*inputs)
+            for here, message in zip(inputs[-2:], messages, strict=True):
                 total.index_add_(0, here, message)
         mean = total * inverse_degree  # (N, W)
         return h + self.update(torch.cat([x, mean.to(x.dtype)], dim=-1))
 
-    def _messages(
+    def messages(
         self,
         source: Tensor,
         target: Tensor,
@@ -214,14 +215,16 @@ class _Layer(nn.Module):
         odd: Tensor,
         first: Tensor,
         second: Tensor,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For either direction of some pairs: where the messages go (P,), and they (P, W)."""
+    ) -> tuple[Tensor, Tensor]:
+        """The messages (P, W) of some pairs, to the first atoms and to the second."""
         discard = not torch.is_grad_enabled()
         even, odd = linear(even, even_weight), linear(odd, odd_weight)  # (P, W)
+        messages = []
         for pair, here, there in ((even + odd, first, second), (even - odd, second, first)):
             pair += source.index_select(0, here)
             pair += target.index_select(0, there)
-            yield here, silu(self.message(silu(pair, inplace=discard)), inplace=discard)
+            messages.append(silu(self.message(silu(pair, inplace=discard)), inplace=discard))
+        return messages[0], messages[1]
 
 
 class PairFeatures(NamedTuple):

@@ -283,3 +283,24 @@ def test_recomputing_saves_memory_and_changes_no_gradient(
     assert saved[1] < 0.6 * saved[0]
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.allclose(plain, recomputed, atol=1e-5)
+
+
+# torch 2.13's compiler looks at .grad of every input, also where it has none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_messages_are_the_same_for_all_numbers_of_pairs(
+    refiner: Refiner, batch: CrystalBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graph that the compiler is given, run as it is: machine code takes half a minute to make.
+    compiled = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compiled)
+    crystal = Structure(Lattice.cubic(4), ["Na"] * 9, np.random.default_rng(0).random((9, 3)))
+    small = CrystalBatch.from_structures([crystal], refiner.cell)
+    cases = [(batch, TIMES), (small, TIMES[:1])]
+    plain = [refiner.velocity(*case) for case in cases]
+    refiner.network.compile_messages()
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    for case, expected in zip(cases, plain, strict=True):
+        assert_same(refiner.velocity(*case), expected, 1e-6)
+    assert counters["stats"]["unique_graphs"] == 1
