@@ -77,7 +77,7 @@ TRAININGS = (
         )
         for name in ("logmetric", "params")
     ),
-    *(Training("cell noise", f"{s}", noise(0.05, s)) for s in (0.1, 0.3, 1.0)),
+    *(Training("cell noise", f"{s}", noise(0.05, s)) for s in (0.1, 0.3)),
 )
 
 

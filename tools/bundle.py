@@ -10,6 +10,7 @@ python tools/bundle.py cards --prior-recipe runs/prior --refiner-recipe runs/ref
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -133,9 +134,9 @@ def cards(prior_recipe: str, refiner_recipe: str, out: Path, figures: tuple[Path
 
 
 def _recipe(text: str) -> str:
-    folder = Path(text)
-    if not folder.is_dir():
+    if not os.path.isdir(text):  # where pathlib raises for a text too long to be a name
         return text
+    folder = Path(text)
     run, info = read_identity(folder, RUN_FILE)
     data = ", ".join(f"{d['name']} (sha256 {d['sha256'][:8]})" for d in run["data"])
     recipe = yaml.safe_dump(info["recipe"], sort_keys=False)

@@ -378,14 +378,19 @@ def test_only_the_first_of_several_processes_writes(
         "seed": 0,
         "resume": False,
     }
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+
     with training_run(tmp_path / "run", **options) as first:
         monkeypatch.setenv("RANK", "1")
         with training_run(tmp_path / "run", **options) as second:
             assert second.publish(lambda path: path.mkdir()) == first.model
             assert not first.finished
-        first.publish(lambda path: path.mkdir())
+        first.publish(write)
         assert second.finished
-    assert os.listdir(first.model) == []
+    assert sorted(os.listdir(first.model)) == ["README.md", "model.safetensors"]
 
 
 def test_an_adapter_on_a_pretrained_model_resumes_bit_for_bit(files: Path, tmp_path: Path) -> None:
