@@ -142,7 +142,7 @@ def write_training_card(folder: Path, run: Mapping[str, Any], training: Path) ->
         "": f"Trained by `flowllm {run['stage']}`, seed {run['seed']}.",
         "Data": f"{data}\n\nThe licence of the data is not known to the program that wrote this.",
         "Recipe": f"```yaml\n{yaml.safe_dump(run['recipe'], sort_keys=False)}```",
-        "Limits": "Never measured on what it generates: its figures are still to come.",
+        "Limits": "What it generates has not been evaluated (`flowllm evaluate`).",
     }
     if (loss := _last_validation_loss(training)) is not None:
         step, value = loss

@@ -58,8 +58,8 @@ def pair(
 
     With `samples` no prior is asked: their crystals, from anywhere, are the base. One that names a
     target, by the column or property `target` or else by its id, is paired with that; it must have
-    the same atoms. One that names none is paired with every target of the same atoms. A refiner
-    for such pairs is trained with `base.kind: file`.
+    the same atoms. One without `target` whose id is no target's is paired with every target of the
+    same atoms. A refiner for such pairs is trained with `base.kind: file`.
 
     Args:
         data: target crystals; see `flowllm.data.read`.

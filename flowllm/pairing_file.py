@@ -73,16 +73,22 @@ def _candidates(bases: Iterable[Crystal], targets: Iterable[Crystal]) -> Iterato
         alike[_atoms(target.structure)].append(target)
     for base in bases:
         atoms = _atoms(base.structure)
-        name = str(base.properties.get("target", base.id))
+        asked = base.properties.get("target")
+        name = base.id if asked is None else _text(asked)
         if name in named:
             target = named[name].structure
             same = _atoms(target) == atoms
             yield Candidate(name, base.structure, target, None if same else "other_composition")
-        elif found := alike.get(atoms):
+        elif asked is None and (found := alike.get(atoms)):
             for target in found:
                 yield Candidate(target.id, base.structure, target.structure)
         else:
             yield Candidate(base.id, base.structure, None, "no_target")
+
+
+def _text(value: float | int | str) -> str:
+    """A column of numbers with a gap comes back as floats: 5.0 is the id `5`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _atoms(structure: Structure) -> frozenset[tuple[int, int]]:

@@ -1,5 +1,5 @@
-"""What refining can tell beside the structure: its trajectory and its score, in the shards of a
-run and in the files made of them.
+"""What refining gives: the structure or why there is none, and its trajectory and its score, in the
+shards of a run and in the files made of them.
 """
 
 from __future__ import annotations
@@ -11,12 +11,18 @@ from typing import Any
 import ase.io
 import numpy as np
 from ase import Atoms
+from pymatgen.core import Structure
 
 from rfm import Refinement
 
 # Nats, see `rfm.LogLikelihood`; the standard error is that of random signs, 0 where there are none.
 SCORE_COLUMNS = ("log_likelihood", "log_likelihood_error", "log_likelihood_per_degree")
 _DIGITS = 6  # of coordinates and Angstrom in a trajectory, as many as a float32 has
+
+
+def structure_or_failure(result: Refinement) -> tuple[Structure | None, str | None]:
+    """The structure of a refinement, or why there is none, as a `Sample` says it."""
+    return result.structure, f"refiner: {result.failure}" if result.failure else None
 
 
 def extras(result: Refinement) -> dict[str, Any]:

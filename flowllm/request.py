@@ -12,7 +12,6 @@ from llm_prior import (
     DEFAULT_ATTEMPTS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
-    TextFormat,
     check_settings,
     composition_conditions,
     generation_prompt,
@@ -116,19 +115,6 @@ def merge_conditions(
         merged |= composition_conditions(composition)
     generation_prompt(merged)  # refuses unknown names
     return {a.name: a.render(merged[a.name]) for a in ATTRIBUTES if a.name in merged}
-
-
-def check_size(composition: str | None, conditions: Mapping[str, Any], fmt: TextFormat) -> None:
-    """See that a composition is no larger than the crystals that the prior writes.
-
-    Raises:
-        UserError: it is; named as the user wrote it, which the conditions no longer tell.
-    """
-    if composition is not None and int(conditions["num_atoms"]) > fmt.max_atoms:
-        raise UserError(
-            f"composition {composition} has {conditions['num_atoms']} atoms, this model writes at "
-            f"most {fmt.max_atoms}; give fewer atoms or another model"
-        )
 
 
 def symbols(elements: str | Sequence[str] | None) -> list[str]:

@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import functools
-import json
-import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from flowllm.abilities import check_models
 from flowllm.cells import NIGGLI_TOLERANCE
-from flowllm.cif import cif_text
-from flowllm.data import Crystal, read, write
+from flowllm.data import Crystal, read
 from flowllm.device import pick_device
 from flowllm.errors import UserError
 from flowllm.files import sha256_path
 from flowllm.formulas import KnownFormulas
-from flowllm.jobs import RunFolder, run_job
+from flowllm.jobs import run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
-from flowllm.outcome import Outcome, file_names, write_cifs
-from flowllm.refined import SCORE_COLUMNS, take_score, write_trajectories
-from flowllm.request import Rank, Settings, check_size, merge_conditions, symbols
-from flowllm.sampler import (
-    BATCH_SIZE,
-    FlowLLM,
-    Sample,
-    check_base,
-    refined,
-    unknown_elements,
-)
+from flowllm.outcome import Outcome
+from flowllm.refined import structure_or_failure
+from flowllm.request import Rank, Settings, merge_conditions, symbols
+from flowllm.sample_files import publish_samples
+from flowllm.sampler import BATCH_SIZE, FlowLLM
+from flowllm.samples import Sample
 from flowllm.versions import versions
-from llm_prior import (
-    DEFAULT_ATTEMPTS,
-    DEFAULT_TEMPERATURE,
-    DEFAULT_TOP_P,
-    Prior,
-    check_conditions,
-    warn_of_untrained,
-)
+from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior
 from rfm import Refiner
 from rfm import refine as refine_structures
-
-logger = logging.getLogger(__name__)
-
-# A row a requested crystal, the failed ones included; the structures as pymatgen JSON.
-_TABLE = pa.schema(
-    {
-        **dict.fromkeys(("id", "formula"), pa.string()),
-        "num_atoms": pa.int64(),
-        "cif": pa.string(),
-        **dict.fromkeys(("structure", "prior_structure", "prompt", "text"), pa.string()),
-        "attempts": pa.int64(),
-        **dict.fromkeys(("rejects", "failure"), pa.string()),
-    }
-)
 
 
 def sample(
@@ -155,15 +123,7 @@ def sample(
         parameters["refiner"] = announce(
             "refiner", refiner_folder, models["refiner"], model.refiner
         )
-    check_size(composition, settings.conditions, model.prior.fmt)
-    check_conditions(
-        settings.conditions, model.prior.fmt, exclude_elements=settings.exclude_elements
-    )
-    if refine:  # these refuse before the folder is claimed
-        check_base(model.refiner)
-        model.refiner.config.integration.but(**settings.integration)
-        unknown_elements(model.refiner, settings.conditions)
-    warn_of_untrained(model.prior, settings.asked)
+    check_models(settings, composition, model.prior, model.refiner)  # before the folder is claimed
     manifest = {
         "command": "sample",
         "device": pick_device(device),  # another one draws other numbers
@@ -183,7 +143,7 @@ def sample(
         progress=progress,
         description="sampling",
     )
-    return _publish(folder)
+    return publish_samples(folder)
 
 
 def refine(
@@ -263,7 +223,7 @@ def refine(
         progress=progress,
         description="refining",
     )
-    return _publish(folder)
+    return publish_samples(folder)
 
 
 def load_models(prior: Path | None, refiner: Path | None, device: str) -> FlowLLM:
@@ -298,8 +258,10 @@ def _refine_batch(
     results = refine_structures(  # not `model.refine`: `read` has reduced the cells already
         model.refiner, [c.structure for c in part], seed=seed, first_index=start, **options
     )
-    samples = [
-        Sample(
+    records = []
+    for crystal, result in zip(part, results, strict=True):
+        structure, failure = structure_or_failure(result)
+        sample = Sample(
             id=crystal.id,
             prompt="",
             text="",
@@ -308,58 +270,5 @@ def _refine_batch(
             failure=failure,
             refinement=result,
         )
-        for crystal, result, (structure, failure) in zip(
-            part, results, refined(results), strict=True
-        )
-    ]
-    return [sample.to_record() for sample in samples]
-
-
-def _publish(folder: RunFolder) -> Outcome:
-    """Write the files for people from the shards, each whole or not at all."""
-    samples, scores = [], []
-    for record in folder.records():
-        scores.append(take_score(record))
-        samples.append(Sample.from_record(record))
-    crystals = [
-        Crystal(id=s.id, structure=s.structure, properties=dict(score))
-        for s, score in zip(samples, scores, strict=True)
-        if s.structure is not None
-    ]
-    scored = folder.run.get("score") or folder.run.get("rank") == "flow"
-    columns = SCORE_COLUMNS if scored else ()
-    folder.publish("samples.parquet", lambda path: _write_table(samples, scores, columns, path))
-    if folder.run.get("trajectory"):
-        names = file_names([s.id for s in samples])
-        folder.publish(
-            "trajectories", lambda path: write_trajectories(folder.records(), names, path)
-        )
-    if crystals:
-        folder.publish("samples.extxyz", lambda path: write(crystals, path))
-        folder.publish("cif", lambda path: write_cifs(crystals, path))
-    failures = Counter(s.failure for s in samples if s.failure is not None)
-    rejects = sum((Counter(s.rejects) for s in samples), Counter())
-    return Outcome(folder.path, crystals, failures, rejects)
-
-
-def _write_table(
-    samples: Sequence[Sample],
-    scores: Sequence[dict[str, float]],
-    columns: Sequence[str],
-    path: Path,
-) -> None:
-    schema = _TABLE
-    for name in columns:
-        schema = schema.append(pa.field(name, pa.float64()))
-    rows = []
-    for sample, score in zip(samples, scores, strict=True):
-        final = sample.structure
-        row = {**vars(sample), "rejects": json.dumps(sample.rejects), **score}
-        for name in ("structure", "prior_structure"):
-            row[name] = None if row[name] is None else row[name].to(fmt="json")
-        if final is not None:
-            row["cif"] = cif_text(final)
-            row["formula"] = final.composition.reduced_formula
-            row["num_atoms"] = len(final)
-        rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+        records.append(sample.to_record())
+    return records

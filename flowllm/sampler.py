@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ase import Atoms
 from pymatgen.core import IStructure, Lattice, Structure
 
+from flowllm.abilities import check_models, unknown_elements
 from flowllm.candidates import add_candidates, choose, flat, flow_score, prior_scores
 from flowllm.cells import reduce_cell
 from flowllm.data import to_structure
@@ -19,23 +19,10 @@ from flowllm.errors import InvalidCrystal, UserError
 from flowllm.formulas import KnownFormulas
 from flowllm.jobs import batch_seed
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
-from flowllm.request import (
-    Rank,
-    Settings,
-    check_size,
-    merge_conditions,
-    symbols,
-)
+from flowllm.refined import structure_or_failure
+from flowllm.request import Rank, Settings, merge_conditions, symbols
 from flowllm.samples import Sample
-from llm_prior import (
-    DEFAULT_ATTEMPTS,
-    DEFAULT_TEMPERATURE,
-    DEFAULT_TOP_P,
-    Prior,
-    propose,
-    warn_of_untrained,
-)
-from llm_prior.text import SYMBOLS
+from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior, propose
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
 
@@ -156,9 +143,7 @@ class FlowLLM:
             score=score,
         )
         known.check(settings.conditions)
-        if self.prior is not None:
-            check_size(composition, settings.conditions, self.prior.fmt)
-            warn_of_untrained(self.prior, settings.asked)
+        check_models(settings, composition, self.prior, self.refiner)
         samples: list[Sample] = []
         for index, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
@@ -169,16 +154,10 @@ class FlowLLM:
         self, settings: Settings, known: KnownFormulas, index: int, start: int, count: int
     ) -> list[Sample]:
         """Samples `start` to `start + count - 1`, which make batch number `index` of a run; `known`
-        are the formulas of `settings.novel_to`."""
-        if self.prior is None:
-            raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
-        if settings.refine and self.refiner is None:
-            raise UserError("refine needs a refiner; load one, or sample with refine=False")
+        are the formulas of `settings.novel_to`. `check_models` has seen that it can be done."""
         seed = batch_seed(settings.seed, index)
         excluded = list(settings.exclude_elements)
         if settings.refine:  # what the prior may write is then what the refiner can take
-            check_base(self.refiner)
-            self.refiner.config.integration.but(**settings.integration)  # refuses what cannot be
             excluded += unknown_elements(self.refiner, settings.conditions)
         drawing = {
             "temperature": settings.temperature,
@@ -235,8 +214,8 @@ class FlowLLM:
             score=score or settings.score,
         )
         scores = {}
-        for sample, result, outcome in zip(good, results, refined(results), strict=True):
-            sample.structure, sample.failure = outcome
+        for sample, result in zip(good, results, strict=True):
+            sample.structure, sample.failure = structure_or_failure(result)
             sample.refinement = result
             scores[id(sample)] = flow_score(result)
         return [scores.get(id(sample), -math.inf) for sample in samples]
@@ -305,42 +284,3 @@ class FlowLLM:
             else result
             for crystal, result in zip(crystals, results, strict=True)
         ]
-
-
-def check_base(refiner: Refiner) -> None:
-    """See that a refiner starts from a prior's samples, or from noise.
-
-    Raises:
-        UserError: it was trained on crystals of another origin.
-    """
-    if refiner.config.base.kind == "file":
-        raise UserError(
-            "the refiner was trained on crystals of a file, not on a prior's samples; use "
-            "`flowllm refine FILE`, or take another refiner"
-        )
-
-
-def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:
-    """The elements that the refiner does not know.
-
-    Raises:
-        UserError: the conditions ask for one of them.
-    """
-    heaviest = refiner.config.network.max_atomic_number
-    unknown = SYMBOLS[heaviest:]
-    asked = f"{conditions.get('formula', '')} {conditions.get('elements', '')}"
-    for symbol in re.findall("[A-Z][a-z]?", asked):
-        if symbol in unknown:
-            raise UserError(
-                f"the refiner does not know {symbol}, only elements up to {SYMBOLS[heaviest - 1]}; "
-                "leave refine out, or take another refiner"
-            )
-    return list(unknown)
-
-
-def refined(results: Sequence[Refinement]) -> list[tuple[Structure | None, str | None]]:
-    """The structure of each result, or why there is none."""
-    return [
-        (result.structure, f"refiner: {result.failure}" if result.failure else None)
-        for result in results
-    ]

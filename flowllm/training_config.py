@@ -12,10 +12,11 @@ _POSITIVE = (
     *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
 )
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "num_workers")
-# What a resumed run may change: they decide what is written on the way, not the weights.
+# What a resumed run may change: they decide what is written on the way, not the weights, or (only
+# `compile`) how fast they are computed, which rounds otherwise.
 WITHOUT_EFFECT = (
     *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
-    *("match_steps", "match_crystals", "num_workers", "report_to"),
+    *("match_steps", "match_crystals", "num_workers", "report_to", "compile"),
 )
 _TRACKERS = ("none", "tensorboard", "wandb")
 

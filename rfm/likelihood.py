@@ -40,6 +40,7 @@ from rfm.failures import refusal
 from rfm.integration import Lengths, VelocityField, advance, start, velocity_at
 from rfm.model import Refiner
 from rfm.packing import MAX_EDGES, pack
+from rfm.seeds import crystal_generator
 
 SCORE_STEPS = 50
 
@@ -115,7 +116,7 @@ def log_likelihood(
             refiner,
             _batch(refiner, structures, chunk),
             None if priors is None else _batch(refiner, priors, chunk),
-            [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(k,))) for k in chunk],
+            [crystal_generator(seed, k) for k in chunk],
             steps=steps,
             exact_atoms=exact_atoms,
             probes=probes,

@@ -16,6 +16,7 @@ from rfm.integration import integrate
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
 from rfm.packing import MAX_EDGES, pack
+from rfm.seeds import crystal_generator
 from rfm.trajectory import Recorder, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def refine(
         chunk = [good[place] for place in places]
         sources = [structures[k] for k in chunk]
         given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
-        rngs = [_generator(seed, first_index + k) for k in chunk]
+        rngs = [crystal_generator(seed, first_index + k) for k in chunk]
         recorder = Recorder() if trajectory else None
         end = integrate(refiner, refiner.draw_base(given, rngs), **vars(settings), record=recorder)
         matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()
@@ -124,10 +125,6 @@ def refine(
             failed[0].detail or failed[0].failure,
         )
     return results
-
-
-def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
 
 
 def _refused(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:

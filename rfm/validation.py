@@ -6,11 +6,11 @@ they nearly stand there.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from rfm.dataset import PairDataset, collate
 from rfm.model import Refiner
+from rfm.seeds import crystal_generator
 
 _BINS = {f"t{25 * k}_{25 * (k + 1)}": k for k in range(4)}  # in percent of the way
 PATH_LOSSES = (
@@ -43,7 +43,7 @@ def path_losses(
     counts = torch.zeros_like(squares)
     for start in range(0, len(data), batch_size):
         places = range(start, min(start + batch_size, len(data)))
-        batch = collate([data.draw(k, _generator(seed, k)) for k in places])
+        batch = collate([data.draw(k, crystal_generator(seed, k)) for k in places])
         del batch["ids"]
         batch = {name: value.to(refiner.device) for name, value in batch.items()}
         point, (coord_velocity, lattice_velocity) = refiner.path_velocity(**batch)
@@ -68,7 +68,3 @@ def path_losses(
             if counts[k, part] > 0:
                 found[f"{label}_loss_{name}"] = float(squares[k, part] / counts[k, part])
     return found
-
-
-def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))

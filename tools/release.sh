@@ -44,8 +44,8 @@ run flowllm train-llm --config llm/release --data "$DATA/mp20/train.parquet" \
     --out "$RUNS/prior" --device "$DEVICE" --resume "${PRIOR[@]}"
 
 run flowllm pair "$DATA/mp20/train.parquet" --prior "$RUNS/prior/model" \
-    --samples-per-target "$SAMPLES" --temperature "$TEMPERATURE" --skip-invalid --out "$RUNS/pairs" --workers "$WORKERS" \
-    --device "$DEVICE" "${LIMIT[@]}"
+    --samples-per-target "$SAMPLES" --temperature "$TEMPERATURE" --skip-invalid \
+    --out "$RUNS/pairs" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
 run flowllm pair "$DATA/mp20/val.parquet" --prior "$RUNS/prior/model" \
     --temperature "$TEMPERATURE" --skip-invalid \
     --out "$RUNS/pairs-validation" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
@@ -58,7 +58,7 @@ run flowllm train-rfm --config rfm/release --init "$RUNS/uniform/model" \
     --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
     --device "$DEVICE" --resume "${REFINER[@]}"
 
-# Chosen on other targets than those that the card reports (another seed, some in common).
+# Chosen on another random draw of targets than the one that the card reports; some are in both.
 [[ -e $RUNS/choice.json ]] ||
     run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n $((TARGETS / 2)) --seed 1 \
         --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \

