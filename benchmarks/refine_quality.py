@@ -215,7 +215,7 @@ def integrations(bench: Bench, model: Path, targets: Targets) -> None:
     for evaluations in EVALUATIONS:
         for method, (_, cost, _) in METHODS.items():
             steps = {"method": method, "steps": max(1, evaluations // cost)}
-            settings.append((f"{method}, {evaluations} evaluations", steps))
+            settings.append((f"{method}, {steps['steps']} steps", steps))
     for name, chosen in settings:
         if not bench.table.has("integration", name):
             start = time.monotonic()

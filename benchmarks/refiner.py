@@ -103,6 +103,12 @@ STEPS: dict[str, Callable[[Refiner, dict[str, Any], torch.dtype], None]] = {
     "training": train_step,
     "integration": evaluate,
 }
+MEASURED = (
+    ("integration", "float32"),
+    ("training", "float32"),
+    ("training", "bfloat16"),
+    ("recomputed", "float32"),
+)
 
 
 def compare(data: Path, turns: int) -> None:
@@ -141,13 +147,15 @@ def _ratio(times: list[float], others: list[float]) -> float:
 
 
 def memory(data: Path, size: str, dtype: str, name: str, crystals: int) -> str:
-    """Peak memory above that of the process before the step."""
+    """Peak memory above that of the process before the step. `recomputed` is a training step with
+    `training.gradient_checkpointing`."""
     torch.set_num_threads(1)
     pairs, (batch,) = batches(data, crystals, 1)
     refiner = build(Refiner, pairs, size)
+    refiner.network.recompute = name == "recomputed"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.process_time()
-    STEPS[name](refiner, batch, DTYPES[dtype])
+    STEPS.get(name, train_step)(refiner, batch, DTYPES[dtype])
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return (
@@ -220,11 +228,7 @@ def main(data: Path, turns: int, device: str) -> None:
     torch.set_num_threads(1)
     spawn = multiprocessing.get_context("spawn")
     for size in SIZES:
-        for name, dtype in (
-            ("integration", "float32"),
-            ("training", "float32"),
-            ("training", "bfloat16"),
-        ):
+        for name, dtype in MEASURED:
             for crystals in MEMORY_BATCHES:
                 with spawn.Pool(1) as pool:
                     click.echo(pool.apply(memory, (data, size, dtype, name, crystals)))
