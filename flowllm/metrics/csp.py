@@ -16,7 +16,7 @@ from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.crystal import UNREADABLE
 from flowllm.metrics.intervals import Estimate, bootstrap, rate
-from flowllm.metrics.uniqueness import Tolerances, comparable
+from flowllm.metrics.uniqueness import Tolerances, comparable, unskewed
 from flowllm.noble import electronegativity_unheard
 
 CSP_TOLERANCES = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
@@ -38,7 +38,7 @@ def rms_distance(
         ltol=tolerances.ltol, stol=tolerances.stol, angle_tol=tolerances.angle_tol
     )
     try:
-        found = matcher.get_rms_dist(one, other)
+        found = matcher.get_rms_dist(unskewed(one), unskewed(other))
     except UNREADABLE:
         return None
     return None if found is None else float(found[0])

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
@@ -27,6 +28,7 @@ LTOL = 0.2  # relative tolerance of lengths
 STOL = 0.3  # of positions, in units of (volume / atoms)^(1/3)
 ANGLE_TOL = 5.0  # degrees
 MIN_TRANSLATION = 1.0  # Angstrom
+_SKEWED = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,19 @@ def comparable(structure: Structure) -> bool:
     return shortest_translation(structure) >= MIN_TRANSLATION
 
 
+def unskewed(structure: Structure) -> Structure:
+    """The crystal in a cell that pymatgen's matcher reduces at once.
+
+    Its Niggli reduction looks for the new vectors among all lattice points of a sphere as long as
+    the longest old one: minutes for the cells that diverging generators leave. In these (product
+    of lengths above 10 volumes) the LLL reduction, which needs no search, comes first.
+    """
+    lattice = structure.lattice
+    if np.prod(lattice.abc) <= _SKEWED * lattice.volume:
+        return structure
+    return structure.get_reduced_structure("LLL")
+
+
 class PrimitiveCells:
     """A matcher that reduces every crystal once, however often it is compared."""
 
@@ -114,7 +129,8 @@ class PrimitiveCells:
         """The primitive Niggli cell; the crystal itself where pymatgen finds none."""
         if id(structure) not in self._reduced:
             try:
-                cell = structure.get_reduced_structure("niggli").get_primitive_structure()
+                reduced = unskewed(structure).get_reduced_structure("niggli")
+                cell = reduced.get_primitive_structure()
             except UNREADABLE:
                 cell = structure
             # The crystal is kept beside its cell: its id must not pass on to another.

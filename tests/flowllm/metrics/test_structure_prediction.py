@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.metrics.csp import (
+    CSP_TOLERANCES,
     everyone_to_reference,
     match_metrics,
     metre,
     paired_distances,
     rms_distance,
 )
+from flowllm.metrics.uniqueness import PrimitiveCells
 
 CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 SALT = Structure.from_spacegroup(
@@ -56,3 +60,19 @@ def test_metre_takes_any_sample_of_the_formula():
     assert found["crmse"].value == pytest.approx((close + 0 + 0.5) / 3)
     nothing = metre(everyone_to_reference(targets, []))
     assert nothing["metre"].value == 0 and nothing["crmse"].value == 0.5
+
+
+def test_a_crystal_in_a_hopeless_cell_is_recognised_at_once() -> None:
+    crystal = Structure.from_spacegroup(
+        "P6_3mc",
+        Lattice.hexagonal(3.25, 5.2),
+        ["Zn", "O"],
+        [[1 / 3, 2 / 3, 0], [1 / 3, 2 / 3, 0.38]],
+    )
+    lattice = Lattice([[1, 20, 400], [0, 1, 20], [20, 0, 1]] @ crystal.lattice.matrix)
+    assert lattice.volume == pytest.approx(crystal.volume)
+    skewed = Structure(lattice, crystal.species, crystal.cart_coords, coords_are_cartesian=True)
+    start = time.process_time()
+    assert rms_distance(skewed, crystal) == pytest.approx(0, abs=1e-6)
+    assert PrimitiveCells(CSP_TOLERANCES).match(skewed, crystal)
+    assert time.process_time() - start < 2  # most of a minute by pymatgen alone
