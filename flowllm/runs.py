@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,8 @@ from flowllm.versions import versions
 from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior
 from rfm import Refiner
 from rfm import refine as refine_structures
+
+logger = logging.getLogger(__name__)
 
 
 def sample(
@@ -192,6 +195,10 @@ def refine(
     model = load()
     found = identity(refiner_folder)
     parameters = {"refiner": announce("refiner", refiner_folder, found, model.refiner)}
+    if not model.refiner.config.base.from_crystals:
+        logger.warning(
+            "this refiner starts from noise: it uses the atoms of %s, not where they are", file
+        )
     integration = {
         "steps": steps,
         "method": method,

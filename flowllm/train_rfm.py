@@ -18,7 +18,15 @@ from flowllm.pairs import read_pairs, targets_only
 from flowllm.training import train
 from flowllm.training_run import training_run
 from flowllm.validation import VALIDATION_FILE, RefinerValidation
-from rfm import BaseConfig, PairDataset, PairedCrystal, Refiner, RefinerConfig, collate
+from rfm import (
+    BaseConfig,
+    NetworkConfig,
+    PairDataset,
+    PairedCrystal,
+    Refiner,
+    RefinerConfig,
+    collate,
+)
 
 
 def train_rfm(
@@ -85,9 +93,7 @@ def train_rfm(
         if init:
             check_weights(Path(init))
             start = Refiner.from_pretrained(init)
-        wanted = (recipe.network, recipe.chart)
-        if start is not None and (start.config.network, start.config.chart) != wanted:
-            raise UserError(f"{init} has another network or chart than {config}; match them")
+            _check_start(init, start.config, recipe, config)
         training_set = PairDataset(
             load(sources),
             chart_name=recipe.chart,
@@ -187,6 +193,24 @@ def _read(
     # The file is sorted by size: its first rows would all be small.
     chosen = np.random.default_rng(0).choice(len(found), limit, replace=False)
     return [found[k] for k in chosen]
+
+
+def _check_start(
+    init: str | Path, start: RefinerConfig, recipe: RFMRecipe, config: str | Path
+) -> None:
+    """Refuse an initial model whose weights the recipe has no place for, naming each difference."""
+    there = {"chart": start.chart, **_prefixed("network", start.network)}
+    here = {"chart": recipe.chart, **_prefixed("network", recipe.network)}
+    if differing := [key for key in there if there[key] != here[key]]:
+        raise UserError(
+            f"{init} has another network or chart than {config} ("
+            + ", ".join(f"{key} is {there[key]} there, {here[key]} here" for key in differing)
+            + f"); set {' '.join(f'{key}={there[key]}' for key in differing)}"
+        )
+
+
+def _prefixed(section: str, settings: NetworkConfig) -> dict[str, object]:
+    return {f"{section}.{key}": value for key, value in asdict(settings).items()}
 
 
 def _check_elements(pairs: Sequence[PairedCrystal], heaviest: int) -> None:

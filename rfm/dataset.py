@@ -198,5 +198,6 @@ def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
 
 
 def _has_volume(lattice: np.ndarray) -> bool:
-    box = np.linalg.norm(lattice, axis=1).prod()
-    return bool(abs(np.linalg.det(lattice)) > _SMALLEST_VOLUME * box)
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold 1e200
+        box = np.linalg.norm(lattice, axis=1).prod()
+        return bool(abs(np.linalg.det(lattice)) > _SMALLEST_VOLUME * box)

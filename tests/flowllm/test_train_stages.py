@@ -344,10 +344,11 @@ def test_a_refiner_starts_from_another_with_the_same_network(files: Path, tmp_pa
     kept = train(out=tmp_path / "kept", init=first, overrides=still, **small)
     assert Refiner.from_pretrained(kept).config.max_atoms == one.max_atoms
 
-    for change in ("network.width=16", "chart=params"):
-        with pytest.raises(
-            UserError, match="first/model has another network or chart than rfm/uni"
-        ):
+    for change, message in (
+        ("network.width=16", r"\(network.width is \d+ there, 16 here\); set network.width=\d+$"),
+        ("chart=params", r"\(chart is logmetric there, params here\); set chart=logmetric$"),
+    ):
+        with pytest.raises(UserError, match=f"first/model has another .* than rfm/.* {message}"):
             train(out=tmp_path / "third", init=first, overrides=[*overrides, change])
     third = train(out=tmp_path / "third", init=first)
     assert weights(third.parent) != weights(first.parent)

@@ -171,6 +171,7 @@ def test_collate_shapes_and_types() -> None:
     [
         ({"target_frac_coords": np.zeros((9, 3))}, r"target_frac_coords has shape \(9, 3\)"),
         ({"base_lattice": np.zeros((3, 3))}, "base_lattice has no volume"),
+        ({"base_lattice": np.diag([1e200, 1.0, 1.0])}, "base_lattice has no volume"),
         # A row is a sum of the others, but for rounding.
         ({"target_lattice": [[0.1, 0.2, 0.3], [1, 2, 3.1], [1.1, 2.2, 3.4]]}, "has no volume"),
         ({"atomic_numbers": np.array([8, 0, 8])}, "the atomic number 0, which no element has"),
