@@ -320,7 +320,7 @@ def test_the_place_in_a_run_decides_the_noise(model: FlowLLM) -> None:
     (alone,) = model.refine([second], seed=5, first_index=1, **QUICK)
     assert np.allclose(both[1].structure.lattice.abc, alone.structure.lattice.abc, atol=1e-3)
     (other,) = model.refine([second], seed=5, first_index=2, **QUICK)
-    assert not np.allclose(alone.structure.frac_coords, other.structure.frac_coords, atol=1e-3)
+    assert not np.allclose(alone.structure.lattice.abc, other.structure.lattice.abc, atol=1e-2)
 
 
 def test_a_structure_that_cannot_be_refined_is_named(model: FlowLLM) -> None:
