@@ -79,7 +79,9 @@ def _extxyz_value(key: str, value: float | int | str) -> float | int | str:
         forms.append("_JSON " + json.dumps(value).replace("\\", "\\\\"))  # ASE undoes one escape
     for form in forms:
         with suppress(*UNREADABLE):
-            back = scalar(key_val_str_to_dict(key_val_dict_to_str({key: form})).get(key))
+            # With something after it, as in a file: a value that ends with = would swallow that.
+            text = key_val_dict_to_str({key: form}) + ' pbc="T T T"'
+            back = scalar(key_val_str_to_dict(text).get(key))
             if type(back) is type(value) and back == value and key not in _EXTXYZ_KEYS:
                 return form
     raise UserError(f"extxyz cannot hold the property {key!r} = {value!r}; rename or drop it")

@@ -146,6 +146,7 @@ words = st.text(
 
 @pytest.mark.parametrize("suffix", [".extxyz", ".json", ".jsonl", ".parquet"])
 @example(value="\\")
+@example(value="=")
 @example(value='007 "\\"')
 @given(
     value=words
