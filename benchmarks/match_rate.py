@@ -22,11 +22,11 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.cells import reduce_cell
 from flowllm.data import read
 from flowllm.errors import InvalidCrystal
+from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from llm_prior import Prior, composition_conditions, propose
@@ -110,16 +110,15 @@ def main(
         "first attempt refused": dict(first),
         "prior texts/s": round(drawn / seconds, 1),
     }
-    matcher = StructureMatcher(stol=0.5, angle_tol=10, ltol=0.3)
 
     measured: list[dict[str, Any]] = []
 
     def score(name: str, structures: list, **settings: Any) -> None:
         found = [
-            None if s is None else matcher.get_rms_dist(s, t.structure)
+            None if s is None else rms_distance(s, t.structure)
             for s, t in zip(structures, targets, strict=True)
         ]
-        rms = [pair[0] for pair in found if pair is not None]
+        rms = [distance for distance in found if distance is not None]
         mean = sum(rms) / len(rms) if rms else float("nan")
         figures[name] = f"match {share(len(rms), n)}, RMSD {mean:.3f}"
         click.echo(f"{name}: {figures[name]}", err=True)

@@ -140,11 +140,6 @@ class Targets:
         return {name: r.structure for name, r in zip(inputs, results, strict=True)}
 
 
-def base_of(found: PairedCrystal) -> Structure:
-    """The prior's side of a pair."""
-    return Structure(Lattice(found.base_lattice), found.atomic_numbers, found.base_frac_coords)
-
-
 def realigned(
     pairs: list[PairedCrystal], targets: dict[str, Crystal], alignment: str
 ) -> list[PairedCrystal]:
@@ -152,15 +147,15 @@ def realigned(
     describe = ALIGNMENTS[alignment]
     new = []
     for old in pairs:
-        coords, lattice = describe(base_of(old), targets[old.id].structure)
+        coords, lattice = describe(old.base, targets[old.id].structure)
         new.append(replace(old, target_frac_coords=coords, target_lattice=lattice))
     return new
 
 
 def disturbed(structure: Structure, rng: np.random.Generator) -> Structure:
     """Normal noise on positions and a symmetric strain of normal entries."""
-    noise = rng.normal(0, STRAIN, (3, 3))
-    strain = np.eye(3) + (noise + noise.T) / 2
+    normal = rng.normal(0, STRAIN, (3, 3))
+    strain = np.eye(3) + (normal + normal.T) / 2
     lattice = Lattice(structure.lattice.matrix @ strain)
     moves = rng.normal(0, POSITION_NOISE, (len(structure), 3)) @ np.linalg.inv(lattice.matrix)
     return Structure(lattice, structure.species, structure.frac_coords + moves)
@@ -255,7 +250,7 @@ def control(bench: Bench, crystals: list[Crystal], targets: list[Crystal], data:
 @click.option("--train-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
 @click.option("--val-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
 @click.option("-n", default=1000, show_default=True, help="Validation targets, at random.")
-@click.option("--steps", default=2500, show_default=True, help="Training of each row.")
+@click.option("--steps", default=1200, show_default=True, help="Training of each row.")
 @click.option("--only", multiple=True, help="GROUP or GROUP/ROW; default: all.")
 @click.option("--model", type=click.Path(path_type=Path), help="Refiner of the integration rows.")
 def main(
@@ -287,7 +282,7 @@ def main(
     if train_pairs is None:
         train_pairs = pair(train, out=out / "train-pairs", prior=prior).file
     ids = {crystal.id for crystal in chosen}
-    samples = {found.id: base_of(found) for found in read_pairs(val_pairs) if found.id in ids}
+    samples = {found.id: found.base for found in read_pairs(val_pairs) if found.id in ids}
     targets = Targets(chosen, samples)
 
     def wanted(group: str, row: str = "") -> bool:

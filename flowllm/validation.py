@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Lattice, Structure
 from transformers import TrainerState
 
 from flowllm.files import write_atomic
@@ -55,12 +54,9 @@ class RefinerValidation:
         # Files of pairs are sorted by size, so the first ones would all be small.
         count = min(config.match_crystals, len(pairs))
         chosen = [pairs[k] for k in np.random.default_rng(0).permutation(len(pairs))[:count]]
-        self.targets = [_structure(p, p.target_lattice, p.target_frac_coords) for p in chosen]
+        self.targets = [pair.target for pair in chosen]
         # The base `uniform` takes from a crystal only which atoms it has.
-        self.bases = [
-            target if p.base_lattice is None else _structure(p, p.base_lattice, p.base_frac_coords)
-            for p, target in zip(chosen, self.targets, strict=True)
-        ]
+        self.bases = [pair.base or pair.target for pair in chosen]
 
     def __call__(self, refiner: Refiner, state: TrainerState) -> dict[str, float]:
         """The figures of the refiner at this state of the training."""
@@ -82,10 +78,6 @@ class RefinerValidation:
         found = match_metrics(np.array(distances, dtype=float))  # None becomes NaN
         values = {"match_rate": found["match_rate"].value, "rmsd": found["rmse"].value}
         return {name: value for name, value in values.items() if value is not None}
-
-
-def _structure(pair: PairedCrystal, lattice: np.ndarray, frac_coords: np.ndarray) -> Structure:
-    return Structure(Lattice(lattice), pair.atomic_numbers, frac_coords)
 
 
 def _add_row(file: Path, row: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
 from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
@@ -38,6 +39,18 @@ class PairedCrystal:
     base_lattice: np.ndarray | None
     target_frac_coords: np.ndarray
     target_lattice: np.ndarray
+
+    @property
+    def base(self) -> Structure | None:
+        """The base crystal, if there is one."""
+        if self.base_lattice is None:
+            return None
+        return Structure(Lattice(self.base_lattice), self.atomic_numbers, self.base_frac_coords)
+
+    @property
+    def target(self) -> Structure:
+        """The target crystal, in the base's order of atoms."""
+        return Structure(Lattice(self.target_lattice), self.atomic_numbers, self.target_frac_coords)
 
 
 class PairDataset:
