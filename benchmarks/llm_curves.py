@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,13 +29,15 @@ from llm_prior.scoring import log_likelihood
 RECIPES = ("llm/small", "llm/smollm2-135m")
 
 
-def curve(name: str, data: Path, held_out: list, minutes: float, points: int) -> list[dict]:
-    """Train one recipe for so long; the loss at equal spaces of time, the start included."""
-    recipe = load_recipe(LLMRecipe, name)
+def curve(
+    name: str, recipe: LLMRecipe, data: Sequence[Path], held_out: list, minutes: float, points: int
+) -> tuple[list[dict], Prior]:
+    """Train one recipe for so long: the loss at equal spaces of time, the start included, and the
+    trained prior."""
     training = recipe.training
     prior = Prior.build(recipe.model, recipe.text)
     prior.model.set_attn_implementation("eager")
-    crystals = [(c.id, c.structure, c.properties) for c in read(data)]
+    crystals = [(c.id, c.structure, c.properties) for path in data for c in read(path)]
     examples = CrystalTextDataset(crystals, prior.tokenizer, recipe.text, recipe.tasks)
     draws = VirtualEpochs(examples, epochs=1000, batch_size=training.batch_size, seed=0)
     batches = torch.utils.data.DataLoader(
@@ -90,9 +93,10 @@ def curve(name: str, data: Path, held_out: list, minutes: float, points: int) ->
         if spent >= len(found) * minutes * 60 / points:
             score()
             if spent >= minutes * 60:
-                return found
+                break
         start = time.monotonic()
-    return found
+    prior.model.eval()
+    return found, prior
 
 
 @click.command()
@@ -114,7 +118,10 @@ def main(
 ) -> None:
     """Write the curves and print them as a table."""
     held_out = [crystal.structure for crystal in read(validation, limit=crystals)]
-    rows = [row for name in recipe for row in curve(name, data, held_out, minutes, points)]
+    rows = []
+    for name in recipe:
+        loaded = load_recipe(LLMRecipe, name)
+        rows += curve(name, loaded, [data], held_out, minutes, points)[0]
     out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     with out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

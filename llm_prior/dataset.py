@@ -42,12 +42,17 @@ class TaskMix:
         formula: share with the formula alone.
         composition: share with formula and number of atoms, which fix every atom.
             The rest takes a random subset of the known conditions.
+        translated: share of the generated crystals that are shifted by a uniform random vector; the
+            others stay as they are in the data, where most atoms of symmetric crystals are on
+            multiples of 1/2, 1/3 and 1/4, which is easier to learn. Infilling, whose crystals come
+            from anywhere, shifts all of them.
     """
 
     infill: float = 1 / 3
     unconditional: float = 0.25
     formula: float = 0.25
     composition: float = 0.25
+    translated: float = 1.0
 
     def __post_init__(self) -> None:
         shares = (self.infill, self.unconditional, self.formula, self.composition)
@@ -57,6 +62,8 @@ class TaskMix:
                 f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
                 "formula and composition together at most 1"
             )
+        if not 0 <= self.translated <= 1:
+            raise PriorError(f"task mix: translated is {self.translated}; it is from 0 to 1")
 
     @property
     def has_unconditional(self) -> bool:
@@ -80,9 +87,10 @@ def draw_example(
     mix: TaskMix,
     rng: np.random.Generator,
 ) -> Example:
-    """Draw the task, its conditions and a uniform translation for one crystal."""
+    """Draw the task, its conditions and a translation for one crystal."""
     conditions = _draw_conditions(known_conditions(structure, properties), mix, rng)
-    text = encode(structure, fmt, translation=rng.random(3))
+    translated = conditions is None or rng.random() < mix.translated
+    text = encode(structure, fmt, translation=rng.random(3) if translated else None)
     if conditions is None:
         element = rng.choice(sorted(set(site_symbols(structure))))
         return Example(infill_prompt(mask_element(text, element)), str(element))

@@ -183,6 +183,18 @@ def test_the_text_is_the_crystal_moved_as_a_whole() -> None:
         np.testing.assert_allclose(gap, np.rint(gap), atol=0.011)
 
 
+def test_crystals_stay_where_they_are_unless_they_are_translated() -> None:
+    """The crystal has an atom at the origin and one at half a period; both are in the text of
+    those that are not moved, and infilling moves all of them."""
+    halves = {"0.00 0.00 0.00", "0.50 0.50 0.50"}
+    for translated, low, high in ((0, 400, 400), (0.25, 240, 350), (1, 0, 3)):
+        mix = TaskMix(infill=0, translated=translated)
+        texts = [example.answer.split("\n") for example in draws(mix, 400)]
+        assert low <= sum(halves <= set(text) for text in texts) <= high
+    prompts = [e.prompt.split("\n") for e in draws(TaskMix(infill=1, translated=0), 400)]
+    assert sum(halves <= set(prompt) for prompt in prompts) <= 3
+
+
 # --- the mix -------------------------------------------------------------------------------------
 
 

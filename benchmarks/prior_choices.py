@@ -1,0 +1,166 @@
+"""The prior's choices in one table: each row trained for the same time, with one change.
+
+    OMP_NUM_THREADS=1 python benchmarks/prior_choices.py TRAIN VALIDATION --extra MP_EXTRA \\
+        --llama-tokenizer llama_tokenizer.json --minutes 5 --out choices
+
+Every row is `llm/release` from random weights at a constant learning rate after a warm-up of 100
+steps, but for what its name says. Then: the log-likelihood of validation crystals with the
+composition given, in nats per crystal (texts of three decimals say more, so theirs is not
+comparable: a text of n atoms holds 3 n ln 10 nats more at most), and one sample for each of other
+validation targets, composition given, constrained: the share that matches as it comes
+(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3) and texts per second. A row that is in
+OUT.csv is not made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import torch
+from llm_curves import curve
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from flowllm.cells import reduce_cell
+from flowllm.config import LLMRecipe, load_recipe
+from flowllm.data import Crystal, read
+from flowllm.errors import InvalidCrystal
+from flowllm.metrics.csp import rms_distance
+from flowllm.metrics.intervals import wilson
+from llm_prior import Prior, composition_conditions, propose
+
+LLAMA = "LLaMA-2 tokenizer"
+EXTRA = "MP-20 alone"
+WIDTH = "model.architecture.hidden_size={0},model.architecture.intermediate_size={1}"
+VARIANTS = {
+    "llm/release": "",
+    "width 128": WIDTH.format(128, 352),
+    "width 384": WIDTH.format(384, 1056),
+    "three decimals": "text.coord_decimals=3",
+    "all translated": "tasks.translated=1",
+    EXTRA: "",
+    LLAMA: "",
+}
+
+
+@contextmanager
+def llama_folder(tokenizer: Path, recipe: LLMRecipe) -> Iterator[str]:
+    """A model of the recipe's size with random weights and LLaMA-2's 32,000 tokens."""
+    size = recipe.model.architecture
+    assert size is not None
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32000,
+            hidden_size=size.hidden_size,
+            intermediate_size=size.intermediate_size,
+            num_hidden_layers=size.num_hidden_layers,
+            num_attention_heads=size.num_attention_heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    words = PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        words.save_pretrained(folder)
+        yield folder
+
+
+def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[int, float]:
+    """How many targets one constrained sample matches, and texts per second."""
+    start = time.perf_counter()
+    requests = [composition_conditions(target.structure.formula) for target in targets]
+    proposals = propose(prior, requests, seed=0, temperature=0.7, top_p=0.9)
+    pace = sum(p.attempts for p in proposals) / (time.perf_counter() - start)
+    hits = 0
+    for proposal, target in zip(proposals, targets, strict=True):
+        try:
+            made = proposal.structure and reduce_cell(proposal.structure)
+        except InvalidCrystal:
+            made = None
+        hits += made is not None and rms_distance(made, target.structure) is not None
+    return hits, pace
+
+
+@click.command()
+@click.argument("data", type=click.Path(exists=True, path_type=Path))
+@click.argument("validation", type=click.Path(exists=True, path_type=Path))
+@click.option("--extra", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--llama-tokenizer", type=click.Path(exists=True, path_type=Path))
+@click.option("--minutes", default=5.0, show_default=True, help="Of training, for each row.")
+@click.option("--scored", default=256, show_default=True, help="Crystals for the likelihood.")
+@click.option("--targets", default=500, show_default=True, help="Crystals for the match rate.")
+@click.option("--only", multiple=True, help="Rows; default: all.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.csv")
+def main(
+    data: Path,
+    validation: Path,
+    extra: Path,
+    llama_tokenizer: Path | None,
+    minutes: float,
+    scored: int,
+    targets: int,
+    only: tuple[str, ...],
+    out: Path,
+) -> None:
+    """Print and write the table."""
+    torch.set_num_threads(1)
+    table = out.with_suffix(".csv")
+    done: set[str] = set()
+    if table.exists():
+        with table.open(newline="") as file:
+            done = {row["row"] for row in csv.DictReader(file)}
+    crystals = read(validation)
+    drawn = random.Random(0).sample(range(len(crystals)), scored + targets)
+    held_out = [crystals[k].structure for k in drawn[:scored]]
+    aims = [crystals[k] for k in drawn[scored:]]
+    for name, changes in VARIANTS.items():
+        if name in done or (only and name not in only):
+            continue
+        if name == LLAMA and llama_tokenizer is None:
+            continue
+        overrides = ["training.warmup_steps=100", *filter(None, changes.split(","))]
+        recipe = load_recipe(LLMRecipe, "llm/release", overrides)
+        sets = [data] if name == EXTRA else [data, extra]
+        if name == LLAMA:
+            with llama_folder(llama_tokenizer, recipe) as folder:
+                overrides += ["model.architecture=null", f"model.name={folder}"]
+                recipe = load_recipe(LLMRecipe, "llm/release", overrides)
+                rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
+        else:
+            rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
+        hits, pace = raw_match(prior, aims)
+        low, high = wilson(hits, targets)
+        size = sum(weight.numel() for weight in prior.model.parameters())
+        row = {
+            "row": name,
+            "parameters": size,
+            "crystals": rows[-1]["crystals"],
+            "nats": rows[-1]["nats_per_crystal"],
+            "standard_error": rows[-1]["standard_error"],
+            "match": f"{100 * hits / targets:.1f}",
+            "low": f"{100 * low:.1f}",
+            "high": f"{100 * high:.1f}",
+            "texts_per_second": f"{pace:.1f}",
+        }
+        with table.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+        click.echo(row)
+
+
+if __name__ == "__main__":
+    main()
