@@ -6,7 +6,8 @@ For each target the prior is asked for its formula and number of atoms. Match: p
 StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD is its root mean square displacement,
 normalised by the cube root of the volume per atom, averaged over the matched. A target whose
 sample failed counts as not matched. Intervals are Wilson's at 95%. With --samples K also the share
-of the targets that one of K samples matches, and the RMSD of the nearest.
+of the targets that one of K samples matches, and the RMSD of the nearest; with --rank too, of the
+one that `flowllm sample --best-of K --rank` keeps of these K.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ import click
 import numpy as np
 import torch
 
+from flowllm.candidates import energy_scores, prior_scores
 from flowllm.cells import reduce_cell
 from flowllm.data import read
 from flowllm.errors import InvalidCrystal
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from flowllm.samples import Sample
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
 
@@ -53,6 +56,8 @@ def share(hits: int, total: int) -> str:
 @click.option("--top-p", default=0.9, show_default=True)
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
 @click.option("--samples", default=1, show_default=True, help="Samples for each target.")
+@click.option("--rank", "ranks", multiple=True, type=click.Choice(["prior", "energy"]))
+@click.option("--potential", default="chgnet", show_default=True, help="Of --rank energy.")
 @click.option("--attempts", default=10, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
@@ -67,6 +72,8 @@ def main(
     top_p: float,
     constrain: bool,
     samples: int,
+    ranks: tuple[str, ...],
+    potential: str,
     attempts: int,
     seed: int,
     out: Path | None,
@@ -124,7 +131,7 @@ def main(
             None if s is None else rms_distance(s, targets[k % n].structure)
             for k, s in enumerate(structures)
         ]
-        for number in sorted({1, samples}):
+        for number in sorted({1, len(structures) // n}):
             near = [[d for d in found[k : number * n : n] if d is not None] for k in range(n)]
             rms = [min(distances) for distances in near if distances]
             mean = sum(rms) / len(rms) if rms else float("nan")
@@ -144,6 +151,7 @@ def main(
 
     score("raw", raw)
     good = [k for k, structure in enumerate(raw) if structure is not None]
+    candidates = [Sample(id=str(k), prompt=p.prompt, text=p.text) for k, p in enumerate(proposals)]
     for folder in refiners or (None,):
         refiner = Refiner.from_pretrained(resolve(folder, BUNDLED_REFINER))
         settings = refiner.config.integration
@@ -161,6 +169,7 @@ def main(
                 refined: list = [None] * (samples * n)
                 for k, result in zip(good, results, strict=True):
                     refined[k] = result.structure
+                    candidates[k].structure, candidates[k].refinement = result.structure, result
                 name = Path(folder).parent.name if folder else "bundled"
                 score(
                     f"refined ({name}, slope {slope}, {steps} steps, {pace:.1f}/s)",
@@ -169,6 +178,16 @@ def main(
                     position_slope=slope,
                     steps=steps,
                 )
+                for rank in ranks:
+                    start = time.perf_counter()
+                    if rank == "energy":
+                        scores = energy_scores(potential, candidates)
+                    else:
+                        scores = prior_scores(model, {}, candidates)
+                    pace = len(candidates) / (time.perf_counter() - start)
+                    best = [max(range(k, samples * n, n), key=scores.__getitem__) for k in range(n)]
+                    label = f"refined ({name}, {samples} ranked by {rank}, {pace:.1f}/s)"
+                    score(label, [refined[k] for k in best], refiner=folder, rank=rank)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures["peak memory"] = f"{peak:.2f} GiB"
     click.echo(json.dumps(figures, indent=2))

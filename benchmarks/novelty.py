@@ -1,4 +1,4 @@
-"""What each lever does to S.U.N.: novel compositions only, and the best of K by either model.
+"""What each lever does to S.U.N.: novel compositions only, the best of K by a model or by energy.
 
     python benchmarks/novelty.py -n 1000 --train ../shared/data/mp20/train.parquet \
         --hull ../shared/data/mp20/hull_entries.parquet \
@@ -26,13 +26,16 @@ RATES = ("valid", "uniqueness", "novelty", "stable_0", "stable_0.1", "sun", "met
 
 def levers(train: Path, best_of: int) -> dict[str, dict[str, Any]]:
     """Arguments of `flowllm.runs.sample` by the name of the run."""
-    prior, flow = ({"best_of": best_of, "rank": rank} for rank in ("prior", "flow"))
+    prior, flow, energy = (
+        {"best_of": best_of, "rank": rank} for rank in ("prior", "flow", "energy")
+    )
     return {
         "none": {},
         "novel": {"novel_to": train},
         f"best-of-{best_of}-prior": prior,
         f"best-of-{best_of}-flow": flow,
-        f"novel-best-of-{best_of}-prior": {"novel_to": train, **prior},
+        f"best-of-{best_of}-energy": energy,
+        f"novel-best-of-{best_of}-energy": {"novel_to": train, **energy},
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowllm.errors import UserError
+from flowllm.potentials import load_calculator
 from flowllm.request import Settings
 from llm_prior import Prior, check_conditions, warn_of_untrained
 from llm_prior.text import SYMBOLS
@@ -25,7 +26,8 @@ def check_models(
         refiner: moves them, where that is asked.
 
     Raises:
-        UserError, PriorError, RefinerError: a model is missing, or cannot do it.
+        UserError, PriorError, RefinerError: a model is missing, or cannot do it, or the potential
+            is wrong.
     """
     if prior is None:
         raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
@@ -45,6 +47,8 @@ def check_models(
             )
         refiner.config.integration.but(**settings.integration)  # refuses what cannot be
         unknown_elements(refiner, settings.conditions)
+    if settings.ranking_potential is not None:
+        load_calculator(settings.ranking_potential)
     warn_of_untrained(prior, settings.asked)
 
 

@@ -1,32 +1,41 @@
-"""Best of K: several candidates for each crystal that is asked for, of which the likeliest stays.
+"""Best of K: several candidates for each crystal that is asked for, of which the best stays.
 
 Likelihoods of different compositions do not tell the better crystal: a text with more atoms has
 more tokens and so less probability, the flow's density is one over another number of coordinates,
 and no mean per atom or token makes them commensurate. So the candidates of one request share a
 composition: the first answers the request and decides it, and the other K - 1 are asked for that
 formula and number of atoms besides. Compositions keep the distribution that they have without this,
-and the likeliest of K draws moves towards the mode of p(crystal | composition): best-of-n sampling
-(Stiennon et al. 2020, arXiv 2009.01325) with the model's own likelihood as the reward.
+and the best of K draws moves towards the mode of p(crystal | composition), or towards the ground
+state: best-of-n sampling (Stiennon et al. 2020, arXiv 2009.01325), the reward being one of
 
-The prior ranks by log p(text | conditions and composition), of its text as it was written: before
-refining, at temperature 1 and without the grammar. The flow ranks refined crystals by
-`rfm.log_likelihood`, the density given the candidate that each came from; the density under all K
-together is that over K plus terms of the other candidates, which are nothing where these are
-further away than the noise of the base is wide.
+- `prior`: log p(text | conditions and composition) of the finished crystal, at temperature 1 and
+  without the grammar.
+- `energy`: minus the energy per atom of the finished crystal, as it is, by a potential. Energies of
+  one composition compare whatever the potential's scheme is.
+- `flow`: `rfm.log_likelihood` of a refined crystal, the density given the candidate that it came
+  from; the density under all K together is that over K plus terms of the other candidates, which
+  are nothing where these are further away than the noise of the base is wide.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ase.calculators.calculator import Calculator
+
+from flowllm.crystal import to_atoms
+from flowllm.potentials import load_calculator
+from flowllm.relax import CALCULATOR_ERRORS
 from flowllm.samples import Sample
 from llm_prior import Prior, Proposal, composition_conditions, generation_prompt, propose
 from llm_prior.scoring import score_texts
-from rfm import Refinement
+from llm_prior.text import encode
 
 
 def add_candidates(
@@ -61,25 +70,52 @@ def add_candidates(
 def prior_scores(
     prior: Prior, conditions: Mapping[str, Any], samples: Sequence[Sample]
 ) -> list[float]:
-    """log p(text | conditions and composition) of each sample, nats; -inf where it has failed."""
-    good = [sample for sample in samples if sample.prior_structure is not None]
-    prompts = [
-        generation_prompt({**conditions, **composition_conditions(s.prior_structure.formula)})
-        for s in good
-    ]
-    found = iter(score_texts(prior, prompts, [sample.text for sample in good]))
+    """log p(text | conditions and composition) of each crystal, nats; -inf where there is none."""
+    prompts, texts = [], []
+    for sample in samples:
+        if sample.structure is not None:
+            composition = composition_conditions(sample.structure.formula)
+            prompts.append(generation_prompt({**conditions, **composition}))
+            refined = sample.refinement is not None
+            texts.append(encode(sample.structure, prior.fmt) if refined else sample.text)
+    found = iter(score_texts(prior, prompts, texts))
     return [
-        next(found).log_likelihood if sample.prior_structure is not None else -math.inf
+        next(found).log_likelihood if sample.structure is not None else -math.inf
         for sample in samples
     ]
 
 
-def flow_score(result: Refinement) -> float:
-    """log p1 of a refined crystal, nats; -inf where there is none, or no number for it."""
-    score = result.log_likelihood
-    if score is None or math.isnan(score.total):
-        return -math.inf
-    return score.total
+def energy_scores(potential: str, samples: Sequence[Sample]) -> list[float]:
+    """Minus the energy of each crystal, eV/atom; -inf where there is none, or no finite energy.
+
+    Args:
+        potential: for `load_calculator`, which has tested it.
+        samples: with the crystals.
+    """
+    scores = []
+    for sample in samples:
+        energy = math.nan
+        if sample.structure is not None:
+            atoms = to_atoms(sample.structure)
+            atoms.calc = _calculator(potential)
+            with contextlib.suppress(*CALCULATOR_ERRORS):
+                energy = float(atoms.get_potential_energy()) / len(atoms)
+        scores.append(-energy if math.isfinite(energy) else -math.inf)
+    return scores
+
+
+@functools.lru_cache(maxsize=1)
+def _calculator(potential: str) -> Calculator:
+    """Loaded once in each process."""
+    return load_calculator(potential, check=False)
+
+
+def flow_scores(samples: Sequence[Sample]) -> list[float]:
+    """log p1 of each refined crystal, nats; -inf where there is none, or no number for it."""
+    found = [sample.refinement and sample.refinement.log_likelihood for sample in samples]
+    return [
+        -math.inf if score is None or math.isnan(score.total) else score.total for score in found
+    ]
 
 
 def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[list[Sample]]:

@@ -18,7 +18,8 @@ from llm_prior import (
 )
 from llm_prior.prompts import render_elements
 
-Rank = Literal["prior", "flow"]
+Rank = Literal["prior", "flow", "energy"]
+RANKING_POTENTIAL = "chgnet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class Settings:
         novel_to: name and hash of each file whose formulas are refused.
         best_of, rank: candidates for each crystal and what chooses among them; see
             `flowllm.candidates`.
+        potential: whose energies rank; None for the default one, or where none is needed.
         steps, method, position_slope, cell_slope: of the refiner's integration, see
             `rfm.integrate`; None takes the model's own.
         trajectory, score: what a refined crystal keeps, see `rfm.refine`.
@@ -53,6 +55,7 @@ class Settings:
     novel_to: list[dict[str, str]] = field(default_factory=list)
     best_of: int = 1
     rank: Rank = "prior"
+    potential: str | None = None
     steps: int | None = None
     method: str | None = None
     position_slope: float | None = None
@@ -76,17 +79,24 @@ class Settings:
                 "give a temperature above 0"
             )
         if self.rank not in get_args(Rank):
-            raise UserError(f"rank {self.rank!r} is neither of {', '.join(get_args(Rank))}")
+            raise UserError(f"rank {self.rank!r} is none of {', '.join(get_args(Rank))}")
         if self.rank == "flow" and not self.refine:
             raise UserError("rank flow ranks refined crystals; ask for refine as well")
-        if self.rank == "flow" and self.best_of == 1:
-            raise UserError("rank flow chooses among candidates; give best_of 2 or more")
+        if self.rank != "prior" and self.best_of == 1:
+            raise UserError(f"rank {self.rank} chooses among candidates; give best_of 2 or more")
+        if self.potential is not None and self.rank != "energy":
+            raise UserError("potential is for rank energy; ask for that, or leave it out")
 
     @property
     def integration(self) -> dict[str, Any]:
         """What `rfm.refine` takes of the integration."""
         names = ("steps", "method", "position_slope", "cell_slope")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def ranking_potential(self) -> str | None:
+        """The potential that ranks the candidates, or None where energies do not."""
+        return (self.potential or RANKING_POTENTIAL) if self.rank == "energy" else None
 
     @property
     def asked(self) -> set[str]:

@@ -19,6 +19,7 @@ from flowllm.formulas import KnownFormulas
 from flowllm.jobs import run_job
 from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.outcome import Outcome
+from flowllm.potentials import potential_identity
 from flowllm.refined import structure_or_failure
 from flowllm.request import Rank, Settings, merge_conditions, symbols
 from flowllm.sample_files import publish_samples
@@ -50,6 +51,7 @@ def sample(
     novel_to: str | Path | Sequence[str | Path] = (),
     best_of: int = 1,
     rank: Rank = "prior",
+    potential: str | None = None,
     steps: int | None = None,
     method: str | None = None,
     position_slope: float | None = None,
@@ -79,8 +81,9 @@ def sample(
         novel_to: files of crystals, such as a training set; what has the reduced formula of one of
             them is drawn again, and counted as `known_formula`.
         best_of: candidates drawn for each crystal, all of the composition of the first.
-        rank: which candidate stays, the likeliest under the `prior` or, refined, under the `flow`
-            (slow); see `flowllm.candidates`.
+        rank: which finished candidate stays, the likeliest under the `prior`, the one of lowest
+            `energy`, or the likeliest under the `flow` (slow); see `flowllm.candidates`.
+        potential: whose energy, see `flowllm.potentials.load_calculator`; None is `chgnet`.
         steps, method, position_slope, cell_slope, trajectory, score: see `refine`.
         batch_size: crystals at a time and in a shard, as memory allows; another size draws other
             crystals.
@@ -107,6 +110,7 @@ def sample(
         novel_to=known.files,
         best_of=best_of,
         rank=rank,
+        potential=potential,
         steps=steps,
         method=method,
         position_slope=position_slope,
@@ -134,6 +138,8 @@ def sample(
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **asdict(settings),
     }
+    if settings.ranking_potential is not None:
+        manifest["potential"] = potential_identity(settings.ranking_potential)
     folder = run_job(
         out,
         manifest=manifest,

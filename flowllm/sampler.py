@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,14 @@ from ase import Atoms
 from pymatgen.core import IStructure, Lattice, Structure
 
 from flowllm.abilities import check_models, unknown_elements
-from flowllm.candidates import add_candidates, choose, flat, flow_score, prior_scores
+from flowllm.candidates import (
+    add_candidates,
+    choose,
+    energy_scores,
+    flat,
+    flow_scores,
+    prior_scores,
+)
 from flowllm.cells import reduce_cell
 from flowllm.data import to_structure
 from flowllm.device import pick_device
@@ -82,6 +88,7 @@ class FlowLLM:
         novel_to: str | Path | Sequence[str | Path] = (),
         best_of: int = 1,
         rank: Rank = "prior",
+        potential: str | None = None,
         steps: int | None = None,
         method: str | None = None,
         position_slope: float | None = None,
@@ -107,8 +114,9 @@ class FlowLLM:
             novel_to: files of crystals, such as a training set; what has the reduced formula of one
                 of them is drawn again.
             best_of: candidates drawn for each crystal, all of the composition of the first.
-            rank: which candidate stays, the likeliest under the `prior` or, refined, under the
-                `flow` (slow); see `flowllm.candidates`.
+            rank: which finished candidate stays, the likeliest under the `prior`, the one of lowest
+                `energy`, or the likeliest under the `flow` (slow); see `flowllm.candidates`.
+            potential: whose energy, see `flowllm.potentials.load_calculator`; None is `chgnet`.
             steps, method, position_slope, cell_slope, trajectory, score: see `refine`; the last two
                 come in `Sample.refinement`.
             batch_size: crystals at a time, as memory allows; another size draws other crystals.
@@ -135,6 +143,7 @@ class FlowLLM:
             novel_to=known.files,
             best_of=best_of,
             rank=rank,
+            potential=potential,
             steps=steps,
             method=method,
             position_slope=position_slope,
@@ -189,21 +198,22 @@ class FlowLLM:
             [Sample.of(f"sample-{number:05d}", proposal) for proposal in group]
             for number, group in enumerate(groups, start)
         ]
-        if settings.rank == "prior":
-            if settings.best_of > 1:
-                scores = prior_scores(self.prior, settings.conditions, flat(candidates))
-                candidates = choose(candidates, scores)
-            if settings.refine:
-                self._refine_samples(flat(candidates), settings, seed)
-        else:
-            scores = self._refine_samples(flat(candidates), settings, seed, score=True)
-            candidates = choose(candidates, scores)
+        if settings.refine:
+            self._refine_samples(flat(candidates), settings, seed)
+        if settings.best_of > 1:
+            candidates = choose(candidates, self._rank(flat(candidates), settings))
         return flat(candidates)
 
-    def _refine_samples(
-        self, samples: Sequence[Sample], settings: Settings, seed: int, *, score: bool = False
-    ) -> list[float]:
-        """Refine samples in place; their scores under the flow, if asked for."""
+    def _rank(self, samples: Sequence[Sample], settings: Settings) -> list[float]:
+        """The score of each finished candidate; the highest stays."""
+        if settings.ranking_potential is not None:
+            return energy_scores(settings.ranking_potential, samples)
+        if settings.rank == "flow":
+            return flow_scores(samples)
+        return prior_scores(self.prior, settings.conditions, samples)
+
+    def _refine_samples(self, samples: Sequence[Sample], settings: Settings, seed: int) -> None:
+        """Refine samples in place."""
         good = [sample for sample in samples if sample.prior_structure is not None]
         results = refine_structures(
             self.refiner,
@@ -211,14 +221,11 @@ class FlowLLM:
             seed=seed,
             **settings.integration,
             trajectory=settings.trajectory,
-            score=score or settings.score,
+            score=settings.score or settings.rank == "flow",
         )
-        scores = {}
         for sample, result in zip(good, results, strict=True):
             sample.structure, sample.failure = structure_or_failure(result)
             sample.refinement = result
-            scores[id(sample)] = flow_score(result)
-        return [scores.get(id(sample), -math.inf) for sample in samples]
 
     def refine(
         self,

@@ -38,14 +38,17 @@ from flowllm.cli.options import (
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Candidates of one composition for each crystal, of which the likeliest stays.",
+    help="Candidates of one composition for each crystal, of which the best stays.",
 )
 @click.option(
     "--rank",
-    type=click.Choice(["prior", "flow"]),
+    type=click.Choice(["prior", "energy", "flow"]),
     default="prior",
     show_default=True,
-    help="Whose likelihood --best-of goes by; flow needs --refine and is slow.",
+    help="What is best: likelihood under the prior, energy, or (slow) likelihood under the flow.",
+)
+@click.option(
+    "--potential", help="Of --rank energy: chgnet (default), matgl:FOLDER or MODULE:FACTORY."
 )
 @PRIOR
 @REFINER

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ase.calculators.calculator import Calculator
 from pymatgen.core import Lattice, Structure
 
-from flowllm import FlowLLM, Sample, UserError, sampler
+from flowllm import FlowLLM, Sample, UserError, potentials, sampler
 from flowllm.candidates import choose
 from flowllm.data import Crystal, write
 from flowllm.formulas import KNOWN_FORMULA, KnownFormulas
 from flowllm.jobs import RunFolder
 from flowllm.runs import sample
-from llm_prior import generation_prompt
+from llm_prior import composition_conditions, generation_prompt
 from llm_prior.scoring import score_texts
+from llm_prior.text import encode
 from rfm import LogLikelihood, Refinement
 
 N = 6
@@ -139,6 +141,84 @@ def test_the_flow_ranks_what_came_out_of_refining(
     assert [made.structure.site_properties["place"][0] for made in samples] == [1, 5]
 
 
+def test_the_prior_ranks_what_came_out_of_refining(model: FlowLLM) -> None:
+    best = model.sample(N, composition="NaCl", best_of=4, seed=2)
+    free = model.sample(N, composition="NaCl", seed=2)
+
+    def score(made: Sample) -> float:
+        prompt = generation_prompt(composition_conditions("NaCl"))
+        text = encode(made.structure, model.prior.fmt)
+        return score_texts(model.prior, [prompt], [text])[0].log_likelihood
+
+    gains = [score(kept) - score(first) for kept, first in zip(best, free, strict=True)]
+    # The first candidate has other noise here, which moves its score a little.
+    assert min(gains) > -3 and sum(gains) / N > 1
+
+
+def harmonic() -> Calculator:
+    """Lowest where the cell has 20 Angstrom^3 an atom."""
+
+    class Harmonic(Calculator):
+        implemented_properties = ("energy",)
+
+        def calculate(self, *arguments: Any, **options: Any) -> None:
+            super().calculate(*arguments, **options)
+            n = len(self.atoms)
+            self.results["energy"] = n * (self.atoms.get_volume() / n - 20) ** 2
+
+    return Harmonic()
+
+
+def broken() -> Calculator:
+    """Raises what potentials raise."""
+
+    class Broken(Calculator):
+        implemented_properties = ("energy",)
+
+        def calculate(self, *arguments: Any, **options: Any) -> None:
+            raise ValueError("no such element")
+
+    return Broken()
+
+
+@pytest.fixture
+def untested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy potentials know nothing of NaCl."""
+    monkeypatch.setattr(potentials, "check_calculator", lambda *a: None)
+
+
+def test_the_one_of_lowest_energy_stays(model: FlowLLM, untested: None) -> None:
+    name = f"{__name__}:harmonic"
+    options = {"composition": "NaCl", "best_of": 4, "seed": 2, "refine": False}
+    best = model.sample(N, rank="energy", potential=name, **options)
+    free = model.sample(N, composition="NaCl", seed=2, refine=False)
+
+    def off(made: Sample) -> float:
+        return abs(made.structure.volume / len(made.structure) - 20)
+
+    pairs = [(off(kept), off(first)) for kept, first in zip(best, free, strict=True)]
+    assert all(kept <= first + 1e-9 for kept, first in pairs)
+    assert sum(kept < first for kept, first in pairs) >= N / 3
+
+
+def test_where_a_potential_fails_the_first_candidate_stays(model: FlowLLM, untested: None) -> None:
+    options = {"composition": "NaCl", "seed": 2, "refine": False}
+    name = f"{__name__}:broken"
+    best = model.sample(2, best_of=3, rank="energy", potential=name, **options)
+    free = model.sample(2, **options)
+    assert [b.structure for b in best] == [f.structure for f in free]
+
+
+def test_chgnet_ranks_and_the_manifest_names_it(tmp_path: Path) -> None:
+    pytest.importorskip("chgnet", reason="the extra [eval] is not installed")
+    options: dict[str, Any] = {"composition": "NaCl", "best_of": 2, "seed": 2, "device": "cpu"}
+    outcome = sample(2, out=tmp_path / "run", rank="energy", **options)
+    manifest = RunFolder.open(outcome.folder).run
+    assert manifest["potential"]["name"] == "chgnet" and len(outcome.crystals) == 2
+    with pytest.raises(UserError, match="rank"):
+        sample(2, out=tmp_path / "run", **options)
+
+
 def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:
     structure = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
     group = [
@@ -155,9 +235,12 @@ def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:
     [
         ({"best_of": 0}, "best_of 0 must be at least 1"),
         ({"best_of": 2, "temperature": 0}, "at temperature 0"),
-        ({"best_of": 2, "rank": "loudest"}, "neither of prior, flow"),
+        ({"best_of": 2, "rank": "loudest"}, "none of prior, flow, energy"),
         ({"best_of": 2, "rank": "flow", "refine": False}, "ask for refine"),
         ({"rank": "flow"}, "best_of 2 or more"),
+        ({"rank": "energy"}, "best_of 2 or more"),
+        ({"best_of": 2, "potential": "chgnet"}, "potential is for rank energy"),
+        ({"best_of": 2, "rank": "energy", "potential": "nonsense"}, "unknown potential"),
     ],
 )
 def test_settings_without_sense_are_refused(
