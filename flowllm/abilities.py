@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from flowllm.candidates import RankingPotential
 from flowllm.errors import UserError
-from flowllm.potentials import load_calculator
 from flowllm.request import Settings
 from llm_prior import Prior, check_conditions, warn_of_untrained
 from llm_prior.text import SYMBOLS
@@ -15,7 +15,11 @@ from rfm import Refiner
 
 
 def check_models(
-    settings: Settings, composition: str | None, prior: Prior | None, refiner: Refiner | None
+    settings: Settings,
+    composition: str | None,
+    prior: Prior | None,
+    refiner: Refiner | None,
+    potential: RankingPotential | None = None,
 ) -> None:
     """See that the models can do what is asked, before anything is drawn or written.
 
@@ -24,10 +28,10 @@ def check_models(
         composition: as the user wrote it, which the conditions no longer tell.
         prior: writes the crystals.
         refiner: moves them, where that is asked.
+        potential: ranks them, where that is asked.
 
     Raises:
-        UserError, PriorError, RefinerError: a model is missing, or cannot do it, or the potential
-            is wrong.
+        UserError, PriorError, RefinerError: a model is missing, or cannot do it.
     """
     if prior is None:
         raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
@@ -47,8 +51,13 @@ def check_models(
             )
         refiner.config.integration.but(**settings.integration)  # refuses what cannot be
         unknown_elements(refiner, settings.conditions)
-    if settings.ranking_potential is not None:
-        load_calculator(settings.ranking_potential)
+    if potential is not None and potential.elements is not None:
+        for symbol in asked_elements(settings.conditions):
+            if symbol not in potential.elements:
+                raise UserError(
+                    f"the potential {potential.name} has not learnt {symbol}; rank by the "
+                    "prior, or with another potential"
+                )
     warn_of_untrained(prior, settings.asked)
 
 
@@ -60,11 +69,17 @@ def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[st
     """
     heaviest = refiner.config.network.max_atomic_number
     unknown = SYMBOLS[heaviest:]
-    asked = f"{conditions.get('formula', '')} {conditions.get('elements', '')}"
-    for symbol in re.findall("[A-Z][a-z]?", asked):
+    for symbol in asked_elements(conditions):
         if symbol in unknown:
             raise UserError(
                 f"the refiner does not know {symbol}, only elements up to {SYMBOLS[heaviest - 1]}; "
                 "leave refine out, or take another refiner"
             )
     return list(unknown)
+
+
+def asked_elements(conditions: Mapping[str, Any]) -> list[str]:
+    """The elements that the conditions name."""
+    return re.findall(
+        "[A-Z][a-z]?", f"{conditions.get('formula', '')} {conditions.get('elements', '')}"
+    )

@@ -8,8 +8,8 @@ formula and number of atoms besides. Compositions keep the distribution that the
 and the best of K draws moves towards the mode of p(crystal | composition), or towards the ground
 state: best-of-n sampling (Stiennon et al. 2020, arXiv 2009.01325), the reward being one of
 
-- `prior`: log p(text | conditions and composition) of the finished crystal, at temperature 1 and
-  without the grammar.
+- `prior`: log p(text | conditions and composition) of the finished crystal in its Niggli cell and
+  at its origin, at temperature 1 and without the grammar.
 - `energy`: minus the energy per atom of the finished crystal, as it is, by a potential. Energies of
   one composition compare whatever the potential's scheme is.
 - `flow`: `rfm.log_likelihood` of a refined crystal, the density given the candidate that it came
@@ -19,23 +19,29 @@ state: best-of-n sampling (Stiennon et al. 2020, arXiv 2009.01325), the reward b
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ase.calculators.calculator import Calculator
+from pymatgen.core import Structure
 
+from flowllm.cells import reduce_cell
 from flowllm.crystal import to_atoms
-from flowllm.potentials import load_calculator
+from flowllm.errors import InvalidCrystal, one_line
+from flowllm.metrics.validity import structural_validity
+from flowllm.potentials import known_elements, load_calculator
 from flowllm.relax import CALCULATOR_ERRORS
 from flowllm.samples import Sample
 from llm_prior import Prior, Proposal, composition_conditions, generation_prompt, propose
 from llm_prior.scoring import score_texts
 from llm_prior.text import encode
+
+logger = logging.getLogger(__name__)
 
 
 def add_candidates(
@@ -67,47 +73,99 @@ def add_candidates(
     ]
 
 
+@dataclass(frozen=True)
+class RankingPotential:
+    """A potential whose energies rank.
+
+    Attributes:
+        name: as `flowllm.potentials.load_calculator` takes it.
+        calculator: loaded.
+        elements: symbols that it has learnt; None where it does not say.
+    """
+
+    name: str
+    calculator: Calculator
+    elements: frozenset[str] | None
+
+    @classmethod
+    def load(cls, name: str, *, check: bool = True) -> RankingPotential:
+        """Load it and, unless that has been done, test it.
+
+        Raises:
+            UserError: there is no such potential, or it is wrong.
+        """
+        return cls(name, load_calculator(name, check=check), known_elements(name))
+
+
 def prior_scores(
     prior: Prior, conditions: Mapping[str, Any], samples: Sequence[Sample]
 ) -> list[float]:
-    """log p(text | conditions and composition) of each crystal, nats; -inf where there is none."""
-    prompts, texts = [], []
-    for sample in samples:
-        if sample.structure is not None:
-            composition = composition_conditions(sample.structure.formula)
-            prompts.append(generation_prompt({**conditions, **composition}))
-            refined = sample.refinement is not None
-            texts.append(encode(sample.structure, prior.fmt) if refined else sample.text)
-    found = iter(score_texts(prior, prompts, texts))
-    return [
-        next(found).log_likelihood if sample.structure is not None else -math.inf
-        for sample in samples
-    ]
+    """log p(text | conditions and composition) of each crystal, nats; -inf where there is none.
 
-
-def energy_scores(potential: str, samples: Sequence[Sample]) -> list[float]:
-    """Minus the energy of each crystal, eV/atom; -inf where there is none, or no finite energy.
-
-    Args:
-        potential: for `load_calculator`, which has tested it.
-        samples: with the crystals.
+    The text is that of the Niggli cell, as in training; refining has not moved the origin.
     """
-    scores = []
-    for sample in samples:
-        energy = math.nan
-        if sample.structure is not None:
-            atoms = to_atoms(sample.structure)
-            atoms.calc = _calculator(potential)
-            with contextlib.suppress(*CALCULATOR_ERRORS):
-                energy = float(atoms.get_potential_energy()) / len(atoms)
-        scores.append(-energy if math.isfinite(energy) else -math.inf)
+    prompts, texts, scores = [], [], [-math.inf] * len(samples)
+    scored = []
+    for k, sample in enumerate(samples):
+        if sample.structure is None:
+            continue
+        text = sample.text
+        if sample.refinement is not None:
+            try:
+                text = encode(reduce_cell(sample.structure), prior.fmt)
+            except InvalidCrystal:
+                continue
+        composition = composition_conditions(sample.structure.formula)
+        prompts.append(generation_prompt({**conditions, **composition}))
+        texts.append(text)
+        scored.append(k)
+    for k, found in zip(scored, score_texts(prior, prompts, texts), strict=True):
+        scores[k] = found.log_likelihood
     return scores
 
 
-@functools.lru_cache(maxsize=1)
-def _calculator(potential: str) -> Calculator:
-    """Loaded once in each process."""
-    return load_calculator(potential, check=False)
+def energy_scores(potential: RankingPotential, samples: Sequence[Sample]) -> list[float]:
+    """Minus the energy of each crystal, eV/atom; -inf where there is none.
+
+    A crystal with atoms within 0.5 Angstrom of each other (images included) has none, as in
+    `flowllm evaluate`: a potential knows nothing of it. Nor has one with an element that the
+    potential has not learnt, or at which it fails. The log tells how many.
+    """
+    scores, failures = [], []
+    for sample in samples:
+        score = -math.inf
+        if sample.structure is not None:
+            try:
+                score = -_energy(potential, sample.structure)
+            except CALCULATOR_ERRORS as error:
+                failures.append(one_line(error))
+        scores.append(score)
+    if failures:
+        logger.warning(
+            "%d of %d candidates have no energy by %s; the first: %s",
+            *(len(failures), len(samples), potential.name, failures[0]),
+        )
+    return scores
+
+
+def _energy(potential: RankingPotential, structure: Structure) -> float:
+    """eV/atom; a ValueError, or what the potential raises, where it has none."""
+    unknown = symbols_of(structure) - (potential.elements or symbols_of(structure))
+    if unknown:
+        raise ValueError(f"it has not learnt {', '.join(sorted(unknown))}")
+    if not structural_validity(structure):
+        raise ValueError("atoms within 0.5 Angstrom")
+    atoms = to_atoms(structure)
+    atoms.calc = potential.calculator
+    energy = float(atoms.get_potential_energy()) / len(atoms)
+    if not math.isfinite(energy):
+        raise ValueError(f"its energy is {energy}")
+    return energy
+
+
+def symbols_of(structure: Structure) -> frozenset[str]:
+    """The elements of a crystal."""
+    return frozenset(element.symbol for element in structure.composition)
 
 
 def flow_scores(samples: Sequence[Sample]) -> list[float]:

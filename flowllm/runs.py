@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm.abilities import check_models
+from flowllm.candidates import RankingPotential
 from flowllm.cells import NIGGLI_TOLERANCE
 from flowllm.data import Crystal, read
 from flowllm.device import pick_device
@@ -121,8 +122,14 @@ def sample(
     known.check(settings.conditions)
     prior_folder = resolve(prior, BUNDLED_PRIOR)
     refiner_folder = resolve(refiner, BUNDLED_REFINER) if refine else None
-    load = functools.partial(load_models, prior_folder, refiner_folder, pick_device(device))
-    model = load()
+    load = functools.partial(
+        load_models,
+        prior_folder,
+        refiner_folder,
+        pick_device(device),
+        settings.ranking_potential,
+    )
+    model = load(check=True)
     models = {"prior": identity(prior_folder), "refiner": None}
     parameters = {"prior": announce("prior", prior_folder, models["prior"], model.prior.model)}
     if refiner_folder is not None:
@@ -130,7 +137,8 @@ def sample(
         parameters["refiner"] = announce(
             "refiner", refiner_folder, models["refiner"], model.refiner
         )
-    check_models(settings, composition, model.prior, model.refiner)  # before the folder is claimed
+    # Before the folder is claimed.
+    check_models(settings, composition, model.prior, model.refiner, model.potential)
     manifest = {
         "command": "sample",
         "device": pick_device(device),  # another one draws other numbers
@@ -239,11 +247,19 @@ def refine(
     return publish_samples(folder)
 
 
-def load_models(prior: Path | None, refiner: Path | None, device: str) -> FlowLLM:
-    """The models that a job needs, from their folders."""
+def load_models(
+    prior: Path | None,
+    refiner: Path | None,
+    device: str,
+    potential: str | None = None,
+    *,
+    check: bool = False,
+) -> FlowLLM:
+    """The models that a job needs, from their folders, and what ranks; `check` tests the latter."""
     return FlowLLM(
         None if prior is None else Prior.from_pretrained(prior, device=device),
         None if refiner is None else Refiner.from_pretrained(refiner, device=device),
+        None if potential is None else RankingPotential.load(potential, check=check),
     )
 
 

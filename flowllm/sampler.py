@@ -11,6 +11,7 @@ from pymatgen.core import IStructure, Lattice, Structure
 
 from flowllm.abilities import check_models, unknown_elements
 from flowllm.candidates import (
+    RankingPotential,
     add_candidates,
     choose,
     energy_scores,
@@ -42,11 +43,18 @@ class FlowLLM:
     Args:
         prior: language model of crystals; None if only `refine` is used.
         refiner: flow-matching model; None for the plain language-model path.
+        potential: ranks candidates by energy; `sample` loads the one that it is asked for.
     """
 
-    def __init__(self, prior: Prior | None, refiner: Refiner | None) -> None:
+    def __init__(
+        self,
+        prior: Prior | None,
+        refiner: Refiner | None,
+        potential: RankingPotential | None = None,
+    ) -> None:
         self.prior = prior
         self.refiner = refiner
+        self.potential = potential
 
     @classmethod
     def from_pretrained(
@@ -152,18 +160,32 @@ class FlowLLM:
             score=score,
         )
         known.check(settings.conditions)
-        check_models(settings, composition, self.prior, self.refiner)
+        self.load_potential(settings)
+        check_models(settings, composition, self.prior, self.refiner, self.potential)
         samples: list[Sample] = []
         for index, start in enumerate(range(0, n, batch_size)):
             count = min(batch_size, n - start)
             samples += self.sample_batch(settings, known, index, start, count)
         return samples
 
+    def load_potential(self, settings: Settings) -> None:
+        """Load and test the potential that ranks, if one does and it is another than before.
+
+        Raises:
+            UserError: there is no such potential, or it is wrong.
+        """
+        wanted = settings.ranking_potential
+        if wanted is None:
+            self.potential = None
+        elif self.potential is None or self.potential.name != wanted:
+            self.potential = RankingPotential.load(wanted)
+
     def sample_batch(
         self, settings: Settings, known: KnownFormulas, index: int, start: int, count: int
     ) -> list[Sample]:
         """Samples `start` to `start + count - 1`, which make batch number `index` of a run; `known`
-        are the formulas of `settings.novel_to`. `check_models` has seen that it can be done."""
+        are the formulas of `settings.novel_to`. `check_models` has seen that it can be done, and
+        what ranks is loaded."""
         seed = batch_seed(settings.seed, index)
         excluded = list(settings.exclude_elements)
         if settings.refine:  # what the prior may write is then what the refiner can take
@@ -206,8 +228,8 @@ class FlowLLM:
 
     def _rank(self, samples: Sequence[Sample], settings: Settings) -> list[float]:
         """The score of each finished candidate; the highest stays."""
-        if settings.ranking_potential is not None:
-            return energy_scores(settings.ranking_potential, samples)
+        if self.potential is not None:
+            return energy_scores(self.potential, samples)
         if settings.rank == "flow":
             return flow_scores(samples)
         return prior_scores(self.prior, settings.conditions, samples)

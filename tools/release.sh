@@ -50,11 +50,7 @@ run flowllm pair "$DATA/mp20/val.parquet" --prior "$RUNS/prior/model" \
     --temperature "$TEMPERATURE" --skip-invalid \
     --out "$RUNS/pairs-validation" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
 
-# From noise first: the network learns what crystals look like before it sees the prior's errors.
-run flowllm train-rfm --config rfm/uniform --data "$DATA/mp20/train.parquet" --skip-invalid \
-    --out "$RUNS/uniform" --device "$DEVICE" --resume "${REFINER[@]}"
-run flowllm train-rfm --config rfm/release --init "$RUNS/uniform/model" \
-    --pairs "$RUNS/pairs/pairs.parquet" \
+run flowllm train-rfm --config rfm/release --pairs "$RUNS/pairs/pairs.parquet" \
     --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
     --device "$DEVICE" --resume "${REFINER[@]}"
 

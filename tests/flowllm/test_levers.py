@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from ase.calculators.calculator import Calculator
 from pymatgen.core import Lattice, Structure
 
 from flowllm import FlowLLM, Sample, UserError, potentials, sampler
-from flowllm.candidates import choose
+from flowllm.candidates import RankingPotential, choose, energy_scores
+from flowllm.cells import reduce_cell
 from flowllm.data import Crystal, write
 from flowllm.formulas import KNOWN_FORMULA, KnownFormulas
 from flowllm.jobs import RunFolder
@@ -141,18 +143,33 @@ def test_the_flow_ranks_what_came_out_of_refining(
     assert [made.structure.site_properties["place"][0] for made in samples] == [1, 5]
 
 
-def test_the_prior_ranks_what_came_out_of_refining(model: FlowLLM) -> None:
-    best = model.sample(N, composition="NaCl", best_of=4, seed=2)
-    free = model.sample(N, composition="NaCl", seed=2)
+def test_the_prior_ranks_what_came_out_of_refining(
+    model: FlowLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three candidates one becomes rock salt in a cell that is not the Niggli one, in whose
+    terms no text of a crystal is written; the other two become gases."""
+    salt = Structure(
+        Lattice.from_parameters(3.97, 3.97, 3.97, 60, 60, 60),
+        ["Na", "Cl"],
+        [[0, 0, 0], [0.5, 0.5, 0.5]],
+    )
+    skewed = salt.copy().make_supercell([[1, 0, 0], [3, 1, 0], [0, 2, 1]])
+    gas = Structure(Lattice.cubic(14.1), ["Na", "Cl"], [[0, 0, 0], [0.13, 0.31, 0.87]])
 
-    def score(made: Sample) -> float:
-        prompt = generation_prompt(composition_conditions("NaCl"))
-        text = encode(made.structure, model.prior.fmt)
-        return score_texts(model.prior, [prompt], [text])[0].log_likelihood
+    def refine(refiner: object, structures: list[Structure], **options: Any) -> list[Refinement]:
+        places = ([gas, skewed, gas] * 2)[: len(structures)]
+        return [
+            Refinement(structure=made.copy({"place": [place] * len(made)}))
+            for place, made in enumerate(places)
+        ]
 
-    gains = [score(kept) - score(first) for kept, first in zip(best, free, strict=True)]
-    # The first candidate has other noise here, which moves its score a little.
-    assert min(gains) > -3 and sum(gains) / N > 1
+    monkeypatch.setattr(sampler, "refine_structures", refine)
+    samples = model.sample(2, composition="NaCl", best_of=3, seed=2)
+    assert [made.structure.site_properties["place"][0] for made in samples] == [1, 4]
+    prompt = generation_prompt(composition_conditions("NaCl"))
+    as_it_is, reduced = (encode(made, model.prior.fmt) for made in (skewed, reduce_cell(skewed)))
+    low, high = score_texts(model.prior, [prompt] * 2, [as_it_is, reduced])
+    assert low.log_likelihood < high.log_likelihood - 5
 
 
 def harmonic() -> Calculator:
@@ -201,22 +218,44 @@ def test_the_one_of_lowest_energy_stays(model: FlowLLM, untested: None) -> None:
     assert sum(kept < first for kept, first in pairs) >= N / 3
 
 
-def test_where_a_potential_fails_the_first_candidate_stays(model: FlowLLM, untested: None) -> None:
+def test_where_a_potential_fails_the_first_candidate_stays_and_the_log_tells(
+    model: FlowLLM, untested: None, caplog: pytest.LogCaptureFixture
+) -> None:
     options = {"composition": "NaCl", "seed": 2, "refine": False}
     name = f"{__name__}:broken"
     best = model.sample(2, best_of=3, rank="energy", potential=name, **options)
     free = model.sample(2, **options)
     assert [b.structure for b in best] == [f.structure for f in free]
+    (line,) = [r.getMessage() for r in caplog.records if "energy" in r.getMessage()]
+    assert line.startswith("6 of 6 candidates") and line.endswith("the first: no such element")
 
 
-def test_chgnet_ranks_and_the_manifest_names_it(tmp_path: Path) -> None:
+def test_what_a_potential_does_not_know_has_no_energy() -> None:
+    """Atoms within 0.5 Angstrom, elements outside its data: it would give them some number."""
+    lattice = Lattice.cubic(20 ** (1 / 3) * 2 ** (1 / 3))
+    apart = Structure(lattice, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    close = Structure(lattice, ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.1]])
+    heavy = Structure(lattice, ["Na", "Cm"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    potential = RankingPotential("harmonic", harmonic(), frozenset({"Na", "Cl"}))
+    samples = [Sample(id="", prompt="", text="", structure=s) for s in (close, heavy, None, apart)]
+    scores = energy_scores(potential, samples)
+    assert scores[:3] == [-math.inf] * 3 and scores[3] == pytest.approx(0, abs=1e-9)
+
+
+def test_an_element_that_the_potential_has_not_learnt_is_refused(model: FlowLLM) -> None:
+    pytest.importorskip("chgnet", reason="the extra [eval] is not installed")
+    with pytest.raises(UserError, match="potential chgnet has not learnt Cm; rank by the prior"):
+        model.sample(1, composition="CmO", best_of=2, rank="energy", refine=False)
+
+
+def test_the_manifest_names_the_potential(tmp_path: Path, untested: None) -> None:
     pytest.importorskip("chgnet", reason="the extra [eval] is not installed")
     options: dict[str, Any] = {"composition": "NaCl", "best_of": 2, "seed": 2, "device": "cpu"}
     outcome = sample(2, out=tmp_path / "run", rank="energy", **options)
     manifest = RunFolder.open(outcome.folder).run
     assert manifest["potential"]["name"] == "chgnet" and len(outcome.crystals) == 2
-    with pytest.raises(UserError, match="rank"):
-        sample(2, out=tmp_path / "run", **options)
+    with pytest.raises(UserError, match="potential"):
+        sample(2, out=tmp_path / "run", rank="energy", potential=f"{__name__}:harmonic", **options)
 
 
 def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:

@@ -96,7 +96,7 @@ def test_the_manifest_says_what_was_asked_of_which_models(run: Run) -> None:
         "best_of": 1,
         "rank": "prior",
         "steps": 3,
-        **dict.fromkeys(("method", "position_slope", "cell_slope")),
+        **dict.fromkeys(("potential", "method", "position_slope", "cell_slope")),
         "trajectory": False,
         "score": False,
         "total": 5,

@@ -266,6 +266,12 @@ def test_shares_that_are_none_are_refused(shares: dict) -> None:
         TaskMix(**shares)
 
 
+@pytest.mark.parametrize("translated", [-0.1, 1.1, float("nan")])
+def test_a_share_of_translated_crystals_is_from_0_to_1(translated: float) -> None:
+    with pytest.raises(PriorError, match="translated is .*; it is from 0 to 1"):
+        TaskMix(translated=translated)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
