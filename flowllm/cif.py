@@ -44,7 +44,7 @@ _PLAIN_CIF = re.compile(
     rf"_cell_angle_alpha +({_P})\n_cell_angle_beta +({_P})\n_cell_angle_gamma +({_P})\n"
     r"_symmetry_Int_Tables_number +1\n"
     r"_chemical_formula_structural +[A-Za-z0-9.()]+\n"
-    r"_chemical_formula_sum +'?([A-Za-z0-9 ]+)'?\n"
+    r"_chemical_formula_sum +'?([A-Z][a-z]?\d+(?: [A-Z][a-z]?\d+)*)'?\n"
     rf"_cell_volume +{_N}\n"
     r"_cell_formula_units_Z +\d+\n"
     r"loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"

@@ -88,6 +88,13 @@ def test_damaged_cif_is_refused_by_reason_and_never_misread_as_plain(data_, symm
         assert all(np.array_equal(a, b) for a, b in zip(plain, parsed, strict=True))
 
 
+@pytest.mark.parametrize("word", ["D", "D2", "3", "x1"])
+def test_a_formula_with_a_word_too_many_is_not_plain(word):
+    damaged = cif(perovskite()).replace("'Sr1 Ti1 O3'", f"'Sr1 Ti1 {word} O3'")
+    assert damaged != cif(perovskite()) and parse_plain_cif(damaged) is None
+    assert parse_plain_cif(cif(perovskite())) is not None
+
+
 @pytest.mark.parametrize(
     "structure",
     [
