@@ -7,7 +7,7 @@ StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD is its root mean sq
 normalised by the cube root of the volume per atom, averaged over the matched. A target whose
 sample failed counts as not matched. Intervals are Wilson's at 95%. With --samples K also the share
 of the targets that one of K samples matches, and the RMSD of the nearest; with --rank too, of the
-one that `flowllm sample --best-of K --rank` keeps of these K.
+one that `flowllm sample --best-of K --rank` keeps of these K (in the JSON, `ranked_by`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import click
 import numpy as np
 import torch
 
-from flowllm.candidates import energy_scores, prior_scores
+from flowllm.candidates import RankingPotential, choose, energy_scores, flat, prior_scores
 from flowllm.cells import reduce_cell
 from flowllm.data import read
 from flowllm.errors import InvalidCrystal
@@ -55,7 +55,13 @@ def share(hits: int, total: int) -> str:
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
-@click.option("--samples", default=1, show_default=True, help="Samples for each target.")
+@click.option(
+    "--samples",
+    default=1,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Samples for each target.",
+)
 @click.option("--rank", "ranks", multiple=True, type=click.Choice(["prior", "energy"]))
 @click.option("--potential", default="chgnet", show_default=True, help="Of --rank energy.")
 @click.option("--attempts", default=10, show_default=True)
@@ -80,6 +86,9 @@ def main(
 ) -> None:
     """Print the figures for DATA."""
     torch.set_num_threads(1)
+    if ranks and samples == 1:
+        raise click.UsageError("--rank chooses among samples; give --samples 2 or more")
+    ranking = RankingPotential.load(potential) if "energy" in ranks else None
     model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR))
     crystals = read(data, max_atoms=model.fmt.max_atoms, skip_invalid=True)
     targets = sorted(random.Random(seed).sample(crystals, n), key=lambda c: len(c.structure))
@@ -131,7 +140,7 @@ def main(
             None if s is None else rms_distance(s, targets[k % n].structure)
             for k, s in enumerate(structures)
         ]
-        for number in sorted({1, len(structures) // n}):
+        for number in sorted({1, len(structures) // n}):  # 1 if one of all was chosen
             near = [[d for d in found[k : number * n : n] if d is not None] for k in range(n)]
             rms = [min(distances) for distances in near if distances]
             mean = sum(rms) / len(rms) if rms else float("nan")
@@ -143,6 +152,7 @@ def main(
                 {
                     "name": label,
                     "samples": number,
+                    "ranked_by": None,
                     **settings,
                     "match_rate": match_rate,
                     "rmsd": rmsd,
@@ -181,13 +191,24 @@ def main(
                 for rank in ranks:
                     start = time.perf_counter()
                     if rank == "energy":
-                        scores = energy_scores(potential, candidates)
+                        scores = energy_scores(ranking, candidates)
                     else:
                         scores = prior_scores(model, {}, candidates)
                     pace = len(candidates) / (time.perf_counter() - start)
-                    best = [max(range(k, samples * n, n), key=scores.__getitem__) for k in range(n)]
-                    label = f"refined ({name}, {samples} ranked by {rank}, {pace:.1f}/s)"
-                    score(label, [refined[k] for k in best], refiner=folder, rank=rank)
+                    order = [k for first in range(n) for k in range(first, samples * n, n)]
+                    groups = [candidates[k::n] for k in range(n)]
+                    kept = flat(choose(groups, [scores[k] for k in order]))
+                    score(
+                        f"refined ({name}, slope {slope}, {steps} steps, best of {samples} by "
+                        f"{rank}, {pace:.1f}/s)",
+                        [sample.structure for sample in kept],
+                        refiner=folder,
+                        position_slope=slope,
+                        steps=steps,
+                        samples=samples,
+                        ranked_by=rank,
+                        potential=potential if rank == "energy" else None,
+                    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     figures["peak memory"] = f"{peak:.2f} GiB"
     click.echo(json.dumps(figures, indent=2))

@@ -7,7 +7,8 @@
 
 Refined samples without conditions for each lever, all of one seed, then `flowllm evaluate` of all
 with CHGNet: rates with 95% intervals, and seconds per crystal of sampling (in the run that made it;
-a run that was resumed shows what was left). Killed, the same command goes on.
+a run that was resumed shows what was left). Killed, the same command goes on. The rows ranked by
+energy flatter themselves where --potential, the judge, is also --rank-potential, which chose.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from flowllm.runs import sample
 RATES = ("valid", "uniqueness", "novelty", "stable_0", "stable_0.1", "sun", "metastable_sun")
 
 
-def levers(train: Path, best_of: int) -> dict[str, dict[str, Any]]:
+def levers(train: Path, best_of: int, potential: str) -> dict[str, dict[str, Any]]:
     """Arguments of `flowllm.runs.sample` by the name of the run."""
-    prior, flow, energy = (
-        {"best_of": best_of, "rank": rank} for rank in ("prior", "flow", "energy")
-    )
+    prior, flow = ({"best_of": best_of, "rank": rank} for rank in ("prior", "flow"))
+    energy = {"best_of": best_of, "rank": "energy", "potential": potential}
     return {
         "none": {},
         "novel": {"novel_to": train},
@@ -50,6 +50,7 @@ def levers(train: Path, best_of: int) -> dict[str, dict[str, Any]]:
 @click.option("--hull", required=True, type=click.Path(path_type=Path))
 @click.option("--references", required=True, type=click.Path(path_type=Path))
 @click.option("--potential", default="chgnet", show_default=True)
+@click.option("--rank-potential", default="chgnet", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=1, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="For sampling.")
@@ -65,13 +66,16 @@ def main(
     hull: Path,
     references: Path,
     potential: str,
+    rank_potential: str,
     seed: int,
     workers: int,
     device: str,
     out: Path,
 ) -> None:
     """Print the table for one pair of models."""
-    wanted = {k: v for k, v in levers(train, best_of).items() if not only or k in only}
+    wanted = {
+        k: v for k, v in levers(train, best_of, rank_potential).items() if not only or k in only
+    }
     out.mkdir(parents=True, exist_ok=True)
     seconds, refused = {}, {}
     for name, arguments in wanted.items():

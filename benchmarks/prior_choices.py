@@ -4,12 +4,15 @@
         --llama-tokenizer llama_tokenizer.json --minutes 5 --out choices
 
 Every row is `llm/release` from random weights at a constant learning rate after a warm-up of 100
-steps, but for what its name says. Then: the log-likelihood of validation crystals with the
-composition given, in nats per crystal (texts of three decimals say more, so theirs is not
-comparable: a text of n atoms holds 3 n ln 10 nats more at most), and one sample for each of other
+steps, but for what its name says. Then: the negative log-likelihood of validation crystals, where
+the file has them, with the composition given, in nats per crystal; and one sample for each of other
 validation targets, composition given, constrained: the share that matches as it comes
-(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3) and texts per second. A row that is in
-OUT.csv is not made again.
+(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second.
+
+The nats of two rows do not compare with the others: a text of three decimals says 3 n ln 10 nats
+more of n atoms at most, and a prior of translated crystals pays up to 3 ln 100 = 13.8 nats for the
+origin. The match rate compares all of them. A row that is in OUT.csv is not made again; the
+settings must then be the same.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 from llm_curves import curve
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -36,15 +40,15 @@ from flowllm.metrics.intervals import wilson
 from llm_prior import Prior, composition_conditions, propose
 
 LLAMA = "LLaMA-2 tokenizer"
-EXTRA = "MP-20 alone"
+MP_20_ALONE = "MP-20 alone"
 WIDTH = "model.architecture.hidden_size={0},model.architecture.intermediate_size={1}"
 VARIANTS = {
-    "llm/release": "",
+    "llm/release": "tasks.translated=0",
     "width 128": WIDTH.format(128, 352),
     "width 384": WIDTH.format(384, 1056),
     "three decimals": "text.coord_decimals=3",
     "all translated": "tasks.translated=1",
-    EXTRA: "",
+    MP_20_ALONE: "",
     LLAMA: "",
 }
 
@@ -77,20 +81,22 @@ def llama_folder(tokenizer: Path, recipe: LLMRecipe) -> Iterator[str]:
         yield folder
 
 
-def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[int, float]:
-    """How many targets one constrained sample matches, and texts per second."""
+def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]:
+    """RMSD to the targets that one constrained sample matches, and texts per second."""
     start = time.perf_counter()
     requests = [composition_conditions(target.structure.formula) for target in targets]
     proposals = propose(prior, requests, seed=0, temperature=0.7, top_p=0.9)
     pace = sum(p.attempts for p in proposals) / (time.perf_counter() - start)
-    hits = 0
+    met = []
     for proposal, target in zip(proposals, targets, strict=True):
         try:
             made = proposal.structure and reduce_cell(proposal.structure)
         except InvalidCrystal:
             made = None
-        hits += made is not None and rms_distance(made, target.structure) is not None
-    return hits, pace
+        distance = made and rms_distance(made, target.structure)
+        if distance is not None:
+            met.append(distance)
+    return met, pace
 
 
 @click.command()
@@ -101,7 +107,7 @@ def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[int, float]:
 @click.option("--minutes", default=5.0, show_default=True, help="Of training, for each row.")
 @click.option("--scored", default=256, show_default=True, help="Crystals for the likelihood.")
 @click.option("--targets", default=500, show_default=True, help="Crystals for the match rate.")
-@click.option("--only", multiple=True, help="Rows; default: all.")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Default: all.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.csv")
 def main(
     data: Path,
@@ -117,11 +123,19 @@ def main(
     """Print and write the table."""
     torch.set_num_threads(1)
     table = out.with_suffix(".csv")
+    settings = {"minutes": str(minutes), "scored": str(scored), "targets": str(targets)}
     done: set[str] = set()
     if table.exists():
         with table.open(newline="") as file:
-            done = {row["row"] for row in csv.DictReader(file)}
+            for row in csv.DictReader(file):
+                if any(row[key] != value for key, value in settings.items()):
+                    raise click.UsageError(
+                        f"{table} has rows of other settings; give another --out"
+                    )
+                done.add(row["row"])
     crystals = read(validation)
+    if len(crystals) < scored + targets:
+        raise click.UsageError(f"{validation} has fewer than {scored + targets} crystals")
     drawn = random.Random(0).sample(range(len(crystals)), scored + targets)
     held_out = [crystals[k].structure for k in drawn[:scored]]
     aims = [crystals[k] for k in drawn[scored:]]
@@ -129,10 +143,12 @@ def main(
         if name in done or (only and name not in only):
             continue
         if name == LLAMA and llama_tokenizer is None:
+            if LLAMA in only:
+                raise click.UsageError(f"{LLAMA} needs --llama-tokenizer")
             continue
         overrides = ["training.warmup_steps=100", *filter(None, changes.split(","))]
         recipe = load_recipe(LLMRecipe, "llm/release", overrides)
-        sets = [data] if name == EXTRA else [data, extra]
+        sets = [data] if name == MP_20_ALONE else [data, extra]
         if name == LLAMA:
             with llama_folder(llama_tokenizer, recipe) as folder:
                 overrides += ["model.architecture=null", f"model.name={folder}"]
@@ -140,8 +156,8 @@ def main(
                 rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
         else:
             rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
-        hits, pace = raw_match(prior, aims)
-        low, high = wilson(hits, targets)
+        met, pace = raw_match(prior, aims)
+        low, high = wilson(len(met), targets)
         size = sum(weight.numel() for weight in prior.model.parameters())
         row = {
             "row": name,
@@ -149,10 +165,12 @@ def main(
             "crystals": rows[-1]["crystals"],
             "nats": rows[-1]["nats_per_crystal"],
             "standard_error": rows[-1]["standard_error"],
-            "match": f"{100 * hits / targets:.1f}",
+            "match": f"{100 * len(met) / targets:.1f}",
             "low": f"{100 * low:.1f}",
             "high": f"{100 * high:.1f}",
+            "rmsd": f"{np.mean(met) if met else float('nan'):.3f}",
             "texts_per_second": f"{pace:.1f}",
+            **settings,
         }
         with table.open("a", newline="") as file:
             writer = csv.DictWriter(file, list(row))

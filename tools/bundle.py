@@ -144,7 +144,8 @@ def _recipe(text: str) -> str:
 
 
 def _refined(file: Path) -> list[dict[str, Any]]:
-    return [r for r in json.loads(file.read_text())["results"] if "position_slope" in r]
+    results = json.loads(file.read_text())["results"]
+    return [r for r in results if "position_slope" in r and r["samples"] == 1]
 
 
 def _measurement(file: Path) -> Measurement:
