@@ -239,11 +239,18 @@ def _load_factory(potential: str) -> Calculator:
             f"unknown potential {potential!r}; write matgl:FOLDER, chgnet or MODULE:FACTORY"
         )
     try:
-        calculator = getattr(importlib.import_module(module), name)()
+        factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(
             f"potential {potential}: {one_line(error)}; correct the name, or put "
             "the folder of the module on PYTHONPATH"
+        ) from error
+    try:
+        calculator = factory()
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"potential {potential} cannot be made: {type(error).__name__}: {one_line(error)}; "
+            "mend the function, which takes no arguments"
         ) from error
     if not isinstance(calculator, Calculator):
         raise UserError(f"potential {potential} returns no ASE calculator; name another function")

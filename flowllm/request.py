@@ -96,7 +96,9 @@ class Settings:
     @property
     def ranking_potential(self) -> str | None:
         """The potential that ranks the candidates, or None where energies do not."""
-        return (self.potential or RANKING_POTENTIAL) if self.rank == "energy" else None
+        if self.rank != "energy":
+            return None
+        return RANKING_POTENTIAL if self.potential is None else self.potential
 
     @property
     def asked(self) -> set[str]:

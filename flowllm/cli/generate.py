@@ -45,10 +45,12 @@ from flowllm.cli.options import (
     type=click.Choice(["prior", "energy", "flow"]),
     default="prior",
     show_default=True,
-    help="What is best: likelihood under the prior, energy, or (slow) likelihood under the flow.",
+    help="What --best-of goes by: likelihood under the prior, energy, or (slow, with --refine) "
+    "likelihood under the flow.",
 )
 @click.option(
-    "--potential", help="Of --rank energy: chgnet (default), matgl:FOLDER or MODULE:FACTORY."
+    "--potential",
+    help="Of --rank energy: chgnet (default; extra [eval]), matgl:FOLDER or MODULE:FACTORY.",
 )
 @PRIOR
 @REFINER

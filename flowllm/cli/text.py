@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowllm.cli.options import DEVICE, OUT, PRIOR, SEED, SKIP, WORKERS, given, report
+
+if TYPE_CHECKING:
+    from flowllm.likelihood import Measured
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 TABLE = click.option("--out", type=click.Path(path_type=Path), help="CSV to write.")
@@ -60,8 +63,8 @@ def score_command(**arguments: Any) -> None:
     found = score(**given(arguments))
     count = len(found.values)
     click.echo(
-        f"log-likelihood {found.mean:.2f} +- {found.standard_error:.2f} nats per crystal "
-        f"({count} crystals, {sum(row['num_tokens'] for row in found.rows)} tokens)"
+        f"log-likelihood {_with_error(found, 2)} nats per crystal "
+        f"({_crystals(count)}, {sum(row['num_tokens'] for row in found.rows)} tokens)"
     )
     if count < len(found.rows):
         click.echo(f"{len(found.rows) - count} crystals that the grammar cannot write are left out")
@@ -82,10 +85,18 @@ def ipt_command(**arguments: Any) -> None:
     from flowllm.likelihood import ipt
 
     found = ipt(**given(arguments))
-    click.echo(
-        f"IPT {found.mean:.4f} +- {found.standard_error:.4f} of the mean perplexity "
-        f"({len(found.rows)} crystals)"
-    )
+    click.echo(f"IPT {_with_error(found, 4)} of the mean perplexity ({_crystals(len(found.rows))})")
+
+
+def _with_error(found: Measured, decimals: int) -> str:
+    """A mean and its standard error, which one crystal has not."""
+    if len(found.values) < 2:
+        return f"{found.mean:.{decimals}f}"
+    return f"{found.mean:.{decimals}f} +- {found.standard_error:.{decimals}f}"
+
+
+def _crystals(count: int) -> str:
+    return "1 crystal" if count == 1 else f"{count} crystals"
 
 
 @click.command("infill")

@@ -97,6 +97,13 @@ def test_score_shows_the_mean_and_writes_a_row_for_each(file: Path, tmp_path: Pa
     assert f"{sum(values) / 2:.2f} +- {error:.2f} nats per crystal" in result.stdout
 
 
+def test_one_crystal_has_no_standard_error(file: Path) -> None:
+    for command, unit in (("score", "nats per crystal"), ("ipt", "of the mean perplexity")):
+        line = call(command, file, "--limit", 1).stdout
+        assert unit in line and "(1 crystal" in line
+        assert "+-" not in line and "nan" not in line and "crystals" not in line
+
+
 def test_verbose_may_follow_the_command(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
     assert call("ipt", file, "--num-translations", 1, "-v").exit_code == 0
@@ -203,6 +210,8 @@ def test_rock_salt_relaxes_with_matgl() -> None:
         ("no_such_module:make", "No module named 'no_such_module'"),
         ("json:nothing", "has no attribute 'nothing'"),
         ("builtins:dict", "returns no ASE calculator"),
+        ("operator:neg", "operator:neg cannot be made: TypeError: .*takes no arguments"),
+        ("", "unknown potential ''"),
     ],
 )
 def test_a_potential_that_is_none_is_refused(potential: str, message: str) -> None:
