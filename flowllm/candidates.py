@@ -150,7 +150,9 @@ def energy_scores(potential: RankingPotential, samples: Sequence[Sample]) -> lis
 
 def _energy(potential: RankingPotential, structure: Structure) -> float:
     """eV/atom; a ValueError, or what the potential raises, where it has none."""
-    unknown = symbols_of(structure) - (potential.elements or symbols_of(structure))
+    unknown = (
+        set() if potential.elements is None else structure.chemical_system_set - potential.elements
+    )
     if unknown:
         raise ValueError(f"it has not learnt {', '.join(sorted(unknown))}")
     if not structural_validity(structure):
@@ -161,11 +163,6 @@ def _energy(potential: RankingPotential, structure: Structure) -> float:
     if not math.isfinite(energy):
         raise ValueError(f"its energy is {energy}")
     return energy
-
-
-def symbols_of(structure: Structure) -> frozenset[str]:
-    """The elements of a crystal."""
-    return frozenset(element.symbol for element in structure.composition)
 
 
 def flow_scores(samples: Sequence[Sample]) -> list[float]:

@@ -25,6 +25,8 @@ from flowllm.relax import CALCULATOR_ERRORS, relax
 
 logger = logging.getLogger(__name__)
 
+POTENTIAL = "chgnet"  # where none is named
+
 EnergyScheme = Literal["mp2020", "mp-raw", "matpes-pbe", "matpes-r2scan", "own"]
 """Which energies a potential gives, and so with which others they may be compared.
 

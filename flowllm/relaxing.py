@@ -28,7 +28,7 @@ from flowllm.isolation import Isolated, Lost
 from flowllm.jobs import RunFolder, run_job
 from flowllm.noble import electronegativity_unheard
 from flowllm.outcome import Outcome, file_names, write_cifs
-from flowllm.potentials import energy_scheme, load_calculator, potential_identity
+from flowllm.potentials import POTENTIAL, energy_scheme, load_calculator, potential_identity
 from flowllm.relax import (
     FORCE_LIMIT,
     STEP_LIMIT,
@@ -42,7 +42,6 @@ from flowllm.versions import versions
 
 logger = logging.getLogger(__name__)
 
-POTENTIAL = "chgnet"
 _GRACE = 30.0  # seconds in which a step that began within the time limit may end
 _TOO_MANY_FAILED = 0.05
 _TABLE = pa.schema(

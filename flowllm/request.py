@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from flowllm.errors import UserError
+from flowllm.potentials import POTENTIAL
 from llm_prior import (
     ATTRIBUTES,
     DEFAULT_ATTEMPTS,
@@ -19,7 +20,6 @@ from llm_prior import (
 from llm_prior.prompts import render_elements
 
 Rank = Literal["prior", "flow", "energy"]
-RANKING_POTENTIAL = "chgnet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Settings:
         """The potential that ranks the candidates, or None where energies do not."""
         if self.rank != "energy":
             return None
-        return RANKING_POTENTIAL if self.potential is None else self.potential
+        return POTENTIAL if self.potential is None else self.potential
 
     @property
     def asked(self) -> set[str]:
