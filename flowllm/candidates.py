@@ -177,7 +177,7 @@ def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[
     """The candidate with the highest score of each group, alone; the first among equals.
 
     One with a structure goes before one without, whatever their scores. The answers that the
-    others took are counted as its own.
+    others took are counted as its own, and the score is kept.
 
     Args:
         groups: candidates.
@@ -187,7 +187,9 @@ def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[
     chosen = []
     for group in groups:
         ranks = [(s.structure is not None, next(numbers), -k) for k, s in enumerate(group)]
-        best = group[-max(ranks)[2]]
+        _, score, place = max(ranks)
+        best = group[-place]
+        best.rank_score = score if math.isfinite(score) else None
         best.attempts = sum(sample.attempts for sample in group)
         best.rejects = dict(sum((Counter(sample.rejects) for sample in group), Counter()))
         chosen.append([best])

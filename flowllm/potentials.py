@@ -62,6 +62,8 @@ def load_calculator(potential: str, *, check: bool = True) -> Calculator:
     Raises:
         UserError: another spelling, nothing there that loads, or a potential that is wrong.
     """
+    if not isinstance(potential, str):
+        raise _unknown(potential)
     if potential.startswith(_MATGL):
         calculator = _load_matgl(potential.removeprefix(_MATGL))
     elif potential == "chgnet":
@@ -234,12 +236,16 @@ def _matgl_folder(name: str) -> Path:
         ) from error
 
 
+def _unknown(potential: object) -> UserError:
+    return UserError(
+        f"unknown potential {potential!r}; write matgl:FOLDER, chgnet or MODULE:FACTORY"
+    )
+
+
 def _load_factory(potential: str) -> Calculator:
     module, colon, name = potential.partition(":")
     if not (module and colon and name):
-        raise UserError(
-            f"unknown potential {potential!r}; write matgl:FOLDER, chgnet or MODULE:FACTORY"
-        )
+        raise _unknown(potential)
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -44,6 +44,8 @@ def publish_samples(folder: RunFolder) -> Outcome:
     ]
     scored = folder.run.get("score") or folder.run.get("rank") == "flow"
     columns = SCORE_COLUMNS if scored else ()
+    if folder.run.get("best_of", 1) > 1:
+        columns = ("rank_score", *columns)
     folder.publish("samples.parquet", lambda path: _write_table(samples, scores, columns, path))
     if folder.run.get("trajectory"):
         names = file_names([s.id for s in samples])

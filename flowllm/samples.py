@@ -28,6 +28,8 @@ class Sample:
         attempts: answers drawn from the prior.
         rejects: how many of them were refused, by reason.
         failure: why there is no structure, else None.
+        rank_score: by which it was chosen among several candidates, the higher the better: nats, or
+            minus eV/atom; None where it was alone or has none. See `flowllm.candidates`.
         refinement: what refining gave, with the trajectory and log-likelihood if they were asked
             for; None where nothing was refined. `from_record` does not bring it back.
     """
@@ -40,6 +42,7 @@ class Sample:
     attempts: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
     failure: str | None = None
+    rank_score: float | None = None
     refinement: Refinement | None = field(default=None, repr=False, compare=False)
 
     def to_record(self) -> dict[str, Any]:

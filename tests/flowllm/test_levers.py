@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ase.calculators.calculator import Calculator
 from pymatgen.core import Lattice, Structure
@@ -216,6 +217,8 @@ def test_the_one_of_lowest_energy_stays(model: FlowLLM, untested: None) -> None:
     pairs = [(off(kept), off(first)) for kept, first in zip(best, free, strict=True)]
     assert all(kept <= first + 1e-9 for kept, first in pairs)
     assert sum(kept < first for kept, first in pairs) >= N / 3
+    assert [made.rank_score for made in best] == pytest.approx([-(off(m) ** 2) for m in best])
+    assert all(made.rank_score is None for made in free)
 
 
 def test_where_a_potential_fails_the_first_candidate_stays_and_the_log_tells(
@@ -226,6 +229,7 @@ def test_where_a_potential_fails_the_first_candidate_stays_and_the_log_tells(
     best = model.sample(2, best_of=3, rank="energy", potential=name, **options)
     free = model.sample(2, **options)
     assert [b.structure for b in best] == [f.structure for f in free]
+    assert all(made.rank_score is None for made in best)
     (line,) = [r.getMessage() for r in caplog.records if "energy" in r.getMessage()]
     assert line.startswith("6 of 6 candidates") and line.endswith("the first: no such element")
 
@@ -254,6 +258,8 @@ def test_the_manifest_names_the_potential(tmp_path: Path, untested: None) -> Non
     outcome = sample(2, out=tmp_path / "run", rank="energy", **options)
     manifest = RunFolder.open(outcome.folder).run
     assert manifest["potential"]["name"] == "chgnet" and len(outcome.crystals) == 2
+    scores = pq.read_table(outcome.folder / "samples.parquet")["rank_score"].to_pylist()
+    assert all(2 < score < 5 for score in scores)  # NaCl has -3.4 eV an atom
     with pytest.raises(UserError, match="potential"):
         sample(2, out=tmp_path / "run", rank="energy", potential=f"{__name__}:harmonic", **options)
 

@@ -212,9 +212,10 @@ def test_rock_salt_relaxes_with_matgl() -> None:
         ("builtins:dict", "returns no ASE calculator"),
         ("operator:neg", "operator:neg cannot be made: TypeError: .*takes no arguments"),
         ("", "unknown potential ''"),
+        (3, "unknown potential 3; write"),
     ],
 )
-def test_a_potential_that_is_none_is_refused(potential: str, message: str) -> None:
+def test_a_potential_that_is_none_is_refused(potential: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_calculator(potential)
 
