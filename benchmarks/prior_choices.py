@@ -7,7 +7,8 @@ Every row is `llm/release` from random weights at a constant learning rate after
 steps, but for what its name says. Then: the negative log-likelihood of validation crystals, where
 the file has them, with the composition given, in nats per crystal; and one sample for each of other
 validation targets, composition given, constrained: the share that matches as it comes
-(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second.
+(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second. Times are
+the processor's, as in `llm_curves.py`.
 
 The nats of two rows do not compare with the others: a text of three decimals says 3 n ln 10 nats
 more of n atoms at most, and a prior of translated crystals pays up to 3 ln 100 = 13.8 nats for the
@@ -83,10 +84,10 @@ def llama_folder(tokenizer: Path, recipe: LLMRecipe) -> Iterator[str]:
 
 def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]:
     """RMSD to the targets that one constrained sample matches, and texts per second."""
-    start = time.perf_counter()
+    start = time.process_time()
     requests = [composition_conditions(target.structure.formula) for target in targets]
     proposals = propose(prior, requests, seed=0, temperature=0.7, top_p=0.9)
-    pace = sum(p.attempts for p in proposals) / (time.perf_counter() - start)
+    pace = sum(p.attempts for p in proposals) / (time.process_time() - start)
     met = []
     for proposal, target in zip(proposals, targets, strict=True):
         try:

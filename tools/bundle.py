@@ -41,7 +41,7 @@ DATA = {
     "011002), licence CC BY 4.0.",
     "refiner": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197), from the "
     "Materials Project (Jain et al. 2013, APL Materials 1, 011002), licence CC BY 4.0, each "
-    "crystal paired with samples of the bundled prior.",
+    "crystal paired with samples of the bundled prior before its last training.",
 }
 REDUCED = " Every crystal is reduced to its Niggli cell first."
 USE = (
@@ -103,17 +103,28 @@ def weights(prior: Path, refiner: Path, choice: Path | None, out: Path) -> None:
 
 
 @main.command()
-@click.option("--prior-recipe", required=True, help="How it was trained: a text or a run folder.")
-@click.option("--refiner-recipe", required=True, help="The same of the refiner.")
+@click.option(
+    "--prior-recipe",
+    "prior_recipes",
+    required=True,
+    multiple=True,
+    help="How it was trained: a text or a run folder, one for each training in a row.",
+)
+@click.option("--refiner-recipe", "refiner_recipes", required=True, multiple=True)
 @click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
 @click.argument("figures", nargs=-1, type=PATH)
-def cards(prior_recipe: str, refiner_recipe: str, out: Path, figures: tuple[Path, ...]) -> None:
+def cards(
+    prior_recipes: tuple[str, ...],
+    refiner_recipes: tuple[str, ...],
+    out: Path,
+    figures: tuple[Path, ...],
+) -> None:
     """Write both model cards, with what benchmarks/match_rate.py (its JSON) and `flowllm evaluate`
     (metrics.json) measured of the pair."""
     measurements = [_measurement(file) for file in figures]
-    for name, recipe, tag in (
-        ("prior", prior_recipe, "llama"),
-        ("refiner", refiner_recipe, "flow-matching"),
+    for name, recipes, tag in (
+        ("prior", prior_recipes, "llama"),
+        ("refiner", refiner_recipes, "flow-matching"),
     ):
         card = write_card(
             out / name,
@@ -125,7 +136,7 @@ def cards(prior_recipe: str, refiner_recipe: str, out: Path, figures: tuple[Path
                 "": SUMMARIES[name],
                 "Data": DATA[name] + REDUCED,
                 "Intended use": USE,
-                "Recipe": _recipe(recipe),
+                "Recipe": "\n\nThen: ".join(map(_recipe, recipes)),
                 "Limits": LIMITS,
             },
             measurements=measurements,

@@ -66,7 +66,7 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
     lines = [shlex.split(line) for line in printed.splitlines()]
     assert [line[:2] for line in lines if line[0] == "flowllm"] == [
         ["flowllm", name]
-        for name in ("train-llm", "pair", "pair", "train-rfm", "sample", "evaluate")
+        for name in ("train-llm", "pair", "pair", "train-llm", "train-rfm", "sample", "evaluate")
     ]
     for program, first, *rest in lines:
         if program == "flowllm":
