@@ -1,4 +1,4 @@
-"""Held-out loss against time of one core: `llm/small` from random weights and a LoRA adapter on SmolLM2.
+"""Held-out loss against processor time: `llm/small` from random weights, LoRA on SmolLM2.
 
     OMP_NUM_THREADS=1 python benchmarks/llm_curves.py TRAIN VALIDATION --minutes 60 --out curves
 

@@ -7,8 +7,8 @@ Every row is `llm/release` from random weights at a constant learning rate after
 steps, but for what its name says. Then: the negative log-likelihood of validation crystals, where
 the file has them, with the composition given, in nats per crystal; and one sample for each of other
 validation targets, composition given, constrained: the share that matches as it comes
-(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second. Times are
-the processor's, as in `llm_curves.py`.
+(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second. Times
+are the processor's, as in `llm_curves.py`.
 
 The nats of two rows do not compare with the others: a text of three decimals says 3 n ln 10 nats
 more of n atoms at most, and a prior of translated crystals pays up to 3 ln 100 = 13.8 nats for the
