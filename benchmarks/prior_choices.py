@@ -105,7 +105,9 @@ def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]
 @click.argument("validation", type=click.Path(exists=True, path_type=Path))
 @click.option("--extra", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--llama-tokenizer", type=click.Path(exists=True, path_type=Path))
-@click.option("--minutes", default=5.0, show_default=True, help="Of training, for each row.")
+@click.option(
+    "--minutes", default=5.0, show_default=True, help="Of processor time in training, for each row."
+)
 @click.option("--scored", default=256, show_default=True, help="Crystals for the likelihood.")
 @click.option("--targets", default=500, show_default=True, help="Crystals for the match rate.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Default: all.")
@@ -124,12 +126,12 @@ def main(
     """Print and write the table."""
     torch.set_num_threads(1)
     table = out.with_suffix(".csv")
-    settings = {"minutes": str(minutes), "scored": str(scored), "targets": str(targets)}
+    settings = {"cpu_minutes": str(minutes), "scored": str(scored), "targets": str(targets)}
     done: set[str] = set()
     if table.exists():
         with table.open(newline="") as file:
             for row in csv.DictReader(file):
-                if any(row[key] != value for key, value in settings.items()):
+                if any(row.get(key) != value for key, value in settings.items()):
                     raise click.UsageError(
                         f"{table} has rows of other settings; give another --out"
                     )

@@ -41,7 +41,7 @@ DATA = {
     "011002), licence CC BY 4.0.",
     "refiner": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197), from the "
     "Materials Project (Jain et al. 2013, APL Materials 1, 011002), licence CC BY 4.0, each "
-    "crystal paired with samples of the bundled prior before its last training.",
+    "crystal paired with samples of a prior.",
 }
 REDUCED = " Every crystal is reduced to its Niggli cell first."
 USE = (
@@ -110,7 +110,13 @@ def weights(prior: Path, refiner: Path, choice: Path | None, out: Path) -> None:
     multiple=True,
     help="How it was trained: a text or a run folder, one for each training in a row.",
 )
-@click.option("--refiner-recipe", "refiner_recipes", required=True, multiple=True)
+@click.option(
+    "--refiner-recipe",
+    "refiner_recipes",
+    required=True,
+    multiple=True,
+    help="The same of the refiner.",
+)
 @click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
 @click.argument("figures", nargs=-1, type=PATH)
 def cards(

@@ -66,8 +66,14 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
     lines = [shlex.split(line) for line in printed.splitlines()]
     assert [line[:2] for line in lines if line[0] == "flowllm"] == [
         ["flowllm", name]
-        for name in ("train-llm", "pair", "pair", "train-llm", "train-rfm", "sample", "evaluate")
+        for name in ("train-llm", "train-llm", "pair", "pair", "train-rfm", "sample", "evaluate")
     ]
+    both, alone, pairs = lines[:3]
+    given = [word for word in alone if "=" in word]
+    model = load_recipe(LLMRecipe, "llm/release", given).model
+    assert (model.architecture, model.name) == (None, f"{tmp_path}/prior-of-all/model")
+    assert both[both.index("--out") + 1] == f"{tmp_path}/prior-of-all"
+    assert pairs[pairs.index("--prior") + 1] == alone[alone.index("--out") + 1] + "/model"
     for program, first, *rest in lines:
         if program == "flowllm":
             command, arguments = cli.commands[first], rest
