@@ -26,6 +26,9 @@ def claimed(
 ) -> Iterator[Path]:
     """Hold `out` for the run `run`: created and named by the file `name`, or recognised by it.
 
+    A `UserError` before anything else is there gives a new folder free again: the mended call is
+    another run.
+
     Raises:
         UserError: `out` is a file, holds another run or foreign files, or is in use.
     """
@@ -36,14 +39,20 @@ def claimed(
         identity = json.dumps({"run": run, "info": info}, indent=2, allow_nan=False)
         asked = json.loads(identity)["run"]  # as JSON gives it back: a tuple is a list
         remove_temporaries(out)
-        if not (out / name).exists():
+        new = not (out / name).exists()
+        if new:
             write_atomic(out / name, identity + "\n")
         if differing := list(_differences(read_identity(out, name)[0], asked)):
             raise UserError(
                 f"{out} holds another run ({'; '.join(differing)}); "
                 "choose another folder, or repeat the arguments of that run to resume it"
             )
-        yield out
+        try:
+            yield out
+        except UserError:
+            if new and {path.name for path in out.iterdir()} <= {name, _LOCK}:
+                (out / name).unlink(missing_ok=True)
+            raise
 
 
 def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -182,8 +182,9 @@ def _measurement(file: Path) -> Measurement:
     (measured,) = content["sets"]
     return Measurement(
         what="Refined samples without conditions, novelty against the training split of MP-20",
-        dataset="MP-20",
-        command=f"flowllm sample -n {measured['num_generated']} --refine; flowllm evaluate",
+        dataset=f"MP-20, {measured['num_generated']} samples",
+        command=f"flowllm sample -n {measured['num_generated']} --refine; flowllm evaluate --train"
+        + (" --potential chgnet --hull --references" if "sun" in measured["metrics"] else ""),
         figures={k: v for k, v in measured["metrics"].items() if k in SHOWN},
     )
 

@@ -141,6 +141,16 @@ def test_what_cannot_be_measured_is_one_line(tmp_path):
         read(tmp_path / "bad.zip")
 
 
+def test_a_mistake_that_shows_late_leaves_the_folder_free(tmp_path):
+    samples = stored(tmp_path / "samples.json", SALT)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples.txt").write_text("no crystals")
+    for train, code in (("run", 2), ("samples.json", 0)):
+        arguments = [samples, "--train", tmp_path / train, "--out", tmp_path / "out"]
+        ran = CliRunner().invoke(cli, ["evaluate", *map(str, arguments)])
+        assert ran.exit_code == code, ran.stderr
+
+
 def test_the_scale_of_compositions_is_the_references_or_a_files(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT, CSCL)
     scale = tmp_path / "scale.json"
