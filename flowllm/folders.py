@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ def claimed(
 ) -> Iterator[Path]:
     """Hold `out` for the run `run`: created and named by the file `name`, or recognised by it.
 
-    A `UserError` before anything else is there gives a new folder free again: the mended call is
-    another run.
+    A call that fails before anything is made gives the folder back: the mended one is another run.
 
     Raises:
         UserError: `out` is a file, holds another run or foreign files, or is in use.
@@ -39,8 +39,7 @@ def claimed(
         identity = json.dumps({"run": run, "info": info}, indent=2, allow_nan=False)
         asked = json.loads(identity)["run"]  # as JSON gives it back: a tuple is a list
         remove_temporaries(out)
-        new = not (out / name).exists()
-        if new:
+        if not (out / name).exists():
             write_atomic(out / name, identity + "\n")
         if differing := list(_differences(read_identity(out, name)[0], asked)):
             raise UserError(
@@ -49,10 +48,20 @@ def claimed(
             )
         try:
             yield out
-        except UserError:
-            if new and {path.name for path in out.iterdir()} <= {name, _LOCK}:
-                (out / name).unlink(missing_ok=True)
+        except BaseException:
+            _give_back_if_empty(out, name)
             raise
+
+
+def _give_back_if_empty(out: Path, name: str) -> None:
+    """Take away the name and folders that hold no file; nothing if something has been made."""
+    files = (path for path in out.rglob("*") if path.is_symlink() or not path.is_dir())
+    if any(path.name not in (name, _LOCK) for path in files):
+        return
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    (out / name).unlink()
 
 
 def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

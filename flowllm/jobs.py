@@ -240,10 +240,7 @@ def run_job(
             # Only this process, which holds the lock, writes: a worker that outlives its killed
             # parent for a moment cannot touch a folder that somebody else has resumed by then.
             make_shard = functools.partial(_make_shard, work)
-            try:
-                for_each(missing, make_shard, save, setup=setup, workers=workers)
-            finally:
-                _give_back_if_empty(folder)
+            for_each(missing, make_shard, save, setup=setup, workers=workers)
     return folder
 
 
@@ -263,14 +260,6 @@ class _Pace:
             rate = (self.done - self.before) / (now - self.start)
             left = (self.total - self.done) / rate
             logger.info("%d of %d records, %.1f/s, %.0f s left", self.done, self.total, rate, left)
-
-
-def _give_back_if_empty(folder: RunFolder) -> None:
-    """Let a run that failed before its first shard be repeated with other arguments."""
-    shards = folder.path / "shards"
-    if folder.batches and not any(shards.iterdir()):
-        shards.rmdir()
-        (folder.path / _MANIFEST).unlink()
 
 
 def _resume(folder: RunFolder) -> None:

@@ -94,11 +94,7 @@ def training_run(
                 f"{out} holds this run already; go on with it by resume=True (--resume)"
             )
         remove_incomplete(out)
-        try:
-            yield TrainingRun(out, run)
-        finally:
-            if all(path.name == RUN_FILE or path.name.startswith(".") for path in out.iterdir()):
-                (out / RUN_FILE).unlink()
+        yield TrainingRun(out, run)
 
 
 def _fingerprint(path: str | Path) -> dict[str, str]:
