@@ -86,7 +86,7 @@ def reference_distances(lattice, change, frac_coords) -> np.ndarray:
     """Shortest distances of the first atom to all, by brute force in the unskewed basis."""
     differences = (frac_coords - frac_coords[:1]) @ change  # in the basis of `lattice`
     differences -= np.round(differences)
-    shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3), axis=-1).reshape(-1, 3)
+    shifts = np.stack(np.meshgrid(*[np.arange(-8, 9)] * 3), axis=-1).reshape(-1, 3)
     images = (differences[:, None] + shifts[None]) @ lattice
     return np.linalg.norm(images, axis=-1).min(axis=1)[None]
 
