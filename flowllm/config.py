@@ -7,10 +7,10 @@ wrong types and impossible combinations are refused with the file and the key.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
 import yaml
@@ -83,10 +83,23 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
             kind, settings, dacite.Config(strict=True, type_hooks={float: _to_float})
         )
     except dacite.UnexpectedDataError as error:
-        keys = ", ".join(sorted(error.keys))
-        raise UserError(f"{name}: unknown key {keys}; see configs/ for those that exist") from error
+        raise UserError(f"{name}: {_unknown_key(kind, settings)}") from error
     except (dacite.DaciteError, PriorError, RefinerError, UserError) as error:
         raise UserError(f"{name}: {one_line(error)}") from error
+
+
+def _unknown_key(kind: type, settings: dict[str, Any], section: str = "") -> str | None:
+    """The first key that a section does not have, and those that it has."""
+    types = get_type_hints(kind)
+    for key, value in settings.items():
+        if key not in types:
+            place = section.rstrip(".") or "a recipe"
+            return f"unknown key {section}{key}; the keys of {place} are {', '.join(sorted(types))}"
+        for type_ in (types[key], *get_args(types[key])):  # itself, or of `X | None`
+            nested = is_dataclass(type_) and isinstance(value, dict)
+            if nested and (found := _unknown_key(type_, value, f"{section}{key}.")):
+                return found
+    return None
 
 
 _STAGES = {

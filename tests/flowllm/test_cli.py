@@ -323,8 +323,8 @@ MISTAKES = [
     ("sample -n 1 --refine --refiner refiner_missing", "refiner_missing/model.safetensors is miss"),
     ("refine nacl.cif --refiner refiner_cut", "refiner_cut/model.safetensors is damaged"),
     # recipes
-    ("train-llm --data nacl.cif training.momentum=3", "llm/small: unknown key momentum"),
-    ("train-llm --data nacl.cif --config recipe.yaml", "recipe.yaml: unknown key momentum"),
+    ("train-llm --data nacl.cif training.momentum=3", "llm/small: unknown key training.momentum"),
+    ("train-llm --data nacl.cif --config recipe.yaml", "recipe.yaml: unknown key training.mom"),
     (
         "train-llm --data nacl.cif --config rfm/small",
         "rfm/small is a recipe for a refiner",
