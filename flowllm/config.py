@@ -83,7 +83,8 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
             kind, settings, dacite.Config(strict=True, type_hooks={float: _to_float})
         )
     except dacite.UnexpectedDataError as error:
-        raise UserError(f"{name}: {_unknown_key(kind, settings)}") from error
+        found = _unknown_key(kind, settings) or one_line(error)
+        raise UserError(f"{name}: {found}") from error
     except (dacite.DaciteError, PriorError, RefinerError, UserError) as error:
         raise UserError(f"{name}: {one_line(error)}") from error
 

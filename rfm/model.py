@@ -14,7 +14,7 @@ import dacite
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
@@ -209,7 +209,8 @@ class Refiner(nn.Module):
             name: value.detach().to("cpu", dtype).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        # safetensors' own save_file makes files that only their owner may read.
+        (folder / WEIGHTS_FILE).write_bytes(save(weights, metadata={"format": "pt"}))
         (folder / CONFIG_FILE).write_text(self.config.to_json_string(), encoding="utf-8")
 
     @classmethod

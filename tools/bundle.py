@@ -54,9 +54,8 @@ LIMITS = (
     "on calculated crystals near the hull, whose biases it has (many oxides and intermetallics). "
     "It knows nothing of temperature, pressure, magnetism or charge. Nothing says that a crystal "
     "that it makes is stable or can be made: relax it with a potential or with DFT before you "
-    "believe it. Nearly all of its crystals were primitive cells: asked for a conventional one (such "
-    "as Na4Cl4 for rock salt), it seldom writes it. About one in forty validation targets has a "
-    "near-duplicate among the prior's further crystals."
+    "believe it. About one in forty validation targets has a near-duplicate among the prior's "
+    "further crystals."
 )
 SHOWN = {  # of what `flowllm evaluate` measures
     "structural_validity",

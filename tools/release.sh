@@ -1,8 +1,8 @@
 #!/bin/bash
 # From crystals to the two bundled folders: train the prior, on all crystals and then on MP-20 alone,
 # sample pairs, train the refiner, choose its slope by validation, export in bfloat16, measure, write
-# the model cards. Not yet run in full: the bundled pair came from shorter trainings of these kinds in
-# a row, which its cards list.
+# the model cards. Run whole with trainings of 60 steps only: the bundled pair came from shorter
+# trainings of these kinds in a row, which its cards list.
 #
 #   tools/release.sh              # hours on two cores; killed at any moment, the same goes on
 #   DRY=1 tools/release.sh        # only print the commands

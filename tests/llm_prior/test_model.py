@@ -185,6 +185,11 @@ def test_a_prior_that_was_loaded_saves_to_the_same_files(tmp_path: Path) -> None
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_whoever_may_read_the_settings_may_read_the_weights(tmp_path: Path) -> None:
+    small_prior().save_pretrained(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_nothing_that_is_saved_needs_unpickling(tmp_path: Path) -> None:
     small_prior().save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}

@@ -41,6 +41,11 @@ def test_saved_and_loaded_is_the_same(
             assert torch.equal(a, b)
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(refiner: Refiner, tmp_path: Path) -> None:
+    refiner.save_pretrained(tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_bfloat16_storage_is_half_the_size(refiner: Refiner, tmp_path: Path) -> None:
     refiner.save_pretrained(tmp_path / "full")
     refiner.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
