@@ -324,7 +324,10 @@ MISTAKES = [
     ("refine nacl.cif --refiner refiner_cut", "refiner_cut/model.safetensors is damaged"),
     # recipes
     ("train-llm --data nacl.cif training.momentum=3", "llm/small: unknown key training.momentum"),
-    ("train-llm --data nacl.cif --config recipe.yaml", "recipe.yaml: unknown key training.mom"),
+    (
+        "train-llm --data nacl.cif --config recipe.yaml",
+        "recipe.yaml: unknown key training.momentum",
+    ),
     (
         "train-llm --data nacl.cif --config rfm/small",
         "rfm/small is a recipe for a refiner",
