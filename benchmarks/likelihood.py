@@ -17,9 +17,9 @@ from pathlib import Path
 import click
 import torch
 
-from flowllm.data import Crystals, read, write
-from flowllm.likelihood import Measured, ipt, score
-from flowllm.models import BUNDLED_PRIOR, resolve
+from flowllm.crystals.io import Crystals, read, write
+from flowllm.generation.scoring import Measured, ipt, score
+from flowllm.hub.locate import BUNDLED_PRIOR, resolve
 from llm_prior import Prior
 
 CONDITIONS: tuple[tuple[str, ...], ...] = ((), ("formula",), ("formula", "num_atoms"))

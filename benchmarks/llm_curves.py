@@ -21,9 +21,9 @@ import click
 import numpy as np
 import torch
 
-from flowllm.config import LLMRecipe, load_recipe
-from flowllm.data import read
-from flowllm.draws import VirtualEpochs
+from flowllm.crystals.io import read
+from flowllm.training.epochs import VirtualEpochs
+from flowllm.training.recipes import LLMRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset, Prior
 from llm_prior.scoring import log_likelihood
 

@@ -25,14 +25,14 @@ import click
 import numpy as np
 import torch
 
-from flowllm.candidates import RankingPotential, choose, energy_scores, flat, prior_scores
-from flowllm.cells import reduce_cell
-from flowllm.data import read
+from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.io import read
 from flowllm.errors import InvalidCrystal
+from flowllm.generation.sample import Sample
+from flowllm.generation.selection import RankingPotential, choose, energy_scores, flat, prior_scores
+from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
-from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
-from flowllm.samples import Sample
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
 

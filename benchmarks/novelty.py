@@ -19,14 +19,14 @@ from typing import Any
 
 import click
 
-from flowllm.evaluate import evaluate
-from flowllm.runs import sample
+from flowllm.evaluation.evaluate import evaluate
+from flowllm.generation.sampling_run import sample
 
 RATES = ("valid", "uniqueness", "novelty", "stable_0", "stable_0.1", "sun", "metastable_sun")
 
 
 def levers(train: Path, best_of: int, potential: str) -> dict[str, dict[str, Any]]:
-    """Arguments of `flowllm.runs.sample` by the name of the run."""
+    """Arguments of `flowllm.generation.sampling_run.sample` by the name of the run."""
     prior, flow = ({"best_of": best_of, "rank": rank} for rank in ("prior", "flow"))
     energy = {"best_of": best_of, "rank": "energy", "potential": potential}
     return {

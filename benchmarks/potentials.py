@@ -21,13 +21,13 @@ from pathlib import Path
 import click
 import numpy as np
 
-from flowllm.data import read
-from flowllm.formation import read_references
-from flowllm.hull import read_hull
+from flowllm.crystals.io import read
+from flowllm.energy.formation import read_references
+from flowllm.energy.hull import read_hull
+from flowllm.energy.relaxation import POTENTIAL, relax_crystals
+from flowllm.energy.relaxed_run import read_relaxed
 from flowllm.metrics.refinement import refinement, refinement_figures
 from flowllm.metrics.stability import hull_distances
-from flowllm.relaxed import read_relaxed
-from flowllm.relaxing import POTENTIAL, relax_crystals
 
 
 @click.command()

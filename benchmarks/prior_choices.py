@@ -32,12 +32,12 @@ import torch
 from llm_curves import curve
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from flowllm.cells import reduce_cell
-from flowllm.config import LLMRecipe, load_recipe
-from flowllm.data import Crystal, read
+from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.io import Crystal, read
 from flowllm.errors import InvalidCrystal
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
+from flowllm.training.recipes import LLMRecipe, load_recipe
 from llm_prior import Prior, composition_conditions, propose
 
 LLAMA = "LLaMA-2 tokenizer"

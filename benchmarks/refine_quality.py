@@ -27,13 +27,13 @@ import torch
 from pymatgen.core import Lattice, Structure
 from weaker_alignments import ALIGNMENTS
 
-from flowllm.cells import reduce_cell
-from flowllm.data import Crystal, Crystals, read, write
+from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.io import Crystal, Crystals, read, write
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
-from flowllm.pairing import pair
-from flowllm.pairs import ARRAYS, read_pairs, write_pairs
-from flowllm.train_rfm import train_rfm
+from flowllm.training.pairing.prior_pairs import pair
+from flowllm.training.pairing.table import ARRAYS, read_pairs, write_pairs
+from flowllm.training.refiner import train_rfm
 from rfm import PairedCrystal, Refiner, refine
 from rfm.align import align
 from rfm.integration import METHODS

@@ -25,8 +25,8 @@ import torch
 from plain_network import plain_velocity
 from torch import Tensor
 
-from flowllm.data import read
-from flowllm.pairs import targets_only
+from flowllm.crystals.io import read
+from flowllm.training.pairing.table import targets_only
 from rfm import NetworkConfig, PairDataset, Refiner, RefinerConfig, collate, integrate
 from rfm.base import BaseConfig
 from rfm.batch import CrystalBatch

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from flowllm.data import read
-from flowllm.models import BUNDLED_PRIOR
+from flowllm.crystals.io import read
+from flowllm.hub.locate import BUNDLED_PRIOR
 from llm_prior import (
     ParseError,
     Prior,

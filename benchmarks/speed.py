@@ -24,7 +24,7 @@ STEPS = 40  # training steps that are timed, after as many that are not
 
 def sampling(data: Path) -> str:
     """The prior alone, unconditional."""
-    from flowllm.models import BUNDLED_PRIOR
+    from flowllm.hub.locate import BUNDLED_PRIOR
     from llm_prior import Prior, propose
 
     prior = Prior.from_pretrained(BUNDLED_PRIOR)
@@ -40,8 +40,8 @@ def sampling(data: Path) -> str:
 
 def refining(data: Path) -> str:
     """The refiner alone, on crystals of the data with its own number of steps."""
-    from flowllm.data import read
-    from flowllm.models import BUNDLED_REFINER
+    from flowllm.crystals.io import read
+    from flowllm.hub.locate import BUNDLED_REFINER
     from rfm import Refiner, refine
 
     refiner = Refiner.from_pretrained(BUNDLED_REFINER)
@@ -56,9 +56,9 @@ def refining(data: Path) -> str:
 
 def training_prior(data: Path) -> str:
     """A step of `llm/small`."""
-    from flowllm.config import LLMRecipe, load_recipe
-    from flowllm.data import read
-    from flowllm.training import train
+    from flowllm.crystals.io import read
+    from flowllm.training.engine import train
+    from flowllm.training.recipes import LLMRecipe, load_recipe
     from llm_prior import Collator, CrystalTextDataset, Prior
 
     recipe = load_recipe(LLMRecipe, "llm/small")
@@ -97,10 +97,10 @@ def training_prior(data: Path) -> str:
 
 def training_refiner(data: Path) -> str:
     """A step of `rfm/uniform`, which has the network of the bundled refiner."""
-    from flowllm.config import RFMRecipe, load_recipe
-    from flowllm.data import read
-    from flowllm.pairs import targets_only
-    from flowllm.training import train
+    from flowllm.crystals.io import read
+    from flowllm.training.engine import train
+    from flowllm.training.pairing.table import targets_only
+    from flowllm.training.recipes import RFMRecipe, load_recipe
     from rfm import PairDataset, Refiner, RefinerConfig, collate
 
     recipe = load_recipe(RFMRecipe, "rfm/uniform")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowllm.errors import InvalidCrystal, UserError
-    from flowllm.sampler import FlowLLM, Sample
+    from flowllm.generation.pipeline import FlowLLM, Sample
 
 __version__ = "0.1.0"
 __all__ = ["FlowLLM", "InvalidCrystal", "Sample", "UserError", "__version__"]
 
 _HOME = {
-    "FlowLLM": "flowllm.sampler",
-    "Sample": "flowllm.sampler",
+    "FlowLLM": "flowllm.generation.pipeline",
+    "Sample": "flowllm.generation.pipeline",
     "InvalidCrystal": "flowllm.errors",
     "UserError": "flowllm.errors",
 }

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import torch
 
-from flowllm.models import BUNDLED_PRIOR, BUNDLED_REFINER
-from flowllm.versions import versions
+from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
+from flowllm.system.versions import versions
 
 
 def diagnose() -> tuple[list[str], bool]:

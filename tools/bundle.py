@@ -20,10 +20,10 @@ import click
 import torch
 import yaml
 
-from flowllm.folders import read_identity
-from flowllm.model_card import Measurement, write_card
-from flowllm.models import BUNDLED_PRIOR
-from flowllm.training_run import RUN_FILE
+from flowllm.hub.card import Measurement, write_card
+from flowllm.hub.locate import BUNDLED_PRIOR
+from flowllm.runs.identity import read_identity
+from flowllm.training.folder import RUN_FILE
 from llm_prior import Prior
 from rfm import Refiner
 

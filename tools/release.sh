@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 DATA=${DATA:-../shared/data}
 RUNS=${RUNS:-runs/release}
-BUNDLE=${BUNDLE:-flowllm/bundled}
+BUNDLE=${BUNDLE:-flowllm/hub/bundled}
 DEVICE=${DEVICE:-auto}
 SAMPLES=${SAMPLES:-2}
 TEMPERATURE=${TEMPERATURE:-0.7}

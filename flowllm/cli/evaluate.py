@@ -76,8 +76,8 @@ def evaluate_command(**arguments: Any) -> None:
 
     SAMPLES are run folders of flowllm, folders or .zip files of CIFs, CSV, parquet, extxyz or JSON.
     """
-    from flowllm.evaluate import evaluate
-    from flowllm.evaluation import REPORT, metrics_table
+    from flowllm.evaluation.evaluate import evaluate
+    from flowllm.evaluation.results import REPORT, metrics_table
 
     result = evaluate(**given(arguments))
     click.echo(metrics_table(result.sets))

@@ -28,7 +28,7 @@ def data_command(
     overwrite: bool,
 ) -> None:
     """Convert crystals: read FILE, write OUT; the suffix says the format (none: a CIF folder)."""
-    from flowllm.data import read, write
+    from flowllm.crystals.io import read, write
 
     crystals = read(
         file, reduce=not no_reduce, max_atoms=max_atoms, limit=limit, skip_invalid=skip_invalid

@@ -63,7 +63,7 @@ from flowllm.cli.options import (
 @DEVICE
 def sample_command(n: int, **arguments: Any) -> None:
     """Generate crystals into a run folder; started again, it goes on where it was stopped."""
-    from flowllm.runs import sample
+    from flowllm.generation.sampling_run import sample
 
     report(sample(n, **given(arguments)), n)
 
@@ -82,7 +82,7 @@ def refine_command(**arguments: Any) -> None:
 
     For rough crystals such as a prior's samples: it spoils those that are relaxed already.
     """
-    from flowllm.runs import refine
+    from flowllm.generation.sampling_run import refine
 
     outcome = refine(**given(arguments))
     report(outcome, len(outcome.crystals) + outcome.failures.total())

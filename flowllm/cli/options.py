@@ -97,7 +97,7 @@ class Conditional(click.Command):
 
 
 def report(outcome: Any, asked: int) -> None:
-    from flowllm.table import crystal_table
+    from flowllm.cli.table import crystal_table
 
     click.echo(crystal_table(outcome.crystals))
     made = len(outcome.crystals)

@@ -45,7 +45,7 @@ from flowllm.cli.options import OUT, SKIP, WORKERS, given, report
 @WORKERS
 def relax_command(**arguments: Any) -> None:
     """Relax cell and positions of the crystals of FILE, each in isolation; a run folder."""
-    from flowllm.relaxing import relax_file
+    from flowllm.energy.relaxation import relax_file
 
     outcome = relax_file(**given(arguments))
     report(outcome, len(outcome.crystals) + outcome.failures.total())
@@ -64,7 +64,7 @@ def relax_command(**arguments: Any) -> None:
 @SKIP
 def export_vasp_command(out: Path, **arguments: Any) -> None:
     """Write VASP inputs (MPRelaxSet) for the crystals of FILE, a folder for each."""
-    from flowllm.export_vasp import export_vasp
+    from flowllm.energy.vasp import export_vasp
 
     written = export_vasp(out=out, **given(arguments))
     click.echo(f"inputs of {len(written)} crystals in {out}")

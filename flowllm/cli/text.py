@@ -10,7 +10,7 @@ import click
 from flowllm.cli.options import DEVICE, OUT, PRIOR, SEED, SKIP, WORKERS, given, report
 
 if TYPE_CHECKING:
-    from flowllm.likelihood import Measured
+    from flowllm.generation.scoring import Measured
 
 FILE = click.argument("file", type=click.Path(path_type=Path))
 TABLE = click.option("--out", type=click.Path(path_type=Path), help="CSV to write.")
@@ -58,7 +58,7 @@ def names(context: click.Context, parameter: click.Parameter, value: str | None)
 @DEVICE
 def score_command(**arguments: Any) -> None:
     """Log-likelihood of the crystals of FILE, in nats for each."""
-    from flowllm.likelihood import score
+    from flowllm.generation.scoring import score
 
     found = score(**given(arguments))
     count = len(found.values)
@@ -82,7 +82,7 @@ def score_command(**arguments: Any) -> None:
 @DEVICE
 def ipt_command(**arguments: Any) -> None:
     """Increase in perplexity under random translations of the crystals of FILE, normalised."""
-    from flowllm.likelihood import ipt
+    from flowllm.generation.scoring import ipt
 
     found = ipt(**given(arguments))
     click.echo(f"IPT {_with_error(found, 4)} of the mean perplexity ({_crystals(len(found.rows))})")
@@ -112,7 +112,7 @@ def _crystals(count: int) -> str:
 @DEVICE
 def infill_command(**arguments: Any) -> None:
     """Which elements the prior would put in the place of one, for each crystal of FILE."""
-    from flowllm.infill import infill
+    from flowllm.generation.infilling import infill
 
     results = infill(**given(arguments))
     for result in results[:_SHOWN]:
@@ -150,6 +150,6 @@ def infill_command(**arguments: Any) -> None:
 @DEVICE
 def mutate_command(n: int, **arguments: Any) -> None:
     """Propose crystals by swapping an element of those of FILE; a run folder like sample's."""
-    from flowllm.mutate import mutate
+    from flowllm.generation.mutation import mutate
 
     report(mutate(n=n, **given(arguments)), n)

@@ -36,7 +36,7 @@ from flowllm.cli.options import (
 @OVERRIDES
 def train_llm_command(**arguments: Any) -> None:
     """Train or fine-tune the text prior on crystals."""
-    from flowllm.train_llm import train_llm
+    from flowllm.training.prior import train_llm
 
     click.echo(train_llm(**given(arguments)))
 
@@ -59,7 +59,7 @@ def train_llm_command(**arguments: Any) -> None:
 @DEVICE
 def pair_command(**arguments: Any) -> None:
     """Pair the prior's samples, or those of a file, with the crystals of DATA."""
-    from flowllm.pairing import pair
+    from flowllm.training.pairing.prior_pairs import pair
 
     outcome = pair(**given(arguments))
     click.echo(outcome.file)
@@ -83,6 +83,6 @@ def pair_command(**arguments: Any) -> None:
 @OVERRIDES
 def train_rfm_command(**arguments: Any) -> None:
     """Train the refiner on pairs."""
-    from flowllm.train_rfm import train_rfm
+    from flowllm.training.refiner import train_rfm
 
     click.echo(train_rfm(**given(arguments)))

@@ -8,9 +8,9 @@ from typing import Any
 
 from pymatgen.core import Composition, Structure
 
+from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.metrics.intervals import Estimate, rate
 from flowllm.metrics.symmetry import spacegroup_number
-from flowllm.noble import electronegativity_unheard
 
 SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 take the first
 HULL_TOLERANCE = 0.1  # eV/atom

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
-from flowllm.crystal import UNREADABLE
+from flowllm.crystals.crystal import UNREADABLE
+from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.metrics.intervals import Estimate, bootstrap, rate
 from flowllm.metrics.uniqueness import Tolerances, comparable, unskewed
-from flowllm.noble import electronegativity_unheard
 
 CSP_TOLERANCES = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
 

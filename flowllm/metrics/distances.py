@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from scipy.stats import wasserstein_distance
 
+from flowllm.evaluation.feature_store import VectorStore, structure_key
 from flowllm.metrics.intervals import Estimate, bootstrap
 from flowllm.metrics.symmetry import spacegroup_number
-from flowllm.metrics.vector_store import VectorStore, structure_key
 
 SYMPREC = 0.1  # Angstrom, of the space groups that are compared
 PROPERTIES = ("density", "num_elements", "volume_per_atom", "spacegroup")

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 from tqdm import tqdm
 
-from flowllm.crystal import UNREADABLE
+from flowllm.crystals.crystal import UNREADABLE
+from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.evaluation.feature_store import VectorStore, structure_key
 from flowllm.metrics.coordination import coordinations
-from flowllm.metrics.extras import require
 from flowllm.metrics.order_parameters import Angles, order_parameter
-from flowllm.metrics.vector_store import VectorStore, structure_key
-from flowllm.noble import electronegativity_unheard
-from flowllm.workers import for_each
+from flowllm.runs.executors import for_each
+from flowllm.system.extras import require
 
 MIN_VOLUME_PER_ATOM = 0.1  # Angstrom^3; below, some distance is under 0.5, and Voronoi cells cost
 _CHUNK = 8  # structures, a second or so

@@ -10,9 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
+from flowllm.energy.formation import (
+    NoFormationEnergy,
+    References,
+    check_fit,
+    formation_energy_per_atom,
+)
+from flowllm.energy.hull import Hull
 from flowllm.errors import UserError
-from flowllm.formation import NoFormationEnergy, References, check_fit, formation_energy_per_atom
-from flowllm.hull import Hull
 from flowllm.metrics.intervals import Estimate, rate
 
 THRESHOLDS = (0.0, 0.03, 0.1)  # eV/atom
@@ -50,8 +55,8 @@ def hull_distances(
         structures: N relaxed crystals; None for one that failed.
         energies_per_atom: of the potential, eV/atom; None for one that failed.
         hull: of the known compounds.
-        scheme: what the energies are; see `flowllm.potentials.EnergyScheme`.
-        potential: identity of the potential; see `flowllm.potentials.potential_identity`.
+        scheme: what the energies are; see `flowllm.energy.calculators.EnergyScheme`.
+        potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
         references: of the elements; None takes those of the hull.
 
     Raises:

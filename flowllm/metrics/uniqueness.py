@@ -20,9 +20,9 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
-from flowllm.crystal import UNREADABLE
+from flowllm.crystals.crystal import UNREADABLE
+from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.metrics.validity import shortest_translation
-from flowllm.noble import electronegativity_unheard
 
 LTOL = 0.2  # relative tolerance of lengths
 STOL = 0.3  # of positions, in units of (volume / atoms)^(1/3)

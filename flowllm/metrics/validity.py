@@ -16,7 +16,7 @@ import numpy as np
 from pymatgen.core import Composition, Structure
 
 from flowllm.errors import UserError
-from flowllm.metrics.extras import require
+from flowllm.system.extras import require
 
 MIN_DISTANCE = 0.5  # Angstrom
 MIN_VOLUME = 0.1  # Angstrom^3

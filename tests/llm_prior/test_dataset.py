@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +25,9 @@ from llm_prior.errors import PriorError
 from llm_prior.prompts import ATTRIBUTES, INFILL_HEAD, generation_prompt
 from llm_prior.text import MASK, TextFormat, decode
 from llm_prior.tokenizer import compact_tokenizer
+from support import SHARED
 
-LLAMA = Path(__file__).parents[2].parent / "shared" / "tokenizers" / "llama_tokenizer.json"
+LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
 FMT = TextFormat()
 PROPERTIES = {
     "spacegroup": 225,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import deque
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from llm_prior.kv_cache import SlotCache
 from llm_prior.model import Prior
 from llm_prior.nucleus import draw
 from llm_prior.prompts import generation_prompt
+from support import ROOT
 
-BUNDLED = Path(__file__).parents[2] / "flowllm" / "bundled" / "prior"
+BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
 ROOM = 96
 REQUESTS: list[dict[str, Any]] = [
     {},

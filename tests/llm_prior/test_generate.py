@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,9 @@ from llm_prior.generate import (
 from llm_prior.model import Architecture, BaseModel, Prior
 from llm_prior.prompts import generation_prompt
 from llm_prior.text import SYMBOLS, TextFormat, encode
+from support import ROOT
 
-BUNDLED = Path(__file__).parents[2] / "flowllm" / "bundled" / "prior"
+BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
 FMT = TextFormat()
 CELL = "5.6 5.6 5.6\n90 90 90\n"
 NACL = CELL + "Na\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from llm_prior.grammar import Constraint, Cursor, Grammar
 from llm_prior.prompts import BY_NAME, generation_prompt, known_conditions
 from llm_prior.text import SYMBOLS, TextFormat, closes_a_cell, decode, encode
 from llm_prior.tokenizer import compact_tokenizer
+from support import SHARED
 
-SHARED = Path(__file__).parents[2].parent / "shared"
 VAL = SHARED / "data" / "mp20" / "val.parquet"
 LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
 FMT = TextFormat()

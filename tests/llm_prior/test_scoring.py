@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +22,10 @@ from llm_prior.swaps import allowed_swaps
 from llm_prior.symmetry import increase_in_perplexity
 from llm_prior.text import SYMBOLS, TextFormat, encode, mask_element
 from llm_prior.tokenizer import compact_tokenizer
+from support import ROOT, SHARED
 
-BUNDLED = Path(__file__).parents[2] / "flowllm" / "bundled" / "prior"
-LLAMA = Path(__file__).parents[2].parent / "shared" / "tokenizers" / "llama_tokenizer.json"
+BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
+LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
 FMT = TextFormat()
 NACL = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CAC2 = Structure(

@@ -15,8 +15,8 @@ from llm_prior.errors import PriorError
 from llm_prior.prompts import generation_prompt, infill_prompt, known_conditions
 from llm_prior.text import SYMBOLS, TextFormat, encode, mask_element
 from llm_prior.tokenizer import SPECIAL_TOKENS, compact_tokenizer
+from support import SHARED
 
-SHARED = Path(__file__).parents[2].parent / "shared"
 VAL = SHARED / "data" / "mp20" / "val.parquet"
 LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
 needs_mp20 = pytest.mark.skipif(not VAL.exists(), reason="MP-20 is not at ../shared/data/mp20")

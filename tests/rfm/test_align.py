@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,9 @@ from scipy.spatial.transform import Rotation
 import rfm.align as align_module
 from rfm.align import HANDEDNESS_COST, LATTICE_WEIGHT, Alignment, align
 from rfm.errors import RefinerError
+from support import SHARED
 
-MP20_VAL = Path(__file__).parents[2].parent / "shared" / "data" / "mp20" / "val.parquet"
+MP20_VAL = SHARED / "data" / "mp20" / "val.parquet"
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
 BCC = np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
 from rfm.lattice import LOGMETRIC
-
-SHARED = Path(__file__).parents[2].parent / "shared"
+from support import SHARED
 
 
 def make_pairs(count: int = 6) -> list[PairedCrystal]:

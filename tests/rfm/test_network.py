@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -17,6 +16,7 @@ from rfm.errors import RefinerError
 from rfm.model import Refiner
 from rfm.network import NetworkConfig, VelocityNetwork, image_density
 from rfm.torus import wrap_difference
+from support import ROOT
 
 TIMES = torch.tensor([0.1, 0.4, 0.7, 1.0])
 
@@ -28,7 +28,7 @@ def batch(structures: list[Structure], refiner: Refiner) -> CrystalBatch:
 
 def _load_plain() -> ModuleType:
     """The plain network is a benchmark's module, which is no package."""
-    path = Path(__file__).parents[2] / "benchmarks" / "plain_network.py"
+    path = ROOT / "benchmarks" / "plain_network.py"
     spec = importlib.util.spec_from_file_location("plain_network", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

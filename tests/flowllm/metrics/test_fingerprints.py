@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition, Lattice, Structure
 
-from flowllm.data_cache import cache_folder
+from flowllm.crystals.cache import cache_folder
 from flowllm.errors import UserError
 from flowllm.metrics import fingerprints as module
-from flowllm.metrics.extras import require
 from flowllm.metrics.fingerprints import composition_fingerprint, fingerprints
+from flowllm.system.extras import require
 
 pytest.importorskip("matminer", reason="matminer is not installed")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowllm.data import read
-from flowllm.generated import read_generated
-from flowllm.measure import measure, reference_features, reference_prints
-from flowllm.measured import Known, Reading
+from flowllm.crystals.io import read
+from flowllm.evaluation.measured import Known, Reading
+from flowllm.evaluation.measurement import measure, reference_features, reference_prints
+from flowllm.evaluation.sets import read_generated
 from flowllm.metrics.composition_scale import read_scale
 from flowllm.metrics.coverage import diversity, feature_novelty, nearest
 from flowllm.metrics.distances import property_distance

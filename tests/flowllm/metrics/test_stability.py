@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm.energy.formation import References
+from flowllm.energy.hull import Hull
 from flowllm.errors import UserError
-from flowllm.formation import References
-from flowllm.hull import Hull
 from flowllm.metrics.refinement import Refinement, refinement, refinement_figures
 from flowllm.metrics.stability import hull_distances, is_stable, stability_rates
 

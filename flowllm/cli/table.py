@@ -1,0 +1,53 @@
+"""The short table of crystals that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
+
+from flowllm.crystals.io import Crystal
+
+SYMPREC = 0.1  # Angstrom; generated crystals are not symmetric to more
+_SHOWN = 50
+_SCORE = "log_likelihood"  # of refined crystals, nats, where it was asked for
+_HEADS = ("id", "formula", "atoms", "a b c", "alpha beta gamma", "group")
+
+
+def crystal_table(crystals: Sequence[Crystal]) -> str:
+    """A line a crystal: id, formula, atoms, lengths (Angstrom), angles (degrees), space group.
+
+    One more for scored crystals, their log-likelihood (nats).
+    """
+    if not crystals:
+        return "no crystals"
+    shown = crystals[:_SHOWN]
+    rows = [_HEADS, *map(_row, shown)]
+    if any(_SCORE in crystal.properties for crystal in shown):
+        scores = [crystal.properties.get(_SCORE) for crystal in shown]
+        cells = [_SCORE, *("?" if score is None else f"{score:.1f}" for score in scores)]
+        rows = [(*row, cell) for row, cell in zip(rows, cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if len(crystals) > _SHOWN:
+        lines.append(f"... and {len(crystals) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def _row(crystal: Crystal) -> tuple[str, ...]:
+    structure = crystal.structure
+    try:
+        group = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_symbol()
+    except SymmetryUndeterminedError:
+        group = "?"
+    return (
+        crystal.id,
+        structure.composition.reduced_formula,
+        str(len(structure)),
+        " ".join(f"{length:.2f}" for length in structure.lattice.abc),
+        " ".join(f"{angle:.0f}" for angle in structure.lattice.angles),
+        group,
+    )

@@ -1,0 +1,1 @@
+"""Crystals: files to `Structure`s and back, cells, formulas."""

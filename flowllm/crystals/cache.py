@@ -1,0 +1,122 @@
+"""Parsed files, kept under a hash of their content and of everything else their rows depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowllm.crystals import cells
+from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.readers import Row
+from flowllm.errors import InvalidCrystal
+from flowllm.system.files import sha256_file, write_atomic
+
+logger = logging.getLogger(__name__)
+
+_CACHE_FORMAT = 2  # raise it when the same file would give other rows
+# What stands in the columns of a row that has no geometry.
+_NOTHING = Geometry(np.zeros((3, 3)), np.zeros(0, dtype=np.uint8), np.zeros((0, 3)))
+
+
+def cache_folder() -> Path:
+    """Where parsed files are kept: `$FLOWLLM_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("FLOWLLM_CACHE"):
+        return Path(chosen)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "flowllm"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "flowllm"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowllm"
+
+
+def cache_key(files: list[Path], reduce: bool, limit: int | None) -> str:
+    """Hash of everything the rows depend on: contents, settings, the versions that read them."""
+    contents = [
+        # Only for CIFs does the name matter: it becomes the id.
+        (file.name if file.suffix.lower() == ".cif" else file.suffix.lower(), sha256_file(file))
+        for file in files
+    ]
+    settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit]
+    versions = [version(package) for package in ("pymatgen", "spglib", "ase")]
+    return hashlib.sha256(json.dumps([settings, versions, contents]).encode()).hexdigest()
+
+
+def store(rows: list[Row], key: str) -> None:
+    """Keep rows as KEY-DIGEST.parquet, where DIGEST is the hash of the file's own bytes."""
+    geometries = [row.source if isinstance(row.source, Geometry) else _NOTHING for row in rows]
+    errors = [row.source if isinstance(row.source, InvalidCrystal) else None for row in rows]
+    ends = np.cumsum([0] + [len(g.atomic_numbers) for g in geometries], dtype=np.int32)
+    lattices = np.concatenate([g.lattice for g in geometries]).ravel()
+    numbers = np.concatenate([g.atomic_numbers for g in geometries])
+    frac_coords = np.concatenate([g.frac_coords for g in geometries]).ravel()
+    table = pa.table(
+        {
+            "place": [row.place for row in rows],
+            "id": [row.id for row in rows],
+            "properties": [json.dumps(row.properties) for row in rows],
+            "reason": [error.reason if error else None for error in errors],
+            "detail": [error.detail if error else None for error in errors],
+            "lattice": pa.FixedSizeListArray.from_arrays(lattices, 9),
+            "atomic_numbers": pa.ListArray.from_arrays(ends, numbers),
+            "frac_coords": pa.ListArray.from_arrays(3 * ends, frac_coords),
+        }
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    content = buffer.getvalue().to_pybytes()
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_atomic(
+            cache_folder() / f"{key}-{hashlib.sha256(content).hexdigest()}.parquet", content
+        )
+    except OSError as error:
+        logger.warning("cannot keep parsed crystals in %s: %s", cache_folder(), error)
+
+
+def load(key: str) -> list[Row] | None:
+    """The rows kept under a key; None if there are none, or only damaged ones."""
+    for path in sorted(cache_folder().glob(f"{key}-*.parquet")):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            logger.warning("cannot read %s: %s", path, error)
+            continue
+        if path.stem != f"{key}-{hashlib.sha256(content).hexdigest()}":
+            logger.warning("%s is damaged and not used", path)
+            continue
+        return _rows_of_table(pq.read_table(pa.BufferReader(content)).combine_chunks())
+    return None
+
+
+def _rows_of_table(table: pa.Table) -> list[Row]:
+    lists = {name: table[name].chunk(0) for name in ("lattice", "atomic_numbers", "frac_coords")}
+    lattices = lists["lattice"].values.to_numpy().reshape(-1, 3, 3)
+    numbers = lists["atomic_numbers"].values.to_numpy()
+    frac_coords = lists["frac_coords"].values.to_numpy().reshape(-1, 3)
+    ends = lists["atomic_numbers"].offsets.to_numpy()
+    rows = []
+    columns = [
+        table[name].to_pylist() for name in ("place", "id", "properties", "reason", "detail")
+    ]
+    for i, (place, row_id, properties, reason, detail) in enumerate(zip(*columns, strict=True)):
+        atoms = slice(ends[i], ends[i + 1])
+        rows.append(
+            Row(
+                place=place,
+                id=row_id,
+                properties=json.loads(properties),
+                source=InvalidCrystal(reason, detail)
+                if reason
+                else Geometry(lattices[i], numbers[atoms], frac_coords[atoms]),
+            )
+        )
+    return rows

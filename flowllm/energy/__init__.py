@@ -1,0 +1,1 @@
+"""Energies: potentials, relaxation, formation energies and convex hulls."""

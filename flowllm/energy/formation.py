@@ -1,0 +1,229 @@
+"""Formation energies from a potential's absolute energies: references, corrections, and which go
+with which."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pymatgen.core import Composition, Element, Structure
+from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
+from pymatgen.io.vasp.sets import MPRelaxSet
+
+from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.errors import UserError, one_line
+from flowllm.runs.sharded import RunFolder
+
+_SYMBOLS = frozenset(element.symbol for element in Element)
+# The schemes whose energies are, or can be brought, on Materials Project's corrected scale.
+_ON_MP_SCALE = ("mp2020", "mp-raw")
+# To correct one, pymatgen tries combinations of oxidation states: 0.2 s at 14 elements, 5 s at 16.
+_MOST_ELEMENTS = 12
+
+
+class NoFormationEnergy(ValueError):
+    """An element without a reference, or a compound that MP2020 does not correct."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Energies of the elements in their stable form.
+
+    Attributes:
+        energies: eV/atom by symbol.
+        potential: identity of the potential whose energies they are
+            (`flowllm.energy.calculators.potential_identity`); None: Materials Project's (MP2020).
+        source: for messages.
+    """
+
+    energies: Mapping[str, float]
+    potential: Mapping[str, Any] | None
+    source: str
+
+
+def read_references(path: str | Path) -> References:
+    """Elemental references from a file or from a run of `flowllm relax`.
+
+    A JSON file (also `.json.gz`) holds Materials Project's: numbers by symbol (eV/atom), or
+    pymatgen entries. A run folder holds those of its potential: of each element the crystal of the
+    lowest energy; compounds do not count.
+
+    Raises:
+        UserError: no such file, another content, or a run without elements or not finished.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _references_of_run(path)
+    content = read_json(path)
+    if isinstance(content, dict) and content and all(_is_number(v) for v in content.values()):
+        energies = {symbol: float(value) for symbol, value in content.items()}
+        if unknown := sorted(energies.keys() - _SYMBOLS):
+            raise UserError(f"{path}: {unknown[0]} is no element; give eV/atom by symbol")
+    else:
+        energies = lowest_elements(entries_of(content, path))
+        if not energies:
+            raise UserError(f"{path}: no entry is of an element; give a file that has them")
+    return References(energies=energies, potential=None, source=str(path))
+
+
+def lowest_elements(entries: list[ComputedEntry]) -> dict[str, float]:
+    """Of each element the energy of its lowest entry, eV/atom."""
+    energies: dict[str, float] = {}
+    for entry in entries:
+        if len(entry.composition.elements) == 1:
+            symbol = entry.composition.elements[0].symbol
+            energies[symbol] = min(energies.get(symbol, float("inf")), entry.energy_per_atom)
+    return energies
+
+
+def check_fit(
+    references: References, *, scheme: str, potential: Mapping[str, Any], name: str
+) -> None:
+    """Refuse references that do not go with the energies of a potential.
+
+    Args:
+        references: Materials Project's go with `mp2020` and `mp-raw`, others with their potential.
+        scheme: of the potential; see `flowllm.energy.calculators.EnergyScheme`.
+        potential: its identity.
+        name: what the user calls it.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if references.potential is None:
+        if scheme not in _ON_MP_SCALE:
+            raise UserError(
+                f"the energies of {name} (scheme {scheme}) do not go with Materials Project's "
+                f"elemental references ({references.source}): relax crystals of the elements with "
+                "it (flowllm relax) and give that run folder as references"
+            )
+    elif dict(references.potential) != dict(potential):
+        raise UserError(
+            f"the references in {references.source} are of another potential "
+            f"({references.potential.get('name')}) than {name}; relax the elements with this one"
+        )
+
+
+def formation_energy_per_atom(
+    structure: Structure, energy_per_atom: float, *, scheme: str, references: References
+) -> float:
+    """Energy of formation from the elements, eV/atom: E/N - sum_i x_i E_i.
+
+    Energies of the scheme `mp-raw` are corrected first where the references are Materials
+    Project's (`mp2020_correction`).
+
+    Args:
+        structure: the relaxed crystal.
+        energy_per_atom: of the potential, eV/atom.
+        scheme, references: that fit; see `check_fit`.
+
+    Raises:
+        NoFormationEnergy: an element has no reference, or the crystal no correction.
+    """
+    if scheme == "mp-raw" and references.potential is None:
+        energy_per_atom += mp2020_correction(structure)
+    composition = structure.composition
+    missing = {e.symbol for e in composition.elements} - references.energies.keys()
+    if missing:
+        raise NoFormationEnergy(f"no elemental reference for {', '.join(sorted(missing))}")
+    fractions = composition.fractional_composition.get_el_amt_dict()
+    return energy_per_atom - sum(x * references.energies[e] for e, x in fractions.items())
+
+
+def mp2020_correction(structure: Structure) -> float:
+    """What Materials Project adds to a GGA or GGA+U energy, eV/atom (Wang et al. 2021, Sci. Rep.
+    11, 15496), by pymatgen's `MaterialsProject2020Compatibility`.
+
+    Oxides and fluorides of its list of transition metals count as GGA+U, as in its own settings
+    (`MPRelaxSet`): what a potential has learnt for them.
+
+    Raises:
+        NoFormationEnergy: pymatgen holds the crystal for incompatible with the scheme, or it has
+            more than 12 elements.
+    """
+    composition = structure.composition
+    if len(composition) > _MOST_ELEMENTS:
+        raise NoFormationEnergy(f"no MP2020 correction for more than {_MOST_ELEMENTS} elements")
+    with electronegativity_unheard(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to guess oxidation states", UserWarning)
+        anion = max(composition.elements, key=lambda e: 0.0 if isnan(e.X) else e.X).symbol
+        table = MPRelaxSet.CONFIG["INCAR"]["LDAUU"].get(anion, {})
+        values = {e.symbol: table.get(e.symbol, 0.0) for e in composition.elements}
+        plus_u = any(values.values())
+        entry = ComputedStructureEntry(
+            structure,
+            0.0,
+            parameters={"run_type": "GGA+U" if plus_u else "GGA", "hubbards": values},
+        )
+        scheme = MaterialsProject2020Compatibility(check_potcar=False)
+        corrected = scheme.process_entry(entry, inplace=False)
+    if corrected is None:
+        raise NoFormationEnergy("MP2020 has no correction for it")
+    return corrected.correction / len(structure)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, gzipped or not.
+
+    Raises:
+        UserError: no such file, or no JSON.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    try:
+        data = path.read_bytes()
+        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} is no JSON file: {one_line(error)}; give another") from error
+
+
+def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
+    """pymatgen entries in a list, in a dict by name, or in the column `entry` of a table.
+
+    Raises:
+        UserError: there are none, or a damaged one.
+    """
+    if isinstance(content, dict) and isinstance(content.get("entry"), dict):
+        content = content["entry"]  # a pandas table, as Matbench Discovery has it
+    items = list(content.values()) if isinstance(content, dict) else content
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{path}: holds no pymatgen entries; give a JSON list of them")
+    entries = []
+    for number, item in enumerate(items, start=1):
+        try:
+            with electronegativity_unheard():
+                entries.append(ComputedEntry.from_dict(item))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: item {number} is no pymatgen entry: {one_line(error)}; mend the file"
+            ) from error
+    return entries
+
+
+def _references_of_run(path: Path) -> References:
+    folder = RunFolder.open(path)
+    potential = folder.run.get("potential")
+    table = path / "samples.parquet"
+    if folder.run.get("command") != "relax" or not table.is_file():
+        raise UserError(f"{path} is no finished run of flowllm relax; run it on the elements")
+    energies: dict[str, float] = {}
+    for row in pq.read_table(table, columns=["formula", "energy_per_atom"]).to_pylist():
+        elements = Composition(row["formula"]).elements
+        if len(elements) == 1 and row["energy_per_atom"] is not None:
+            symbol = elements[0].symbol
+            energies[symbol] = min(energies.get(symbol, float("inf")), row["energy_per_atom"])
+    if not energies:
+        raise UserError(f"{path} holds no relaxed element; relax crystals of the elements")
+    return References(energies=energies, potential=potential, source=str(path))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

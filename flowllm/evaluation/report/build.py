@@ -1,0 +1,195 @@
+"""The files of an evaluation to `report.html`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pyarrow as pa
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from flowllm.crystals.cif import parse_cif
+from flowllm.crystals.crystal import Geometry
+from flowllm.errors import UserError
+from flowllm.evaluation.report.charts import (
+    Group,
+    Panel,
+    histograms,
+    parity_plots,
+    relaxation_plots,
+)
+from flowllm.evaluation.report.gallery import best
+from flowllm.evaluation.report.glossary import meaning
+from flowllm.evaluation.results import METRICS, REFERENCE, RELAXED, REPORT, STRUCTURES
+from flowllm.system.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A line of the table: a metric, what it means, and a value for each set."""
+
+    name: str
+    meaning: str
+    cells: list[tuple[str, str, str]]  # value, interval, what it was counted on
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into the folder of an evaluation, from the files that lie there.
+
+    Read are `metrics.json` and `structures.parquet`, and where they are there `reference.parquet`
+    for the comparison and `relaxed.parquet`. The page holds everything it shows, plotly.js
+    included (MIT, about 5 MB), and forbids itself the network. Columns that are missing (energies
+    without a potential, say) leave out what would show them. The same files give the same page.
+
+    Args:
+        folder: what `flowllm evaluate` wrote.
+
+    Raises:
+        UserError: the folder holds no evaluation, or a damaged one.
+    """
+    folder = Path(folder)
+    content = _metrics(folder / METRICS)
+    table = _with_relaxed(folder)
+    reference = (folder / REFERENCE).is_file()
+    groups = [
+        Group(name=one["name"], rows=table[table["set"] == one["name"]]) for one in content["sets"]
+    ]
+    if reference:
+        name = content["settings"]["reference"]["name"]
+        groups.insert(0, Group(name=name, rows=_table(folder / REFERENCE), is_reference=True))
+    sets = [group for group in groups if not group.is_reference]
+    galleries = [best(group.name, group.rows) for group in sets]
+    page = jinja2.Environment(
+        loader=jinja2.PackageLoader("flowllm.evaluation.report", "."),
+        autoescape=True,  # names, formulas and ids are a user's text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    return write_atomic(
+        folder / REPORT,
+        page.render(
+            title=" · ".join(group.name for group in sets),
+            settings=_settings(content["settings"]),
+            sets=content["sets"],
+            lines=_lines(content["sets"]),
+            histograms=_drawn(histograms(groups)),
+            parity_plots=_drawn(parity_plots(groups)),
+            relaxation_plots=_drawn(relaxation_plots(groups)),
+            relaxed="relaxed_cif" in table,
+            galleries=[
+                (gallery, [(card, _json(card.figure)) for card in gallery.cards])
+                for gallery in galleries
+            ],
+            reference=groups[0].name if reference else None,
+            plotly=Markup(get_plotlyjs()),
+        ),
+    )
+
+
+def _lines(sets: Sequence[Mapping[str, Any]]) -> list[_Line]:
+    names = dict.fromkeys(name for one in sets for name in one["metrics"])
+    return [
+        _Line(
+            name=name,
+            meaning=meaning(name),
+            cells=[_cell(one["metrics"].get(name)) for one in sets],
+        )
+        for name in names
+    ]
+
+
+def _cell(estimate: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if estimate is None:
+        return "–", "", ""
+    if estimate["value"] is None:
+        return "–", "", "nothing to measure it on"
+    interval = ""
+    if estimate["low"] is not None:
+        interval = f"[{estimate['low']:.4g}, {estimate['high']:.4g}]"
+    counted = f"n = {estimate['count']}"
+    if estimate["successes"] is not None:
+        counted = f"{estimate['successes']} of {estimate['count']}"
+    return f"{estimate['value']:.4g}", interval, counted
+
+
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _shown(value)) for name, value in settings.items() if value not in (None, [])]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, Mapping):
+        if value.keys() == {"name", "sha256"}:
+            return f"{value['name']} ({value['sha256'][:12]})"
+        return ", ".join(f"{key} {_shown(v)}" for key, v in value.items())
+    return str(value)
+
+
+def _drawn(panels: Sequence[Panel]) -> list[tuple[Panel, Markup]]:
+    return [(panel, _json(panel.figure)) for panel in panels]
+
+
+def _json(figure: go.Figure) -> Markup:
+    """A figure as JSON, in which plotly escapes what could end a script element."""
+    return Markup(figure.to_json(engine="json"))
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    _needed(path)
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); evaluate again") from error
+
+
+def _table(path: Path) -> pd.DataFrame:
+    _needed(path)
+    try:
+        return pd.read_parquet(path)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is damaged ({error}); evaluate again") from error
+
+
+def _with_relaxed(folder: Path) -> pd.DataFrame:
+    """A row a crystal, with what its relaxed self has beside it where there is one."""
+    table = _table(folder / STRUCTURES)
+    if not (folder / RELAXED).is_file():
+        return table
+    relaxed = _table(folder / RELAXED)  # the same rows, with the relaxed crystals
+    if not table[["set", "id"]].equals(relaxed[["set", "id"]]):
+        raise UserError(f"{folder / RELAXED} is not of {STRUCTURES} beside it; evaluate again")
+    return table.assign(
+        energy=_numbers(table["energy_per_atom"]) + _numbers(table["energy_drop"]),
+        relaxed_energy=_numbers(table["energy_per_atom"]),
+        relaxed_cif=relaxed["cif"],
+        relaxed_volume_per_atom=relaxed["cif"].map(_volume_per_atom, na_action="ignore"),
+    )
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column in which every relaxation may have failed: then it holds no numbers at all."""
+    return pd.to_numeric(column, errors="coerce")
+
+
+def _volume_per_atom(cif: str) -> float:
+    geometry = parse_cif(cif)[0]
+    if not isinstance(geometry, Geometry):
+        return float("nan")
+    return float(abs(np.linalg.det(geometry.lattice))) / len(geometry.atomic_numbers)
+
+
+def _needed(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; give a folder that `flowllm evaluate ... --out` wrote"
+        )

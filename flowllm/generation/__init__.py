@@ -1,0 +1,1 @@
+"""Generation: the composed model, its runs, selection, mutation, infilling and scoring."""

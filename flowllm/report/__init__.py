@@ -1,5 +1,0 @@
-"""What `flowllm evaluate` found, as one HTML page that opens without network."""
-
-from flowllm.report.build import write_report
-
-__all__ = ["write_report"]

@@ -1,0 +1,1 @@
+"""Run folders: long jobs that survive a kill, and the files that they publish."""

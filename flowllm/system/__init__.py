@@ -1,0 +1,1 @@
+"""Files, devices, versions and processes."""

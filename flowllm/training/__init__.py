@@ -1,0 +1,1 @@
+"""Training of the prior and of the refiner."""

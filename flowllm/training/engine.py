@@ -1,0 +1,311 @@
+"""The one training engine of both stages: `transformers.Trainer` on accelerate, and what it lacks.
+
+1. A draw is a function of (seed, absolute sample position): `draws.py`.
+2. A checkpoint counts only when its COMPLETE marker with file hashes exists: `checkpoints.py`.
+3. A loss that is not finite is shown, its gradient is dropped, and a few in a row stop the run
+   with the ids of the batch.
+4. An exponential moving average of the weights, kept in the checkpoint: `averaging.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import DistributedType
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from flowllm.errors import UserError
+from flowllm.system.device import pick_device
+from flowllm.training.checkpoints import mark_complete, newest_complete, verify
+from flowllm.training.config import TrainingConfig
+from flowllm.training.ema import WeightAverage
+from flowllm.training.epochs import Drawable, VirtualEpochs
+from flowllm.training.fsdp import check_sharding, gather_weights, shard_on_cpu
+from flowllm.training.log import Log, Pace, Progress
+
+log = logging.getLogger(__name__)
+
+# Figures by name, of a model in eval mode at this state of the run; every process calls it.
+Evaluation = Callable[[torch.nn.Module, TrainerState], Mapping[str, float]]
+
+_NON_FINITE_LIMIT = 5  # losses in a row that stop a run
+# Kept checkpoints. More than one, because an old one is deleted before the newest is marked.
+_KEPT = 3
+
+
+class NonFiniteLoss(UserError):
+    """Several losses in a row were NaN or infinite."""
+
+
+class _EngineTrainer(Trainer):
+    """`Trainer` with complete-marked checkpoints, a guard against NaN, and an average."""
+
+    def __init__(
+        self,
+        *args: Any,
+        average: WeightAverage | None,
+        evaluation: Evaluation | None,
+        pace: Pace,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.average = average
+        self.evaluation = evaluation
+        self.pace = pace
+        self._non_finite_in_a_row = 0
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator)
+        self.is_fsdp_enabled = self.accelerator.distributed_type is DistributedType.FSDP
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        ids = inputs.pop("ids")
+        self.pace.add(len(ids), inputs.get("attention_mask"))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        # Every process must agree, or one would step on gradients that another has dropped.
+        finite = bool(self.accelerator.gather(torch.isfinite(loss).reshape(1)).all())
+        if finite:
+            self._non_finite_in_a_row = 0
+            return loss
+        self._non_finite_in_a_row += 1
+        log.warning(
+            "step %d: the loss is %s; its gradient is dropped (batch: %s)",
+            self.state.global_step + 1, loss.item(), ", ".join(ids[:8]),
+        )  # fmt: skip
+        if self._non_finite_in_a_row >= _NON_FINITE_LIMIT:
+            raise NonFiniteLoss(
+                f"{_NON_FINITE_LIMIT} losses in a row were not finite, the last at step "
+                f"{self.state.global_step + 1} on {', '.join(ids)}; look at these crystals, or "
+                "train in another folder with a lower training.learning_rate"
+            )
+        model.zero_grad(set_to_none=True)
+        return torch.zeros_like(loss)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        inputs.pop("ids", None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of the weights that the run ends with."""
+        averaged = (
+            contextlib.nullcontext() if self.average is None else self.average.applied(self.model)
+        )
+        with averaged:
+            if self.evaluation is None:
+                return super().evaluate(*args, **kwargs)
+            self.model.eval()  # a training step turns it back
+            found = self.evaluation(self.model, self.state)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored once, under the name of the other: it is not missing."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
+        super()._issue_warnings_after_load(load_result)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Into a checkpoint, where sharded weights are already, in the file that FSDP reads.
+
+        An adapter goes alone: embeddings that its base was given are the same at every load."""
+        if self.is_fsdp_enabled:
+            return
+        if not hasattr(self.model, "peft_config"):
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        if self.args.should_save:
+            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder = Path(self._get_output_dir(trial=trial)) / name
+            # A pickle of objects, which nothing reads.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            if self.average is not None:
+                self.average.save(folder)
+            mark_complete(folder)
+
+
+def train(
+    model: torch.nn.Module,
+    data: Drawable,
+    *,
+    collate: Callable[[Sequence[Any]], Mapping[str, Any]],
+    config: TrainingConfig,
+    folder: Path,
+    seed: int,
+    resume: bool = False,
+    validation: Drawable | None = None,
+    evaluation: Evaluation | None = None,
+    device: str = "auto",
+) -> dict[str, float]:
+    """Train `model` in place; with an EMA it ends with the averaged weights.
+
+    Of sharded weights (FSDP) the first process ends with all, on the CPU, and the others with none.
+
+    Args:
+        model: its forward takes the collated batch and returns a loss.
+        data: training crystals.
+        collate: items -> batch; keeps the crystals' ids under `ids`.
+        config: hyperparameters.
+        folder: checkpoints go to `folder/checkpoint-STEP`.
+        seed: of the draws, the order and the dropout.
+        resume: go on from the newest complete checkpoint in `folder`, if there is one.
+        validation: crystals whose mean loss is logged every `eval_steps` and at the end; always
+            drawn alike.
+        evaluation: gives what is logged then instead.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        Losses, steps and rates of the run, as the Trainer reports them.
+
+    Raises:
+        UserError: a damaged checkpoint (named), losses that stay non-finite, a device or an
+            experiment tracker that is not there, a model without gradient checkpointing, or
+            settings that sharded weights (FSDP) do not allow.
+    """
+    device = training_device(device)
+    _check(config, model)
+    checkpoint = newest_complete(folder) if resume else None
+    if checkpoint is not None:
+        verify(checkpoint)
+        log.info("resuming from %s", checkpoint)
+
+    pace = Pace()
+    callbacks: list[TrainerCallback] = [Log()]
+    average = None
+    if config.ema_decay:
+        average = WeightAverage(model, config.ema_decay)
+        if checkpoint is not None:
+            average.load(checkpoint)
+        callbacks.append(average)
+
+    arguments = _arguments(config, folder, seed, device, evaluates=bool(validation or evaluation))
+    if arguments.n_gpu > 1:  # the Trainer would split each batch among them, its loss with it
+        raise UserError(
+            f"{arguments.n_gpu} GPUs and one process: start with `accelerate launch --multi_gpu -m "
+            "flowllm ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
+        )
+    draws = None
+    if config.max_steps > 0:
+        # Not the Trainer's own limit: with it a run resumed at its last step takes one more.
+        draws = config.max_steps * config.gradient_accumulation * config.batch_size
+        draws *= arguments.world_size
+    trainer = _EngineTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=VirtualEpochs(
+            data, epochs=config.epochs, batch_size=config.batch_size, seed=seed, limit=draws
+        ),
+        # The Trainer insists on a data set where it evaluates.
+        eval_dataset=()
+        if validation is None
+        else VirtualEpochs(validation, epochs=1, batch_size=config.batch_size, seed=seed),
+        data_collator=collate,
+        callbacks=callbacks,
+        average=average,
+        evaluation=evaluation,
+        pace=pace,
+    )
+    if trainer.is_fsdp_enabled:
+        check_sharding(trainer.accelerator, ema_decay=config.ema_decay)
+    trainer.callback_handler.callbacks.insert(0, pace)  # what it adds, all others log
+    for default in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(default)
+    trainer.add_callback(Progress())
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if average is not None:
+        average.copy_to(model)
+    if trainer.is_fsdp_enabled:
+        gather_weights(model, keep=trainer.args.should_save)
+    return result.metrics
+
+
+def training_device(device: str) -> str:
+    """`cpu` or `cuda`; which of several GPUs is up to torchrun and CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        UserError: another name, or no GPU for `cuda`.
+    """
+    if ":" in device:
+        raise UserError(
+            f"device {device}: training takes cuda; choose the GPU with CUDA_VISIBLE_DEVICES"
+        )
+    return pick_device(device)
+
+
+def _check(config: TrainingConfig, model: torch.nn.Module) -> None:
+    """Refuse what only this model or this installation makes impossible."""
+    if config.gradient_checkpointing and not hasattr(model, "activation_checkpointing_enable"):
+        raise UserError(
+            f"a {type(model).__name__} has no gradient checkpointing; "
+            "set training.gradient_checkpointing to false"
+        )
+    if config.report_to != "none" and find_spec(config.report_to) is None:
+        raise UserError(
+            f"training.report_to is {config.report_to}, which is not installed: "
+            f"pip install {config.report_to}"
+        )
+
+
+def _arguments(
+    config: TrainingConfig, folder: Path, seed: int, device: str, *, evaluates: bool
+) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # VirtualEpochs holds all of them, or training.max_steps
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        activation_checkpointing=config.gradient_checkpointing,
+        use_cpu=device == "cpu",
+        # transformers seeds numpy with it, which takes 32 bits.
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=_KEPT,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_steps,
+        prediction_loss_only=True,
+        dataloader_num_workers=config.num_workers,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        report_to=config.report_to,
+    )

@@ -1,0 +1,73 @@
+"""Potentials: which are loaded, which are refused, and what their energies are said to be."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from ase.calculators.emt import EMT
+
+from flowllm.energy.calculators import check_calculator, energy_scheme, load_calculator
+from flowllm.errors import UserError
+from support import SHARED
+
+POTENTIALS = SHARED / "potentials"
+RIGHT = POTENTIALS / "TensorNet-MatPES-PBE-v2025.1-PES"
+STALE = POTENTIALS / "stale" / "M3GNet-MP-2021.2.8-PES"
+
+
+def test_a_potential_that_is_wrong_about_salt_is_refused() -> None:
+    with pytest.raises(UserError, match="LennardJones is wrong: .*(NaCl|SrTiO3)"):
+        load_calculator("ase.calculators.lj:LennardJones")
+
+
+def test_a_potential_without_the_elements_cannot_be_tested(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING, "flowllm"):
+        assert isinstance(load_calculator("ase.calculators.emt:EMT"), EMT)
+    assert "could not be tested on NaCl and SrTiO3" in caplog.text
+
+
+@pytest.mark.skipif(not STALE.is_dir(), reason="the stale potential is not at hand")
+def test_weights_of_an_older_matgl_are_refused() -> None:
+    with pytest.raises(UserError, match="is wrong: its volume of NaCl is off"):
+        load_calculator(f"matgl:{STALE}")
+
+
+@pytest.mark.skipif(not RIGHT.is_dir(), reason="the MatPES potential is not at hand")
+def test_a_right_potential_of_matgl_passes() -> None:
+    load_calculator(f"matgl:{RIGHT}")
+
+
+def test_chgnet_passes(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("chgnet")
+    calculator = load_calculator("chgnet", check=False)
+    with caplog.at_level(logging.WARNING, "flowllm"):
+        check_calculator("chgnet", calculator)
+    assert not caplog.text
+    assert not capsys.readouterr().out  # stdout is for results
+
+
+@pytest.mark.parametrize(
+    ("potential", "scheme"),
+    [
+        ("chgnet", "mp2020"),
+        ("matgl:models/TensorNet-MatPES-PBE-v2025.1-PES", "matpes-pbe"),
+        ("matgl:materialyze/TensorNet-MatPES-r2SCAN-v2025.1-PES", "matpes-r2scan"),
+        ("matgl:M3GNet-MP-2021.2.8-PES", "mp-raw"),
+        ("matgl:mine", "own"),
+        ("ase.calculators.emt:EMT", "own"),
+    ],
+)
+def test_the_scheme_of_the_energies_follows_the_name(potential: str, scheme: str) -> None:
+    assert energy_scheme(potential, EMT()) == scheme
+
+
+def test_a_calculator_may_declare_its_scheme() -> None:
+    calculator = EMT()
+    calculator.energy_scheme = "mp-raw"
+    assert energy_scheme("my:potential", calculator) == "mp-raw"
+    calculator.energy_scheme = "dft"
+    with pytest.raises(UserError, match="declares the energy scheme 'dft'; use one of mp2020"):
+        energy_scheme("my:potential", calculator)

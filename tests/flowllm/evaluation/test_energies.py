@@ -1,0 +1,179 @@
+"""`flowllm evaluate` with a potential and a hull, and what is said about the energies."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from pymatgen.core import Lattice, Structure
+
+from flowllm.cli import cli
+from flowllm.crystals.cif import cif_text
+from flowllm.crystals.crystal import Crystal
+from flowllm.crystals.io import read, write
+from flowllm.energy.calculators import known_elements
+from flowllm.energy.relaxation import relax_crystals
+from flowllm.evaluation.energies import Energies, Judge
+from flowllm.evaluation.evaluate import evaluate
+from flowllm.evaluation.measured import Measured
+from flowllm.evaluation.remarks import remarks
+from flowllm.evaluation.sets import Generated, GeneratedSet
+from flowllm.metrics.intervals import rate
+from flowllm.metrics.refinement import Refinement
+from flowllm.metrics.stability import HullDistance
+from support import SHARED
+
+EMT = "ase.calculators.emt:EMT"
+FACE = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+
+
+def fcc(symbol: str, a: float) -> Structure:
+    side = a / 2**0.5
+    return Structure(Lattice.from_parameters(side, side, side, 60, 60, 60), [symbol], [[0, 0, 0]])
+
+
+def ordered(symbol: str, a: float = 3.7) -> Structure:
+    return Structure(Lattice.cubic(a), [symbol, "Cu", "Cu", "Cu"], [[0, 0, 0], *FACE])
+
+
+def run_folder(path: Path, *structures: Structure | None) -> Path:
+    """A run of the sampler in which low energies were asked for."""
+    path.mkdir()
+    pd.DataFrame(
+        {
+            "id": [f"c{i}" for i in range(len(structures))],
+            "cif": [None if s is None else cif_text(s) for s in structures],
+            "failure": ["no answer" if s is None else None for s in structures],
+        }
+    ).to_parquet(path / "samples.parquet")
+    manifest = {"run": {"conditions": {"e_above_hull": "0.00"}}, "info": {}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of an evaluation with the energies of effective medium theory."""
+    pytest.importorskip("smact", reason="smact is not installed")
+    folder = tmp_path_factory.mktemp("given")
+    overlap = Structure(Lattice.cubic(4), ["Cu", "Cu"], [[0, 0, 0], [0.05, 0, 0]])
+    samples = run_folder(
+        folder / "samples",
+        *(ordered("Pt", 3.75), ordered("Pt"), ordered("Au"), ordered("Ag"), None),
+        *(fcc("Na", 5.3), overlap),
+    )
+    # Formation energies by this potential: Cu3Pt -0.095, Cu3Au -0.010, Cu3Ag 0.021 eV/atom.
+    (folder / "hull.csv").write_text("composition,formation_energy_per_atom\nCu3Au,-0.05\n")
+    write([Crystal(id="known", structure=ordered("Au"))], folder / "train.json")
+    elements = [
+        Crystal(id=symbol, structure=fcc(symbol, a))
+        for symbol, a in (("Cu", 3.6), ("Pt", 3.92), ("Au", 4.06), ("Ag", 4.06))
+    ]
+    relax_crystals(elements, potential=EMT, out=folder / "elements", progress=False)
+    named = {"train": "train.json", "hull": "hull.csv", "references": "elements"}
+    options = [word for key, name in named.items() for word in (f"--{key}", str(folder / name))]
+    return [str(samples), "--potential", EMT, *options]
+
+
+def test_stability_and_sun_of_the_relaxed_crystals(given: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = CliRunner().invoke(cli, ["evaluate", *given, "--out", str(out)])
+    assert ran.exit_code == 0, ran.stderr
+    (content,) = json.loads((out / "metrics.json").read_text())["sets"]
+    metrics = content["metrics"]
+    expected = {
+        **{"stable_0": 2, "stable_0.03": 3, "stable_0.1": 4, "sun": 1, "metastable_sun": 2},
+        **{"relaxed_match_rate": 4, "meets_e_above_hull": 4},
+    }
+    assert {name: metrics[name]["successes"] for name in expected} == expected
+    assert {metrics[name]["count"] for name in expected} == {7}
+    assert metrics["energy_drop"]["value"] > 0 and metrics["relaxation_steps"]["count"] == 4
+    assert metrics["median_e_above_hull"]["value"] == pytest.approx((-0.095 + 0.021) / 2, abs=0.04)
+    assert any("1 of 5 relaxations failed" in note for note in content["notes"])
+    table = pd.read_parquet(out / "structures.parquet").set_index("id")
+    assert table.loc["c2", "e_above_hull"] == pytest.approx(0.04, abs=2e-3)
+    assert table["sun"].tolist() in ([True, *[False] * 6], [False, True, *[False] * 5])
+    assert "No EMT-potential" in table.loc["c5", "relaxation_failure"]
+    assert "not relaxed" in table.loc["c6", "relaxation_failure"]
+    relaxed = read(out / "relaxed.parquet", skip_invalid=True)
+    assert [c.id for c in relaxed] == ["c0", "c1", "c2", "c3"]
+    assert relaxed[0].structure.volume == pytest.approx(relaxed[1].structure.volume, rel=1e-2)
+    assert relaxed[3].properties["e_above_hull"] == pytest.approx(0.021, abs=2e-3)
+    # Nothing is relaxed again.
+    shards = {file: file.stat().st_mtime_ns for file in out.glob("relaxed/samples/shards/*")}
+    assert len(shards) == 5
+    again = CliRunner().invoke(cli, ["evaluate", *given, "--out", str(out)])
+    assert again.stdout == ran.stdout
+    assert {file: file.stat().st_mtime_ns for file in shards} == shards
+
+
+def test_a_potential_without_references_is_refused_before_anything_is_written(
+    given: list[str], tmp_path: Path
+) -> None:
+    ran = CliRunner().invoke(cli, ["evaluate", *given[:-2], "--out", str(tmp_path / "out")])
+    assert ran.exit_code == 2 and "give energies of the elements" in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_potential_alone_gives_the_refinement_figures(tmp_path: Path) -> None:
+    pytest.importorskip("smact", reason="smact is not installed")
+    samples = write([Crystal(id="a", structure=ordered("Pt"))], tmp_path / "one.json")
+    result = evaluate(samples, out=tmp_path / "out", potential=EMT, progress=False)
+    (measured,) = result.sets
+    assert measured.metrics["relaxed_match_rate"].value == 1
+    assert "stable_0" not in measured.metrics and "stable" not in measured.rows[0]
+
+
+def test_a_set_of_which_nothing_relaxes_is_reported(tmp_path: Path) -> None:
+    pytest.importorskip("smact", reason="smact is not installed")
+    salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    samples = write([Crystal(id="a", structure=salt)], tmp_path / "one.json")
+    result = evaluate(samples, out=tmp_path / "out", potential=EMT, progress=False)
+    (measured,) = result.sets
+    assert measured.metrics["relaxed_match_rate"].value == 0
+    assert any("1 of 1 relaxations failed" in note for note in measured.notes)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def said(above: list[float | None], symbol: str = "Cu") -> list[str]:
+    """Remarks on crystals of these energies above the hull."""
+    structures = [fcc(symbol, 3.6)] * len(above)
+    crystals = [Generated(id=str(i), structure=s) for i, s in enumerate(structures)]
+    energies = Energies(
+        judge=Judge(
+            potential="chgnet",
+            identity={},
+            scheme="mp2020",
+            elements=known_elements("chgnet"),
+        ),
+        relaxed=structures,
+        failures=[None] * len(above),
+        energies_per_atom=above,
+        refinements=[Refinement(rmsd=None, energy_drop_per_atom=None, steps=None)] * len(above),
+        distances=[HullDistance(e_above_hull=e) for e in above],
+        num_tried=len(above),
+    )
+    result = Measured(name="set", num_generated=len(above), failures=Counter())
+    result.metrics["uniqueness"] = rate(2, len(above))
+    generated = GeneratedSet(name="set", crystals=crystals)
+    return remarks(result, generated, reference=None, train=[], energies=energies)
+
+
+def test_suspicious_energies_are_said_aloud() -> None:
+    assert said([-0.1, 0.2]) == []
+    assert "every crystal with an energy is stable" in said([-0.1, -0.2])[0]
+    assert "1 relaxed crystals have no energy" in said([-0.1, 0.2, None])[0]
+    assert "2 crystals hold elements that chgnet has not learnt (Po)" in said([0.1, 0.2], "Po")[0]
+
+
+def test_elements_of_a_saved_potential(tmp_path: Path) -> None:
+    folder = SHARED / "potentials" / "TensorNet-MatPES-PBE-v2025.1-PES"
+    if not folder.is_dir():
+        pytest.skip("the potential is not at ../shared/potentials")
+    known = known_elements(f"matgl:{folder}")
+    assert known is not None and len(known) == 89 and "Po" not in known
+    assert known_elements(EMT) is None

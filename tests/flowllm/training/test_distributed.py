@@ -1,0 +1,198 @@
+"""Two processes on the CPU (gloo), as `accelerate launch` starts them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from pymatgen.core import Lattice, Structure
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from flowllm.crystals.io import Crystal, write
+from flowllm.errors import UserError
+from flowllm.training import engine as training
+from flowllm.training.fsdp import check_sharding
+from flowllm.training.prior import train_llm
+from llm_prior import Prior
+
+SETTINGS = (
+    *("training.epochs=3", "training.warmup_steps=2", "training.save_steps=2"),
+    *("training.bf16=false", "training.logging_steps=1", "training.learning_rate=1e-2"),
+    *("model.architecture.hidden_size=16", "model.architecture.intermediate_size=16"),
+    *("model.architecture.num_hidden_layers=1", "model.architecture.num_attention_heads=2"),
+)  # AdamW divides a gradient by its size, so equal sums of floats in another order drift slowly
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    crystals = []
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        lattice = Lattice.from_parameters(*rng.uniform(4, 6, 3), *rng.uniform(80, 100, 3))
+        species = list(rng.choice(["Na", "Mg", "O", "Cl"], rng.integers(1, 6)))
+        structure = Structure(lattice, species, rng.random((len(species), 3)))
+        crystals.append(Crystal(id=f"c{seed}", structure=structure, properties={}))
+    write(crystals, tmp_path / "train.jsonl")
+    return tmp_path / "train.jsonl"
+
+
+def launch(
+    data: Path, out: Path, *settings: str, flags: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """`flowllm train-llm` in two processes."""
+    command = [
+        *("accelerate", "launch", "--num_processes", "2", "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+        *(flags or ["--cpu"]),
+        *("-m", "flowllm", "train-llm", "--data", str(data), "--out", str(out), "--device", "cpu"),
+        *(*SETTINGS, *settings),
+    ]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+processes = multiprocessing.get_context("forkserver")  # imports once, and forks without threads
+
+
+def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> None:
+    os.environ.update(environment)
+    if "ACCELERATE_USE_FSDP" in environment:
+        gather = training.gather_weights
+
+        def checked(model: torch.nn.Module, *, keep: bool) -> None:
+            assert all(isinstance(weight, DTensor) for weight in model.parameters())
+            gather(model, keep=keep)
+
+        training.gather_weights = checked  # in this process alone
+    train_llm(**arguments)
+
+
+def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **env: str) -> None:
+    """The same without the seconds that a launcher takes, with the environment that it makes."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
+    arguments["overrides"] = [*SETTINGS, *settings]
+    processes.set_forkserver_preload([train_llm.__module__])
+    both = [
+        processes.Process(
+            target=train_in_process,
+            args=({**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, arguments),
+        )
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=120)
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: Path) -> None:
+    train_in_two(data, tmp_path / "two", "training.batch_size=4")
+    accumulated = [*SETTINGS, "training.batch_size=4", "training.gradient_accumulation=2"]
+    for out, overrides in (
+        ("accumulated", accumulated),
+        ("started", [*accumulated, "training.learning_rate=1e-30", "training.max_steps=1"]),
+    ):
+        train_llm(data=[data], out=tmp_path / out, overrides=overrides, device="cpu")
+    found, expected, start = (weights(tmp_path / o) for o in ("two", "accumulated", "started"))
+    for name, weight in expected.items():
+        assert (weight - start[name]).abs().max() > 1e-3
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_a_large_batch(data: Path, tmp_path: Path) -> None:
+    for out, size, times in (("large", 16, 1), ("accumulated", 4, 4)):
+        settings = (f"training.batch_size={size}", f"training.gradient_accumulation={times}")
+        train_llm(data=[data], out=tmp_path / out, overrides=[*SETTINGS, *settings], device="cpu")
+    found, expected = weights(tmp_path / "accumulated"), weights(tmp_path / "large")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+
+
+def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_path: Path) -> None:
+    """FSDP: whole weights in one process, with twice the batch, come to the same."""
+    flags = (
+        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_state_dict_type", "FULL_STATE_DICT"),
+        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
+    )
+    sharded = launch(data, tmp_path / "sharded", "training.batch_size=4", flags=flags)
+    assert sharded.returncode == 0, sharded.stderr[-3000:]
+    train_llm(
+        data=[data],
+        out=tmp_path / "whole",
+        overrides=[*SETTINGS, "training.batch_size=4", "training.gradient_accumulation=2"],
+        device="cpu",
+    )
+    found, expected = weights(tmp_path / "sharded"), weights(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+    Prior.from_pretrained(tmp_path / "sharded" / "model")
+
+    for name in ("model", "checkpoint-4", "checkpoint-6"):
+        shutil.rmtree(tmp_path / "sharded" / name)
+    train_in_two(
+        data,
+        tmp_path / "sharded",
+        "training.batch_size=4",
+        resume=True,
+        ACCELERATE_USE_FSDP="true",
+        FSDP_VERSION="2",
+        FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
+        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
+        FSDP_CPU_RAM_EFFICIENT_LOADING="true",
+    )
+    for name, weight in weights(tmp_path / "sharded").items():
+        assert torch.equal(weight, found[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fsdp_version": 1}, "FSDP 1 is not supported; .*--fsdp_version 2"),
+        ({"state_dict_type": "SHARDED_STATE_DICT"}, "--fsdp_state_dict_type FULL_STATE_DICT"),
+        ({"ema_decay": 0.9}, "no average is kept of sharded weights; set training.ema_decay to 0"),
+    ],
+)
+def test_what_sharded_weights_cannot_do_is_refused(change: dict[str, Any], message: str) -> None:
+    decay = change.pop("ema_decay", 0.0)
+    settings = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT"} | change
+    plugin = FullyShardedDataParallelPlugin(**settings)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(UserError, match=message):
+        check_sharding(accelerator, ema_decay=decay)
+
+
+def test_what_the_first_process_refuses_ends_the_others(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("my work")
+    refused = launch(data, tmp_path / "out")
+    assert refused.returncode != 0 and "thesis.tex" in refused.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
