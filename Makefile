@@ -17,6 +17,7 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 release: .venv/.installed-dev
 	PATH=$(CURDIR)/$(BIN):$$PATH tools/release.sh

@@ -1,20 +1,38 @@
-"""Errors a user can cause and mend."""
+"""Errors that bad input causes.
+
+Every error of this project that a user can fix derives from `FlowLLMError`. Its message is one line
+that names the input, the problem and what to do; the command line prints it and exits with code 2.
+"""
 
 from __future__ import annotations
 
+from llm_prior.errors import PriorError
+from rfm.errors import RefinerError
 
-class UserError(ValueError):
-    """A mistake the user can mend: one clear line that names the thing and the mend.
 
-    The command line prints the line without a traceback and exits with code 2.
-    """
+class FlowLLMError(ValueError):
+    """Base class of all errors that bad input causes, those of `llm_prior` and `rfm` included."""
+
+    __slots__ = ()  # so that it can become the base of classes that derive from `ValueError`
+
+
+# The two libraries do not import `flowllm`, so their errors join the hierarchy from here.
+PriorError.__bases__ = (FlowLLMError,)
+RefinerError.__bases__ = (FlowLLMError,)
+
+
+class UserError(FlowLLMError):
+    """Bad input to `flowllm`: an argument, a file, a folder or a setting."""
 
 
 class InvalidCrystal(UserError):
-    """A crystal that cannot be used, with a reason code to count by.
+    """A crystal that cannot be used.
 
-    Reason codes: `unreadable`, `wrong_formula`, `disorder`, `unknown_element`, `bad_cell`,
-    `not_periodic`, `too_many_atoms`, `no_reduced_cell`, `bad_property`, `duplicate_id`.
+    Attributes:
+        reason: code to count by: `unreadable`, `wrong_formula`, `disorder`, `unknown_element`,
+            `bad_cell`, `not_periodic`, `too_many_atoms`, `no_reduced_cell`, `bad_property` or
+            `duplicate_id`.
+        detail: the message.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -27,6 +45,6 @@ class InvalidCrystal(UserError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """What a library said, on one line of at most 200 characters."""
+    """Return the message of an error on one line of at most 200 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

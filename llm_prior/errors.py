@@ -1,7 +1,7 @@
-"""What can go wrong in the text prior that its user can mend."""
+"""The error that bad input to this library causes."""
 
 from __future__ import annotations
 
 
 class PriorError(ValueError):
-    """A one-line message that names the thing that is wrong and how to mend it."""
+    """Bad input to the prior. The message is one line that names the input and the fix."""

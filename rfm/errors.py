@@ -1,7 +1,7 @@
-"""The one error this library raises for something its user can mend."""
+"""The error that bad input to this library causes."""
 
 from __future__ import annotations
 
 
 class RefinerError(ValueError):
-    """An input, file or setting the refiner cannot work with; the message says how to mend it."""
+    """Bad input to the refiner. The message is one line that names the input and the fix."""

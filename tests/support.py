@@ -6,3 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+BUNDLED_PRIOR = ROOT / "flowllm" / "hub" / "bundled" / "prior"
+BUNDLED_REFINER = ROOT / "flowllm" / "hub" / "bundled" / "refiner"
+MP20_SAMPLE = ROOT / "tests" / "data" / "mp20_sample.parquet"  # 72 crystals, see its README
+MP20 = SHARED / "data" / "mp20"  # the whole data set, where it is at hand

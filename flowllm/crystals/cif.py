@@ -21,7 +21,7 @@ from flowllm.crystals.crystal import (
     geometry_of_structure,
 )
 from flowllm.errors import InvalidCrystal, one_line
-from flowllm.runs.executors import for_each
+from flowllm.system.executors import for_each
 
 _WORTH_WORKERS = 5000  # CIFs for pymatgen; fewer are parsed before the processes have paid off
 _CHUNK = 250

@@ -85,7 +85,8 @@ def evaluate(
         potential: relaxes every crystal, for the refinement figures and the energies; see
             `flowllm.energy.calculators.load_calculator`.
         hull: of the known compounds, for stability and S.U.N.: a file
-            (`flowllm.energy.hull.read_hull`), or `materials-project` for its present database (mp-api, with a key).
+            (`flowllm.energy.hull.read_hull`), or `materials-project` for its present database
+            (mp-api, with a key).
         references: elemental energies, where the hull has none or not those of the potential; see
             `flowllm.energy.formation.read_references`.
         min_elements: crystals of fewer elements do not count as stable (FlowLLM: 2).

@@ -18,8 +18,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from flowllm.errors import UserError
+from flowllm.runs.checkpoints import newest_complete
 from flowllm.system.files import sha256_file, write_atomic
-from flowllm.training.checkpoints import newest_complete
 
 CARD_FILE = "README.md"
 LIBRARY = "flowllm-crystal"

@@ -27,7 +27,7 @@ from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.evaluation.feature_store import VectorStore, structure_key
 from flowllm.metrics.coordination import coordinations
 from flowllm.metrics.order_parameters import Angles, order_parameter
-from flowllm.runs.executors import for_each
+from flowllm.system.executors import for_each
 from flowllm.system.extras import require
 
 MIN_VOLUME_PER_ATOM = 0.1  # Angstrom^3; below, some distance is under 0.5, and Voronoi cells cost

@@ -21,8 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from flowllm.errors import UserError
-from flowllm.runs.executors import for_each
 from flowllm.runs.identity import claimed, locked, read_identity
+from flowllm.system.executors import for_each
 from flowllm.system.files import publish, remove_temporaries, write_atomic
 
 logger = logging.getLogger(__name__)

@@ -31,8 +31,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flowllm.errors import UserError
+from flowllm.runs.checkpoints import mark_complete, newest_complete, verify
 from flowllm.system.device import pick_device
-from flowllm.training.checkpoints import mark_complete, newest_complete, verify
 from flowllm.training.config import TrainingConfig
 from flowllm.training.ema import WeightAverage
 from flowllm.training.epochs import Drawable, VirtualEpochs

@@ -11,10 +11,10 @@ from typing import Any
 
 from flowllm.errors import UserError
 from flowllm.hub.card import write_training_card
+from flowllm.runs.checkpoints import remove_incomplete
 from flowllm.runs.identity import claimed
 from flowllm.system.files import publish, sha256_path
 from flowllm.system.versions import versions
-from flowllm.training.checkpoints import remove_incomplete
 from flowllm.training.config import WITHOUT_EFFECT
 
 RUN_FILE = "run.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +16,12 @@ from flowllm.metrics.composition_scale import read_scale
 from flowllm.metrics.coverage import diversity, feature_novelty, nearest
 from flowllm.metrics.distances import property_distance
 from flowllm.metrics.fingerprints import Fingerprints, composition_fingerprint
+from support import SHARED
 
 pytest.importorskip("smact", reason="smact is not installed")
 pytest.importorskip("matminer", reason="matminer is not installed")
 
-SHARED = Path(__file__).parents[3].parent / "shared"
+
 SAMPLES = SHARED / "reference" / "samples.parquet"
 SCALE = SAMPLES.parent / "comp_scaler.json"
 pytestmark = pytest.mark.skipif(

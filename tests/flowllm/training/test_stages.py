@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
-from flowllm.training.checkpoints import MARKER, complete_checkpoints, newest_complete
+from flowllm.runs.checkpoints import MARKER, complete_checkpoints, newest_complete
 from flowllm.training.folder import training_run
 from flowllm.training.pairing.table import write_pairs
 from flowllm.training.prior import train_llm

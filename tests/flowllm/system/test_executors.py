@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from flowllm.runs.executors import for_each
+from flowllm.system.executors import for_each
 
 
 @pytest.fixture

@@ -1,0 +1,151 @@
+"""Options: dataclass fields that carry their help text, unit and check.
+
+A config class declares each option once:
+
+    @dataclass(frozen=True, kw_only=True)
+    class RelaxationConfig(Options):
+        force_limit: float = option(0.05, "Largest force at the end.", unit="eV/Angstrom", above=0)
+
+Its constructor checks every value and raises `UserError`; `flowllm.cli.options` derives the command
+line options from the same fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from flowllm.errors import UserError
+
+_KEY = "option"
+Config = TypeVar("Config", bound="Options")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionSpec:
+    """What is known about an option besides its name, type and default.
+
+    Attributes:
+        help: one sentence for the command line.
+        unit: of the value, such as `eV/Angstrom`; empty if it has none.
+        section: heading under which the command line lists the option.
+        choices: the values that are allowed, if they can be listed.
+        minimum, maximum: inclusive bounds of a number.
+        above, below: exclusive bounds of a number.
+        default_text: shown on the command line instead of the default.
+        parse: brings a given value to its canonical form; raises `ValueError`.
+        path: the value is a path on the command line.
+        hidden: the command line has no such option.
+    """
+
+    help: str
+    unit: str = ""
+    section: str = ""
+    choices: tuple[Any, ...] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    default_text: str | None = None
+    parse: Callable[[Any], Any] | None = None
+    path: bool = False
+    hidden: bool = False
+
+    @property
+    def full_help(self) -> str:
+        """The help text with the unit."""
+        return f"{self.help} [{self.unit}]" if self.unit else self.help
+
+    @property
+    def range(self) -> str:
+        """The allowed range in words, such as `above 0`; empty if every number is allowed."""
+        words = []
+        for name, word in (("above", "above"), ("minimum", "at least")):
+            if (bound := getattr(self, name)) is not None:
+                words.append(f"{word} {bound:g}")
+        for name, word in (("below", "below"), ("maximum", "at most")):
+            if (bound := getattr(self, name)) is not None:
+                words.append(f"{word} {bound:g}")
+        return " and ".join(words)
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `UserError` if a value is not one of the choices or lies outside the range."""
+        if self.choices is not None and value not in self.choices:
+            known = ", ".join(map(str, self.choices))
+            raise UserError(f"{name} {value!r} is unknown; choose one of {known}")
+        if not self.range:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not self._contains(value):
+            raise UserError(f"{name} is {value!r}; give a number {self.range}")
+
+    def _contains(self, value: float) -> bool:
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+def option(default: Any, help: str, **spec: Any) -> Any:
+    """Return a dataclass field with a default and an `OptionSpec`.
+
+    Args:
+        default: value of the field; a list, dict or set is copied for each instance.
+        help: see `OptionSpec`.
+        **spec: further attributes of `OptionSpec`.
+    """
+    metadata = {_KEY: OptionSpec(help=help, **spec)}
+    if isinstance(default, list | dict | set):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def specs(config: type[Options] | Options) -> dict[str, tuple[dataclasses.Field[Any], OptionSpec]]:
+    """Return the options of a config class by name, in the order of their declaration."""
+    return {f.name: (f, f.metadata[_KEY]) for f in fields(config) if _KEY in f.metadata}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of config classes: parses and checks every option when an instance is made.
+
+    None is allowed for every option whose default is None and is not checked.
+
+    Raises:
+        UserError: a value that cannot be parsed, is unknown, or lies outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for name, (declared, spec) in specs(self).items():
+            value = getattr(self, name)
+            if value is None and declared.default is None:
+                continue
+            if spec.parse is not None:
+                value = spec.parse(value)
+                object.__setattr__(self, name, value)
+            spec.check(name, value)
+
+
+def from_arguments(config: type[Config], arguments: dict[str, Any]) -> Config:
+    """Make a config from keyword arguments; an unknown one is an error that lists the known ones.
+
+    Raises:
+        UserError: an unknown name or a bad value.
+    """
+    known = {f.name for f in fields(config)}
+    for name in arguments:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}; known are {', '.join(sorted(known))}")
+    return config(**arguments)
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return a value or a sequence of values as a tuple; a string or path counts as one value."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return tuple(value)
+    return (value,)
