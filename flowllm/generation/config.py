@@ -1,13 +1,14 @@
-"""What is asked of the models: conditions and settings of a sampling run."""
+"""Configurations of sampling and refining: every option with its help, unit and check."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
-from flowllm.energy.calculators import POTENTIAL
 from flowllm.errors import UserError
+from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
     DEFAULT_ATTEMPTS,
@@ -19,120 +20,244 @@ from llm_prior import (
 )
 from llm_prior.prompts import render_elements
 
-Rank = Literal["prior", "flow", "energy"]
+Rank = Literal["prior", "energy", "flow"]
+POTENTIAL = "chgnet"  # ranks where no other is named
+
+_CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
+_INTEGRATION = ("steps", "method", "position_slope", "cell_slope")
+
+
+def parse_symbols(elements: Any) -> tuple[str, ...]:
+    """Return `Na,Cl` or a sequence of symbols as a sorted tuple without repeats.
+
+    Raises:
+        PriorError: if one is not the symbol of an element.
+    """
+    return tuple(render_elements(elements).split(", ")) if elements else ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a sampling run asks for, apart from the models: plain JSON, part of its identity.
+class DrawingConfig(Options):
+    """How texts are drawn from the prior."""
 
-    Attributes:
-        conditions: see `llm_prior.prompts.ATTRIBUTES`.
-        refine: move the prior's crystals with the refiner.
-        seed: decides every draw.
-        temperature, top_p, max_attempts: see `llm_prior.propose`.
-        constrain, exclude_elements: see `llm_prior.propose`.
-        novel_to: name and hash of each file whose formulas are refused.
-        best_of, rank: candidates for each crystal and what chooses among them; see
-            `flowllm.generation.selection`.
-        potential: whose energies rank; None for the default one, or where none is needed.
-        steps, method, position_slope, cell_slope: of the refiner's integration, see
-            `rfm.integrate`; None takes the model's own.
-        trajectory, score: what a refined crystal keeps, see `rfm.refine`.
-
-    Raises:
-        UserError, PriorError: settings of what is not used, or impossible ones.
-    """
-
-    conditions: dict[str, str] = field(default_factory=dict)
-    refine: bool = True
-    seed: int = 0
-    temperature: float = DEFAULT_TEMPERATURE
-    top_p: float = DEFAULT_TOP_P
-    max_attempts: int = DEFAULT_ATTEMPTS
-    constrain: bool = True
-    exclude_elements: list[str] = field(default_factory=list)
-    novel_to: list[dict[str, str]] = field(default_factory=list)
-    best_of: int = 1
-    rank: Rank = "prior"
-    potential: str | None = None
-    steps: int | None = None
-    method: str | None = None
-    position_slope: float | None = None
-    cell_slope: float | None = None
-    trajectory: bool = False
-    score: bool = False
+    temperature: float = option(
+        DEFAULT_TEMPERATURE,
+        "Divides the logits; 0 takes the likeliest token.",
+        section="Drawing",
+        minimum=0,
+    )
+    top_p: float = option(
+        DEFAULT_TOP_P,
+        "Mass of the nucleus that tokens are drawn from (Holtzman et al. 2019).",
+        section="Drawing",
+        above=0,
+        maximum=1,
+    )
+    max_attempts: int = option(
+        DEFAULT_ATTEMPTS,
+        "Texts drawn for a crystal before it counts as failed.",
+        section="Drawing",
+        minimum=1,
+    )
+    constrain: bool = option(
+        True,
+        "Write only texts that decode and have the atoms of the request.",
+        section="Drawing",
+    )
+    seed: int = option(0, "Seed of every draw.", section="Drawing", minimum=0)
+    batch_size: int = option(
+        128, "Crystals in a batch, as memory allows.", section="Drawing", minimum=1
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
-        given = [name for name, value in self.integration.items() if value is not None]
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """The arguments of `llm_prior.propose`."""
+        names = ("temperature", "top_p", "max_attempts", "constrain")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementConfig(Options):
+    """How crystals are refined. None takes the setting that the refiner was saved with."""
+
+    steps: int | None = option(
+        None,
+        "Steps of the integration.",
+        section="Refining",
+        minimum=1,
+        default_text="the refiner's",
+    )
+    method: str | None = option(
+        None,
+        "Integrator.",
+        section="Refining",
+        choices=("euler", "midpoint", "heun"),
+        default_text="the refiner's",
+    )
+    position_slope: float | None = option(
+        None,
+        "Anti-annealing slope s of the positions: velocities are multiplied by 1 + s t.",
+        section="Refining",
+        minimum=0,
+        default_text="the refiner's",
+    )
+    cell_slope: float | None = option(
+        None,
+        "Anti-annealing slope of the cell.",
+        section="Refining",
+        minimum=0,
+        default_text="the refiner's",
+    )
+    trajectory: bool = option(
+        False,
+        "Write every state of the integration to trajectories/ID.extxyz.",
+        section="Refining",
+    )
+    score: bool = option(
+        False,
+        "Add the log-likelihood of each crystal under the flow. Slow.",
+        section="Refining",
+    )
+    seed: int = option(0, "Seed of every draw.", section="Drawing", minimum=0)
+
+    @property
+    def integration(self) -> dict[str, Any]:
+        """The settings of the integration; None stands for the refiner's own."""
+        return {name: getattr(self, name) for name in _INTEGRATION}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(DrawingConfig, RefinementConfig):
+    """Request for crystals, apart from their number and the models.
+
+    `SamplingConfig.of(formula="NaCl", temperature=1.0)` takes conditions and options alike.
+
+    Raises:
+        UserError: if an option is out of range or contradicts another one.
+        PriorError: if a condition is unknown, has a bad value, or contradicts another one.
+    """
+
+    conditions: Mapping[str, Any] = option(
+        {}, "Conditions by name; see `llm_prior.prompts.ATTRIBUTES`.", hidden=True
+    )
+    composition: str | None = option(
+        None, "Exactly these atoms in the cell, such as Na4Cl4.", section="Conditions"
+    )
+    exclude_elements: tuple[str, ...] = option(
+        (),
+        "Elements that no crystal has, such as Pb,Cd.",
+        section="Conditions",
+        parse=parse_symbols,
+    )
+    novel_to: tuple[Path, ...] = option(
+        (),
+        "Crystals whose reduced formulas are drawn again, such as a training set. Repeatable.",
+        section="Conditions",
+        parse=lambda value: tuple(map(Path, as_tuple(value))),
+        path=True,
+    )
+    best_of: int = option(
+        1,
+        "Candidates of one composition for each crystal, of which the best one is kept.",
+        section="Selection",
+        minimum=1,
+    )
+    rank: Rank = option(
+        "prior",
+        "Criterion of --best-of: likelihood under the prior, energy, or likelihood under the "
+        "flow (slow).",
+        section="Selection",
+        choices=("prior", "energy", "flow"),
+    )
+    potential: str | None = option(
+        None,
+        "Potential of --rank energy: chgnet (extra [eval]), matgl:NAME-OR-FOLDER or "
+        "MODULE:FACTORY.",
+        section="Selection",
+        default_text=POTENTIAL,
+    )
+    refine: bool = option(True, "Refine the crystals.", section="Refining")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "conditions", self._merged_conditions())
+        given = [name for name in _INTEGRATION if getattr(self, name) is not None]
         given += [name for name in ("trajectory", "score") if getattr(self, name)]
         if given and not self.refine:
-            raise UserError(
-                f"{given[0]} is a setting of the refiner; ask for refine as well, or leave it out"
-            )
-        if self.best_of < 1:
-            raise UserError(f"best_of {self.best_of} must be at least 1")
+            raise UserError(f"{given[0]} is an option of refining; leave it out, or refine")
         if self.best_of > 1 and self.temperature == 0:
             raise UserError(
                 f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
                 "give a temperature above 0"
             )
-        if self.rank not in get_args(Rank):
-            raise UserError(f"rank {self.rank!r} is none of {', '.join(get_args(Rank))}")
         if self.rank == "flow" and not self.refine:
-            raise UserError("rank flow ranks refined crystals; ask for refine as well")
+            raise UserError("rank flow ranks refined crystals; refine, or choose another rank")
         if self.rank != "prior" and self.best_of == 1:
             raise UserError(f"rank {self.rank} chooses among candidates; give best_of 2 or more")
         if self.potential is not None and self.rank != "energy":
-            raise UserError("potential is for rank energy; ask for that, or leave it out")
+            raise UserError("potential belongs to rank energy; give that, or leave it out")
 
-    @property
-    def integration(self) -> dict[str, Any]:
-        """What `rfm.refine` takes of the integration."""
-        names = ("steps", "method", "position_slope", "cell_slope")
-        return {name: getattr(self, name) for name in names}
+    @classmethod
+    def of(cls, config: SamplingConfig | None = None, **arguments: Any) -> SamplingConfig:
+        """Return a config from keyword arguments: options and conditions (`spacegroup=225`).
+
+        Args:
+            config: the options that `arguments` do not name; None: the defaults.
+            **arguments: fields of this class and names of conditions. None leaves a condition out.
+
+        Raises:
+            UserError, PriorError: if an argument is unknown or has a bad value.
+        """
+        names = {field.name for field in fields(cls)}
+        values = {} if config is None else {name: getattr(config, name) for name in names}
+        if config is not None and config.composition is not None:
+            for name in ("formula", "num_atoms"):  # merged from the composition
+                values["conditions"] = dict(values["conditions"])
+                values["conditions"].pop(name, None)
+        conditions = {**values.get("conditions", {}), **arguments.pop("conditions", {})}
+        for name, value in arguments.items():
+            if name in names:
+                values[name] = value
+            elif name in _CONDITIONS:
+                conditions[name] = value
+            else:
+                known = ", ".join([*_CONDITIONS, *specs(cls)])
+                raise UserError(f"unknown condition or option {name!r}; known are {known}")
+        return cls(**{**values, "conditions": conditions})
+
+    def _merged_conditions(self) -> dict[str, str]:
+        """Return all conditions as the prompt writes them, so that equal requests are equal."""
+        merged = {name: value for name, value in self.conditions.items() if value is not None}
+        if self.composition is not None:
+            if "formula" in merged:
+                raise UserError("formula and composition exclude each other; give one of them")
+            if "num_atoms" in merged:
+                raise UserError("composition fixes the number of atoms; leave num_atoms out")
+            merged |= composition_conditions(self.composition)
+        generation_prompt(merged)  # raises PriorError for an unknown name
+        return {name: a.render(merged[name]) for name, a in _CONDITIONS.items() if name in merged}
 
     @property
     def ranking_potential(self) -> str | None:
-        """The potential that ranks the candidates, or None where energies do not."""
+        """The potential that ranks the candidates; None if energies do not."""
         if self.rank != "energy":
             return None
         return POTENTIAL if self.potential is None else self.potential
 
     @property
-    def asked(self) -> set[str]:
-        """The conditions that prompts name."""
+    def prompt_conditions(self) -> set[str]:
+        """The names of the conditions in the prompts."""
         return {*self.conditions, *(("formula", "num_atoms") if self.best_of > 1 else ())}
 
+    def identity(self) -> dict[str, Any]:
+        """Return the request as plain JSON, for manifests: equal requests are equal.
 
-def merge_conditions(
-    formula: str | None, composition: str | None, conditions: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All conditions of a request in one dict, as the prompt writes them, without those that are
-    None: requests that mean the same are the same.
-
-    Raises:
-        UserError: both formula and composition, or composition and num_atoms.
-        PriorError: an unknown condition, or a value that is none.
-    """
-    merged = {name: value for name, value in conditions.items() if value is not None}
-    if formula is not None and composition is not None:
-        raise UserError("formula and composition exclude each other; give one of them")
-    if formula is not None:
-        merged["formula"] = formula
-    if composition is not None:
-        if "num_atoms" in merged:
-            raise UserError("composition fixes the number of atoms; leave num_atoms out")
-        merged |= composition_conditions(composition)
-    generation_prompt(merged)  # refuses unknown names
-    return {a.name: a.render(merged[a.name]) for a in ATTRIBUTES if a.name in merged}
-
-
-def symbols(elements: str | Sequence[str] | None) -> list[str]:
-    """`Na,Cl` or a list of symbols as a sorted list without repeats; empty for None.
-
-    Raises:
-        PriorError: not elements.
-    """
-    return render_elements(elements).split(", ") if elements else []
+        `novel_to` is left to the caller, who hashes the files; `composition` is in the conditions.
+        """
+        left_out = ("novel_to", "composition", "batch_size")
+        values = {name: getattr(self, name) for name in specs(self) if name not in left_out}
+        return {**values, "exclude_elements": list(self.exclude_elements)}

@@ -13,10 +13,11 @@ line options from the same fields.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from flowllm.errors import UserError
 
@@ -71,16 +72,22 @@ class OptionSpec:
                 words.append(f"{word} {bound:g}")
         return " and ".join(words)
 
-    def check(self, name: str, value: Any) -> None:
-        """Raise `UserError` if a value is not one of the choices or lies outside the range."""
+    def check(self, name: str, value: Any, kind: type | None = None) -> None:
+        """Raise `UserError` if a value is no `kind`, not among the choices, or out of range."""
         if self.choices is not None and value not in self.choices:
             known = ", ".join(map(str, self.choices))
             raise UserError(f"{name} {value!r} is unknown; choose one of {known}")
-        if not self.range:
-            return
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not self._contains(value):
-            raise UserError(f"{name} is {value!r}; give a number {self.range}")
+        if kind in (int, float):
+            numbers = int if kind is int else (int, float)
+            if (
+                not isinstance(value, numbers)
+                or isinstance(value, bool)
+                or not (math.isfinite(value) and self._contains(value))
+            ):
+                what = "a whole number" if kind is int else "a number"
+                raise UserError(f"{name} is {value!r}; give {what} {self.range}".rstrip())
+        elif kind is not None and not isinstance(value, kind):
+            raise UserError(f"{name} is {value!r}; give a value of type {kind.__name__}")
 
     def _contains(self, value: float) -> bool:
         return (
@@ -121,6 +128,7 @@ class Options:
     """
 
     def __post_init__(self) -> None:
+        kinds = plain_types(type(self))
         for name, (declared, spec) in specs(self).items():
             value = getattr(self, name)
             if value is None and declared.default is None:
@@ -128,7 +136,18 @@ class Options:
             if spec.parse is not None:
                 value = spec.parse(value)
                 object.__setattr__(self, name, value)
-            spec.check(name, value)
+            spec.check(name, value, kinds[name])
+
+
+@functools.cache
+def plain_types(config: type[Options]) -> dict[str, type | None]:
+    """Return int, float, bool or str for each option annotated so (or with None); else None."""
+    found: dict[str, type | None] = {}
+    for name, hint in get_type_hints(config).items():
+        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+        plain = len(kinds) == 1 and kinds[0] in (int, float, bool, str)
+        found[name] = kinds[0] if plain else None
+    return found
 
 
 def from_arguments(config: type[Config], arguments: dict[str, Any]) -> Config:

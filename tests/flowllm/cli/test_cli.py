@@ -178,7 +178,7 @@ def test_a_real_process_keeps_results_and_log_apart(tmp_path: Path) -> None:
     assert [row.split()[:2] for row in rows] == [[f"sample-{i:05d}", "NaCl"] for i in range(3)]
     assert last == f"3 of 3 crystals in {out}"
     for line in ran.stderr.splitlines():
-        assert re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) flowllm\.\w+: ", line), line
+        assert re.match(r"\d\d:\d\d:\d\d (INFO|WARNING) flowllm\.[\w.]+: ", line), line
     # The same again, here: the same files, not made anew.
     before = contents(out)
     again = call(*asked)

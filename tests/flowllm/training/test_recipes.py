@@ -13,6 +13,7 @@ from flowllm.errors import UserError
 from flowllm.training import recipes as config
 from flowllm.training.config import TrainingConfig
 from flowllm.training.recipes import LLMRecipe, RFMRecipe, load_recipe, named_recipes
+from support import ROOT
 
 KINDS = {"llm": LLMRecipe, "rfm": RFMRecipe}
 SMALL = """
@@ -52,9 +53,7 @@ def test_a_recipe_of_the_other_stage_is_refused(name: str) -> None:
 
 
 def test_a_path_does_what_a_name_does(tmp_path: Path) -> None:
-    copy = shutil.copy(
-        Path(config.__file__).parents[1] / "configs" / "llm" / "small.yaml", tmp_path
-    )
+    copy = shutil.copy(ROOT / "configs" / "llm" / "small.yaml", tmp_path)
     assert load_recipe(LLMRecipe, copy) == load_recipe(LLMRecipe, "llm/small")
     assert load_recipe(LLMRecipe, str(copy)) == load_recipe(LLMRecipe, "llm/small")
 
@@ -170,10 +169,10 @@ def test_recipes_are_found_in_the_package_once_it_is_installed(
     in_the_tree = {name: load_recipe(KINDS[name[:3]], name) for name in named_recipes()}
     # A wheel holds flowllm/configs, and no configs beside the package.
     package = tmp_path / "site-packages" / "flowllm"
-    shutil.copytree(Path(config.__file__).parents[1] / "configs", package / "configs")
+    shutil.copytree(ROOT / "configs", package / "configs")
     changed = (package / "configs" / "llm" / "small.yaml").read_text().replace("2e-3", "4e-3")
     (package / "configs" / "llm" / "small.yaml").write_text(changed)
-    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(config, "__file__", str(package / "training" / "recipes.py"))
     monkeypatch.setattr(config.resources, "files", {"flowllm": package}.__getitem__)
     monkeypatch.chdir(tmp_path)  # names do not depend on the working directory
 
