@@ -13,7 +13,6 @@ line options from the same fields.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -139,7 +138,6 @@ class Options:
             spec.check(name, value, kinds[name])
 
 
-@functools.cache
 def plain_types(config: type[Options]) -> dict[str, type | None]:
     """Return int, float, bool or str for each option annotated so (or with None); else None."""
     found: dict[str, type | None] = {}
