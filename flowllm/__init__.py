@@ -1,4 +1,12 @@
-"""FlowLLM: a language model proposes a crystal, Riemannian flow matching refines it."""
+"""FlowLLM: a language model proposes a crystal, Riemannian flow matching refines it.
+
+    from flowllm import FlowLLM
+
+    model = FlowLLM.from_pretrained()
+    samples = model.sample(16, formula="NaCl", seed=0)
+
+Names are imported when they are first used, so `import flowllm` is instant.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +14,67 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flowllm.errors import InvalidCrystal, UserError
-    from flowllm.generation.pipeline import FlowLLM, Sample
+    from flowllm.crystals.crystal import Crystal
+    from flowllm.crystals.io import read, write
+    from flowllm.energy.relaxation import RelaxationConfig, relax
+    from flowllm.errors import FlowLLMError, InvalidCrystal, PriorError, RefinerError, UserError
+    from flowllm.evaluation.evaluate import EvaluationConfig, evaluate
+    from flowllm.generation.config import RefinementConfig, SamplingConfig
+    from flowllm.generation.pipeline import FlowLLM
+    from flowllm.generation.sample import Sample
+    from flowllm.generation.sampling_run import run_refinement, run_sampling
+    from flowllm.training.prior import train_prior
+    from flowllm.training.refiner import train_refiner
+    from rfm import Refinement
 
 __version__ = "0.1.0"
-__all__ = ["FlowLLM", "InvalidCrystal", "Sample", "UserError", "__version__"]
 
-_HOME = {
-    "FlowLLM": "flowllm.generation.pipeline",
-    "Sample": "flowllm.generation.pipeline",
-    "InvalidCrystal": "flowllm.errors",
-    "UserError": "flowllm.errors",
+_NAMES = {
+    "flowllm.crystals.crystal": ("Crystal",),
+    "flowllm.crystals.io": ("read", "write"),
+    "flowllm.energy.relaxation": ("RelaxationConfig", "relax"),
+    "flowllm.errors": (
+        *("FlowLLMError", "InvalidCrystal", "PriorError", "RefinerError", "UserError"),
+    ),
+    "flowllm.evaluation.evaluate": ("EvaluationConfig", "evaluate"),
+    "flowllm.generation.config": ("RefinementConfig", "SamplingConfig"),
+    "flowllm.generation.pipeline": ("FlowLLM",),
+    "flowllm.generation.sample": ("Sample",),
+    "flowllm.generation.sampling_run": ("run_refinement", "run_sampling"),
+    "flowllm.training.prior": ("train_prior",),
+    "flowllm.training.refiner": ("train_refiner",),
+    "rfm": ("Refinement",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = [
+    "Crystal",
+    "EvaluationConfig",
+    "FlowLLM",
+    "FlowLLMError",
+    "InvalidCrystal",
+    "PriorError",
+    "Refinement",
+    "RefinementConfig",
+    "RefinerError",
+    "RelaxationConfig",
+    "Sample",
+    "SamplingConfig",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "read",
+    "relax",
+    "run_refinement",
+    "run_sampling",
+    "train_prior",
+    "train_refiner",
+    "write",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: `import flowllm` stays instant."""
+    """Import a public name when it is first used."""
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'flowllm' has no attribute {name!r}")

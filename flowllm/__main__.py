@@ -1,4 +1,6 @@
-"""`python -m flowllm`."""
+"""`python -m flowllm`: the command line."""
+
+from __future__ import annotations
 
 from flowllm.cli import main
 

@@ -1,22 +1,25 @@
-"""`flowllm doctor`: is this installation what it should be?"""
+"""Diagnosis of an installation: versions, GPUs, potentials, bundled models."""
 
 from __future__ import annotations
 
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
-import torch
-
+from flowllm.energy.calculators import available_potentials
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.system.versions import versions
 
 
 def diagnose() -> tuple[list[str], bool]:
-    """What is installed, one line a finding, and whether all is well."""
+    """Return the findings, one line each, and whether the installation is sound."""
+    import torch
+
     lines = [f"python {sys.version.split()[0]}"]
     lines += [f"{package} {found}" for package, found in versions().items()]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu only"
-    lines.append(f"device {device}")
+    count = torch.cuda.device_count()
+    names = [torch.cuda.get_device_name(index) for index in range(count)]
+    lines.append(f"GPUs {count}" + (f" ({', '.join(names)})" if names else ", runs on the CPU"))
+    lines += [f"potential {name}: {found}" for name, found in available_potentials()]
     healthy = True
     try:
         other = distribution("flowllm")

@@ -1,7 +1,7 @@
-"""The command line: every command calls one public function of the same names and defaults.
+"""The command line: each command calls one public function with the same names and defaults.
 
-Results go to stdout, the log to stderr. A mistake the user can mend is one line and exit code 2;
-a run that could not make every crystal it was asked for ends with exit code 1.
+Results go to stdout, the log goes to stderr. Bad input gives one line and exit code 2; a run that
+could not make every requested crystal ends with exit code 1, an interrupted one with 130.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import click
 from flowllm import __version__
 from flowllm.cli.evaluate import evaluate_command
 from flowllm.cli.files import data_command, doctor_command
-from flowllm.cli.generate import refine_command, sample_command
+from flowllm.cli.generate import mutate_command, refine_command, sample_command
 from flowllm.cli.group import Group
 from flowllm.cli.relax import export_vasp_command, relax_command
-from flowllm.cli.text import infill_command, ipt_command, mutate_command, score_command
+from flowllm.cli.text import infill_command, ipt_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
 
-# The commands import what they call when they are called: `flowllm --help` answers at once.
+# Each command imports what it calls when it is called: `flowllm --help` imports nothing heavy.
 
 
 @click.group(
@@ -37,29 +37,17 @@ def cli(verbose: bool) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("flowllm").setLevel(logging.INFO)
-    # On a CPU it remarks at every import that an optional kernel of its is not there.
+    # Logs at every import on a CPU that an optional kernel is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-for command in (
-    train_llm_command,
-    pair_command,
-    train_rfm_command,
-    sample_command,
-    refine_command,
-    infill_command,
-    mutate_command,
-    relax_command,
-    export_vasp_command,
-    evaluate_command,
-    score_command,
-    ipt_command,
-    data_command,
-    doctor_command,
-):
-    cli.add_command(command)
+cli.add_commands("Generate", sample_command, refine_command, mutate_command)
+cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill_command)
+cli.add_commands("Relax", relax_command, export_vasp_command)
+cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
+cli.add_commands("Files and installation", data_command, doctor_command)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; entry point of the console script."""
     cli(prog_name="flowllm")

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from flowllm.cli.options import SKIP, counts
+from flowllm.cli.options import FILE, LIMIT, PATH, SKIP, Command, counts, run_option
 
 
-@click.command("data")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--no-reduce", is_flag=True, help="Keep the cells as they are in FILE.")
-@click.option("--max-atoms", type=click.IntRange(min=1), help="Refuse larger crystals.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many rows.")
+@click.command("data", cls=Command)
+@FILE
+@click.argument("out", type=PATH)
+@run_option("--no-reduce", is_flag=True, help="Keep the cells of FILE.")
+@run_option("--max-atoms", type=click.IntRange(min=1), help="Refuse larger crystals.")
+@LIMIT
 @SKIP
-@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@run_option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def data_command(
     file: Path,
     out: Path,
@@ -27,7 +27,10 @@ def data_command(
     skip_invalid: bool,
     overwrite: bool,
 ) -> None:
-    """Convert crystals: read FILE, write OUT; the suffix says the format (none: a CIF folder)."""
+    """Convert crystals: read FILE and write OUT in the format of its suffix.
+
+    OUT without a suffix is a folder of CIFs; POSCAR or x.vasp is a POSCAR.
+    """
     from flowllm.crystals.io import read, write
 
     crystals = read(
@@ -37,7 +40,7 @@ def data_command(
     click.echo(f"{len(crystals)} crystals written, left out: {counts(crystals.skipped)}")
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 def doctor_command() -> None:
     """Check the installation."""
     from flowllm.doctor import diagnose

@@ -1,4 +1,4 @@
-"""Commands that make crystals: sample, refine."""
+"""Commands that make crystals: sample, refine, mutate."""
 
 from __future__ import annotations
 
@@ -8,81 +8,67 @@ from typing import Any
 import click
 
 from flowllm.cli.options import (
+    COUNT,
     DEVICE,
+    FILE,
+    LIMIT,
     OUT,
     PRIOR,
     REFINER,
-    SEED,
     SKIP,
     WORKERS,
-    Conditional,
+    Command,
     given,
-    integration,
     report,
-    sampling,
 )
 
+_CONFIG = "flowllm.generation.config"
 
-@click.command("sample", cls=Conditional)
-@click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many crystals.")
-@click.option("--composition", help="Exactly these atoms, such as Na4Cl4.")
-@click.option("--exclude-elements", help="No crystal has these elements, such as Pb,Cd.")
-@click.option(
-    "--novel-to",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="Crystals whose formulas are drawn again, such as a training set; may be repeated.",
-)
-@click.option(
-    "--best-of",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Candidates of one composition for each crystal, of which the best stays.",
-)
-@click.option(
-    "--rank",
-    type=click.Choice(["prior", "energy", "flow"]),
-    default="prior",
-    show_default=True,
-    help="What --best-of goes by: likelihood under the prior, energy, or (slow, with --refine) "
-    "likelihood under the flow.",
-)
-@click.option(
-    "--potential",
-    help="Of --rank energy: chgnet (default; extra [eval]), matgl:FOLDER or MODULE:FACTORY.",
-)
+
+@click.command("sample", cls=Command, config=f"{_CONFIG}:SamplingConfig", conditions=True)
+@COUNT
 @PRIOR
 @REFINER
-@click.option("--refine", is_flag=True, help="Move the crystals with the refiner.")
-@integration
-@sampling(max_attempts=10, batch_size=128)
 @OUT
-@SEED
 @WORKERS
 @DEVICE
-def sample_command(n: int, **arguments: Any) -> None:
-    """Generate crystals into a run folder; started again, it goes on where it was stopped."""
-    from flowllm.generation.sampling_run import sample
+def sample_command(n: int, out: Path, **arguments: Any) -> None:
+    """Generate crystals into a run folder; the same command resumes a killed run."""
+    from flowllm.generation.sampling_run import run_sampling
 
-    report(sample(n, **given(arguments)), n)
+    report(run_sampling(n, out=out, **given(arguments)), n)
 
 
-@click.command("refine")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.command("refine", cls=Command, config=f"{_CONFIG}:RefinementConfig")
+@FILE
 @REFINER
-@integration
+@OUT
+@LIMIT
+@SKIP
+@WORKERS
+@DEVICE
+def refine_command(file: Path, out: Path, **arguments: Any) -> None:
+    """Refine the crystals of FILE: any file, folder or run of crystals.
+
+    Meant for rough crystals such as the samples of a prior. A relaxed crystal usually comes out
+    worse.
+    """
+    from flowllm.generation.sampling_run import run_refinement
+
+    outcome = run_refinement(file, out=out, **given(arguments))
+    report(outcome, len(outcome.crystals) + outcome.failures.total())
+
+
+@click.command("mutate", cls=Command, config="flowllm.generation.mutation:MutationConfig")
+@FILE
+@COUNT
+@PRIOR
 @OUT
 @SKIP
-@SEED
 @WORKERS
 @DEVICE
-def refine_command(**arguments: Any) -> None:
-    """Refine the crystals of FILE (CIF file or folder, CSV, parquet, extxyz, JSON, POSCAR).
+def mutate_command(file: Path, n: int, out: Path, **arguments: Any) -> None:
+    """Propose crystals by swapping an element of those in FILE."""
+    from flowllm.generation.mutation import mutate
 
-    For rough crystals such as a prior's samples: it spoils those that are relaxed already.
-    """
-    from flowllm.generation.sampling_run import refine
-
-    outcome = refine(**given(arguments))
-    report(outcome, len(outcome.crystals) + outcome.failures.total())
+    report(mutate(file, n, out=out, **given(arguments)), n)

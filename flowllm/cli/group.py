@@ -1,16 +1,24 @@
-"""The group of all commands: logging, and errors as one line."""
+"""The group of all commands: help by task, logging, and errors as one line."""
 
 from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
+from flowllm.errors import FlowLLMError
 
-class _Mistake(click.ClickException):
-    """An error that the user can mend."""
+# A folder that cannot be written or read, a full disk.
+_PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT}
+_INTERRUPTED = 130  # exit code of a shell after Ctrl-C
+
+
+class _OneLine(click.ClickException):
+    """An error that the user can fix, shown on one line."""
 
     exit_code = 2
 
@@ -19,44 +27,67 @@ class _Mistake(click.ClickException):
 
 
 class Group(click.Group):
-    """Turns the three packages' own errors into one line."""
+    """A group that lists its commands by task and shows each error as one line."""
 
-    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add a command, which takes --verbose after its name as well."""
-        cmd.params.append(
-            click.Option(
-                ["-v", "--verbose"],
-                is_flag=True,
-                expose_value=False,
-                callback=_log_more,
-                help="Log more.",
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tasks: dict[str, list[str]] = {}
+
+    def add_commands(self, task: str, *commands: click.Command) -> None:
+        """Add the commands of a task, each of which takes --verbose after its name as well."""
+        for command in commands:
+            command.params.append(
+                click.Option(
+                    ["-v", "--verbose"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_log_more,
+                    help="Log more.",
+                )
             )
-        )
-        super().add_command(cmd, name)
+            self.add_command(command)
+        self.tasks[task] = [command.name or "" for command in commands]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.tasks.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(len(name) for name in self.list_commands(ctx))
+        for task, names in self.tasks.items():
+            rows = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+            with formatter.section(task):
+                formatter.write_dl(rows, col_max=max(map(len, self.list_commands(ctx))))
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _errors_as_one_line(ctx):
             return super().invoke(ctx)
-        except ValueError as error:
-            if any((k.__module__, k.__name__) in _OWN_ERRORS for k in type(error).__mro__):
-                raise _Mistake(str(error)) from error
-            raise
-        except OSError as error:
-            if error.errno in _PLACE_ERRORS:
-                raise _Mistake(f"{error.filename}: {error.strerror}; mend that first") from error
-            raise
+
+
+@contextmanager
+def _errors_as_one_line(ctx: click.Context) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else ctx.command_path
+        message = error.format_message().rstrip(".")
+        raise _OneLine(f"{message}; see {path} --help") from error
+    except FlowLLMError as error:
+        raise _OneLine(_as_typed(error)) from error
+    except OSError as error:
+        if error.errno in _PLACE_ERRORS:
+            raise _OneLine(f"{error.filename}: {error.strerror}; fix that first") from error
+        raise
+    except KeyboardInterrupt:
+        click.echo("interrupted; the same command goes on from what is finished", err=True)
+        ctx.exit(_INTERRUPTED)
+
+
+def _as_typed(error: FlowLLMError) -> str:
+    """Return the message with the option spelled as on the command line."""
+    name, problem = getattr(error, "name", None), getattr(error, "problem", None)
+    return f"--{name.replace('_', '-')} {problem}" if name and problem else str(error)
 
 
 def _log_more(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         logging.getLogger().setLevel(logging.INFO)
-
-
-# By name, so that no package is imported that the command does not use.
-_OWN_ERRORS = {
-    ("flowllm.errors", "UserError"),
-    ("llm_prior.errors", "PriorError"),
-    ("rfm.errors", "RefinerError"),
-}
-# A folder that cannot be written or read, a full disk.
-_PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT}

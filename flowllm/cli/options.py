@@ -1,118 +1,195 @@
-"""What several commands share: options, and how outcomes are shown."""
+"""Options that several commands share, and options derived from config classes."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-DEVICE = click.option("--device", default="auto", show_default=True, help="cpu, cuda or auto.")
-WORKERS = click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
-SKIP = click.option("--skip-invalid", is_flag=True, help="Leave out bad rows and count them.")
-PRIOR = click.option("--prior", show_default="bundled", help="Folder or hub id of a prior.")
-REFINER = click.option("--refiner", show_default="bundled", help="Folder or hub id of a refiner.")
-RESUME = click.option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
-VALIDATION = click.option(
-    "--validation", type=click.Path(path_type=Path), help="As the training data, for its loss."
-)
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+if TYPE_CHECKING:
+    import dataclasses
+
+    from flowllm.runs.outputs import Outcome
+    from flowllm.system.options import OptionSpec
+
+PATH = click.Path(path_type=Path)
 
 
-def integration(command: Callable[..., Any]) -> Callable[..., Any]:
-    own = "the refiner's own"
-    options = (
-        click.option(
-            "--steps", type=click.IntRange(min=1), show_default=own, help="Integration steps."
-        ),
-        click.option("--method", show_default=own, help="euler, midpoint or heun."),
-        click.option(
-            "--position-slope",
-            type=float,
-            show_default=own,
-            help="Anti-annealing s of the positions: velocities times 1 + s t.",
-        ),
-        click.option("--cell-slope", type=float, show_default=own, help="The same of the cell."),
-        click.option(
-            "--trajectory", is_flag=True, help="Write the way to trajectories/NAME.extxyz."
-        ),
-        click.option("--score", is_flag=True, help="Add log-likelihoods under the flow; slow."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+class Option(click.Option):
+    """An option that is listed under a heading."""
+
+    def __init__(self, *args: Any, section: str = "Run", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
 
 
-def sampling(*, max_attempts: int, batch_size: int) -> Callable[..., Any]:
-    options = (
-        click.option(
-            "--temperature", default=0.7, show_default=True, help="Divides the logits; 0: greedy."
-        ),
-        click.option("--top-p", default=0.9, show_default=True, help="Nucleus that is drawn from."),
-        click.option(
-            "--max-attempts",
-            type=click.IntRange(min=1),
-            default=max_attempts,
-            show_default=True,
-            help="Answers drawn per crystal before it counts as failed.",
-        ),
-        click.option(
-            "--constrain/--no-constrain",
-            default=True,
-            show_default=True,
-            help="Only texts that decode and have the atoms asked for can be written.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(min=1),
-            default=batch_size,
-            show_default=True,
-            help="Crystals at a time, as memory allows; it enters into the draws.",
-        ),
-    )
+class Command(click.Command):
+    """A command whose options are derived from a config class and listed under headings.
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    Args:
+        config: `MODULE:CLASS` of an `Options` class; it is imported when its options are needed,
+            so that `flowllm --help` imports nothing.
+        leave_out: names of fields that are no options of this command.
+        conditions: add one option for each condition of the prior.
+    """
 
-    return decorate
-
-
-class Conditional(click.Command):
-    """A command with one option for each condition in the prior's table."""
+    def __init__(
+        self,
+        *args: Any,
+        config: str | None = None,
+        leave_out: tuple[str, ...] = (),
+        conditions: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.config = config
+        self.leave_out = leave_out
+        self.conditions = conditions
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from llm_prior.prompts import ATTRIBUTES
+        params = super().get_params(ctx)
+        derived: list[click.Parameter] = []
+        if self.conditions:
+            derived += _condition_options()
+        if self.config is not None:
+            derived += _config_options(self.config, self.leave_out)
+        # After the arguments and options that have no default, before those about the run.
+        place = sum(1 for p in params if not isinstance(p, Option) or p.section != "Run")
+        return [*params[:place], *derived, *params[place:]]
 
-        conditions = [
-            click.Option(["--" + a.name.replace("_", "-"), a.name], help=a.help) for a in ATTRIBUTES
-        ]
-        first, *others = super().get_params(ctx)
-        return [first, *conditions, *others]
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "section", "Run"), []).append(record)
+        sections["Run"] = sections.pop("Run", [])  # the general ones last
+        for section, rows in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(rows)
 
 
-def report(outcome: Any, asked: int) -> None:
+def _condition_options() -> list[click.Parameter]:
+    from llm_prior.prompts import ATTRIBUTES
+
+    return [
+        Option(["--" + a.name.replace("_", "-"), a.name], help=a.help, section="Conditions")
+        for a in ATTRIBUTES
+    ]
+
+
+def _config_options(config: str, leave_out: tuple[str, ...]) -> list[click.Parameter]:
+    from flowllm.system.options import plain_types, specs
+
+    module, name = config.split(":")
+    cls = getattr(importlib.import_module(module), name)
+    kinds = plain_types(cls)
+    return [
+        _option(name, declared, spec, kinds[name])
+        for name, (declared, spec) in specs(cls).items()
+        if not spec.hidden and name not in leave_out
+    ]
+
+
+def _option(
+    name: str, declared: dataclasses.Field[Any], spec: OptionSpec, kind: type | None
+) -> click.Parameter:
+    """Return the option of a field. It is None where the user does not give it."""
+    flag = "--" + name.replace("_", "-")
+    default = spec.default_text
+    if default is None and declared.default not in (None, ()) and kind is not bool:
+        default = str(declared.default)
+    details = [text for text in (spec.range, default and f"default: {default}") if text]
+    shown: dict[str, Any] = {
+        "help": spec.full_help + (f"  [{'; '.join(details)}]" if details else ""),
+        "section": spec.section or "Options",
+        "default": None,
+    }
+    if kind is bool:
+        names = [f"{flag}/--no-{name.replace('_', '-')}" if declared.default else flag, name]
+        if declared.default:
+            shown["help"] += "  [default: on]"
+        return Option(names, is_flag=True, **shown)
+    if spec.choices is not None:
+        shown["type"] = click.Choice([str(c) for c in spec.choices], case_sensitive=False)
+    elif spec.path:
+        shown["type"] = PATH
+    elif kind is not None:
+        shown["type"] = kind
+    if spec.path and declared.default == ():
+        shown["multiple"] = True
+    return Option([flag, name], **shown)
+
+
+def run_option(*names: str, **kwargs: Any) -> Callable[..., Any]:
+    """Return a decorator that adds an option about the run."""
+    return click.option(*names, cls=Option, **kwargs)
+
+
+def _default_folder(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
+    if value is not None:
+        return value
+    return Path(f"{ctx.info_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+OUT = run_option(
+    "-o",
+    "--out",
+    type=PATH,
+    callback=_default_folder,
+    help="Folder to write.  [default: COMMAND-DATE-TIME]",
+)
+TABLE = run_option("-o", "--out", type=PATH, help="CSV file to write.")
+SEED = run_option("--seed", type=int, help="Seed of every draw.  [default: 0]")
+COUNT = click.option(
+    "-n",
+    "n",
+    cls=Option,
+    section="Request",
+    type=int,
+    required=True,
+    help="Number of crystals.",
+)
+DEVICE = run_option(
+    "--device",
+    shell_complete=lambda ctx, param, start: ["auto", "cpu", "cuda"],
+    help="cpu, cuda, cuda:NUMBER or auto.  [default: auto]",
+)
+WORKERS = run_option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1]")
+SKIP = run_option("--skip-invalid", is_flag=True, help="Leave out bad crystals and count them.")
+LIMIT = run_option("--limit", type=click.IntRange(min=1), help="Read the first so many crystals.")
+PRIOR = run_option("--prior", help="Folder or hub id of a prior.  [default: bundled]")
+REFINER = run_option("--refiner", help="Folder or hub id of a refiner.  [default: bundled]")
+RESUME = run_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
+VALIDATION = run_option("--validation", type=PATH, help="Crystals or pairs of the validation set.")
+OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+FILE = click.argument("file", type=PATH)
+
+
+def given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the user gave; the function has the defaults of the others."""
+    return {name: value for name, value in arguments.items() if value not in (None, ())}
+
+
+def report(outcome: Outcome, requested: int) -> None:
+    """Show the crystals of a run, and exit with code 1 if some are missing."""
     from flowllm.cli.table import crystal_table
 
     click.echo(crystal_table(outcome.crystals))
     made = len(outcome.crystals)
-    click.echo(f"{made} of {asked} crystals in {outcome.folder}")
+    click.echo(f"{made} of {requested} crystals in {outcome.folder}")
     if outcome.rejects:
-        click.echo(f"answers drawn again or given up: {counts(outcome.rejects)}", err=True)
-    if made < asked:
+        click.echo(f"rejected texts: {counts(outcome.rejects)}", err=True)
+    if made < requested:
         click.echo(f"failed: {counts(outcome.failures)}", err=True)
         sys.exit(1)
 
 
-def given(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the user gave; the rest takes the function's own defaults."""
-    return {name: value for name, value in arguments.items() if value is not None}
-
-
-def counts(counts: Any) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+def counts(numbers: Mapping[str, int]) -> str:
+    """Return counts as `reason number, ...`, or `none`."""
+    return ", ".join(f"{name} {count}" for name, count in numbers.items()) or "none"

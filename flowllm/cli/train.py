@@ -9,80 +9,78 @@ import click
 
 from flowllm.cli.options import (
     DEVICE,
+    LIMIT,
     OUT,
     OVERRIDES,
+    PATH,
     PRIOR,
     RESUME,
     SEED,
     SKIP,
     VALIDATION,
     WORKERS,
+    Command,
     counts,
     given,
-    sampling,
+    run_option,
 )
 
 
-@click.command("train-llm")
-@click.option("--config", default="llm/small", show_default=True, help="Recipe name or YAML file.")
-@click.option("--data", multiple=True, required=True, help="Crystals; may be repeated.")
+@click.command("train-llm", cls=Command)
+@run_option("--config", help="Recipe name or YAML file.  [default: llm/small]")
+@run_option("--data", type=PATH, multiple=True, required=True, help="Crystals. Repeatable.")
 @VALIDATION
 @OUT
 @SKIP
 @SEED
 @RESUME
 @DEVICE
-@click.option("--merge", is_flag=True, help="Also write OUT/merged: the adapter in its base.")
+@run_option("--merge", is_flag=True, help="Also write OUT/merged: the base with the adapter in it.")
 @OVERRIDES
-def train_llm_command(**arguments: Any) -> None:
+def train_llm_command(out: Path, **arguments: Any) -> None:
     """Train or fine-tune the text prior on crystals."""
-    from flowllm.training.prior import train_llm
+    from flowllm.training.prior import train_prior
 
-    click.echo(train_llm(**given(arguments)))
+    click.echo(train_prior(out=out, **given(arguments)))
 
 
-@click.command("pair")
-@click.argument("data", type=click.Path(path_type=Path))
-@OUT
-@click.option(
-    "--samples",
-    type=click.Path(path_type=Path),
-    help="Crystals from anywhere instead of the prior's samples.",
+@click.command("pair", cls=Command, config="flowllm.training.pairing.prior_pairs:PairingConfig")
+@click.argument("data", type=PATH)
+@run_option(
+    "--samples", type=PATH, help="Crystals of another origin, instead of the prior's samples."
 )
 @PRIOR
-@click.option("--samples-per-target", type=click.IntRange(min=1), default=1, show_default=True)
-@sampling(max_attempts=3, batch_size=128)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many crystals.")
+@OUT
+@LIMIT
 @SKIP
-@SEED
 @WORKERS
 @DEVICE
-def pair_command(**arguments: Any) -> None:
-    """Pair the prior's samples, or those of a file, with the crystals of DATA."""
+def pair_command(data: Path, out: Path, **arguments: Any) -> None:
+    """Pair samples of the prior, or crystals of a file, with the crystals of DATA."""
     from flowllm.training.pairing.prior_pairs import pair
 
-    outcome = pair(**given(arguments))
+    outcome = pair(data, out=out, **given(arguments))
     click.echo(outcome.file)
     click.echo(
         f"{outcome.kept} of {outcome.requested} samples kept ({outcome.first_try} at the first "
-        f"attempt); refused: {counts(outcome.rejects)}"
+        f"attempt); rejected: {counts(outcome.rejects)}"
     )
 
 
-@click.command("train-rfm")
-@click.option("--config", default="rfm/small", show_default=True, help="Recipe name or YAML file.")
-@click.option("--pairs", multiple=True, help="Made by `flowllm pair`; may be repeated.")
-@click.option("--data", multiple=True, help="Crystals, for base.kind uniform; may be repeated.")
+@click.command("train-rfm", cls=Command)
+@run_option("--config", help="Recipe name or YAML file.  [default: rfm/small]")
+@run_option("--pairs", type=PATH, multiple=True, help="Pairs of `flowllm pair`. Repeatable.")
+@run_option("--data", type=PATH, multiple=True, help="Crystals, if base.kind is uniform.")
 @VALIDATION
-@click.option("--init", type=click.Path(path_type=Path), help="Trained refiner to start from.")
+@run_option("--init", type=PATH, help="Trained refiner to start from.")
 @OUT
 @SKIP
 @SEED
 @RESUME
 @DEVICE
 @OVERRIDES
-def train_rfm_command(**arguments: Any) -> None:
+def train_rfm_command(out: Path, **arguments: Any) -> None:
     """Train the refiner on pairs."""
-    from flowllm.training.refiner import train_rfm
+    from flowllm.training.refiner import train_refiner
 
-    click.echo(train_rfm(**given(arguments)))
+    click.echo(train_refiner(out=out, **given(arguments)))

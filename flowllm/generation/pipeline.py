@@ -1,8 +1,12 @@
-"""`FlowLLM`: the prior proposes a crystal, the refiner moves it to where a stable one would be."""
+"""`FlowLLM`: the prior proposes a crystal, the refiner moves it to a stable one.
+
+Structures come out of this module as they go in: pymatgen `Structure` or ASE `Atoms` in, pymatgen
+`Structure` out. `flowllm.generation.sampling_run` does the same into a run folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,11 @@ from ase import Atoms
 from pymatgen.core import IStructure, Lattice, Structure
 
 from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.crystal import to_structure
 from flowllm.crystals.formulas import KnownFormulas
-from flowllm.crystals.io import to_structure
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.generation.capabilities import check_models, unknown_elements
-from flowllm.generation.config import Rank, Settings, merge_conditions, symbols
+from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.generation.sample import Sample
 from flowllm.generation.selection import (
     RankingPotential,
@@ -26,15 +30,17 @@ from flowllm.generation.selection import (
     prior_scores,
 )
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
-from flowllm.runs.refined import structure_or_failure
-from flowllm.runs.sharded import batch_seed
 from flowllm.system.device import pick_device
-from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior, propose
+from flowllm.system.options import from_arguments
+from llm_prior import Prior, propose
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
 
-BATCH_SIZE = 128
 _NOTHING = Structure(Lattice.cubic(1), [], [])
+
+
+def no_progress(count: int) -> None:
+    """Ignore the number of finished crystals."""
 
 
 class FlowLLM:
@@ -43,7 +49,7 @@ class FlowLLM:
     Args:
         prior: language model of crystals; None if only `refine` is used.
         refiner: flow-matching model; None for the plain language-model path.
-        potential: ranks candidates by energy; `sample` loads the one that it is asked for.
+        potential: ranks candidates by energy; `sample` loads the potential that a request names.
     """
 
     def __init__(
@@ -64,15 +70,15 @@ class FlowLLM:
         *,
         device: str = "auto",
     ) -> FlowLLM:
-        """Load both models; each by default the bundled one.
+        """Load both models.
 
         Args:
-            prior: folder or hub id.
-            refiner: folder or hub id.
-            device: `cpu`, `cuda` or `auto`.
+            prior: folder or hub id; None takes the bundled prior.
+            refiner: folder or hub id; None takes the bundled refiner.
+            device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
         Raises:
-            UserError, PriorError, RefinerError: a model is missing or damaged.
+            UserError, PriorError, RefinerError: if a model is missing or damaged.
         """
         where = pick_device(device)
         return cls(
@@ -80,238 +86,206 @@ class FlowLLM:
             Refiner.from_pretrained(resolve(refiner, BUNDLED_REFINER), device=where),
         )
 
-    def sample(
-        self,
-        n: int,
-        *,
-        formula: str | None = None,
-        composition: str | None = None,
-        refine: bool = True,
-        seed: int = 0,
-        temperature: float = DEFAULT_TEMPERATURE,
-        top_p: float = DEFAULT_TOP_P,
-        max_attempts: int = DEFAULT_ATTEMPTS,
-        constrain: bool = True,
-        exclude_elements: str | Sequence[str] | None = None,
-        novel_to: str | Path | Sequence[str | Path] = (),
-        best_of: int = 1,
-        rank: Rank = "prior",
-        potential: str | None = None,
-        steps: int | None = None,
-        method: str | None = None,
-        position_slope: float | None = None,
-        cell_slope: float | None = None,
-        trajectory: bool = False,
-        score: bool = False,
-        batch_size: int = BATCH_SIZE,
-        **conditions: Any,
-    ) -> list[Sample]:
+    def sample(self, n: int, config: SamplingConfig | None = None, **options: Any) -> list[Sample]:
         """Generate `n` crystals.
 
         The result is a function of all arguments on one machine and for one number of torch
-        threads; with one thread it is what `flowllm sample` gives.
+        threads; with one thread it equals that of `flowllm sample`.
+
+            model.sample(16, formula="NaCl", spacegroup=225, seed=0)
 
         Args:
-            n: how many.
-            formula: any number of formula units of this.
-            composition: exactly these atoms.
-            refine: move the prior's crystals with the refiner.
-            seed: decides every draw.
-            temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
-            exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
-            novel_to: files of crystals, such as a training set; what has the reduced formula of one
-                of them is drawn again.
-            best_of: candidates drawn for each crystal, all of the composition of the first.
-            rank: which finished candidate stays, the likeliest under the `prior`, the one of lowest
-                `energy`, or the likeliest under the `flow` (slow); see
-                `flowllm.generation.selection`.
-            potential: whose energy, see `flowllm.energy.calculators.load_calculator`; None is
-                `chgnet`.
-            steps, method, position_slope, cell_slope, trajectory, score: see `refine`; the last two
-                come in `Sample.refinement`.
-            batch_size: crystals at a time, as memory allows; another size draws other crystals.
-            **conditions: further ones, such as `spacegroup=225`.
+            n: number of crystals.
+            config: the request; None: the defaults.
+            **options: fields of `SamplingConfig`, and conditions by their names, such as
+                `formula` or `spacegroup`; they replace those of `config`.
 
         Returns:
-            `n` samples in order; one that failed has `structure` None and says why.
+            `n` samples in order. The `structure` of a failed one is None, and `failure` says why.
 
         Raises:
-            UserError, PriorError, RefinerError: impossible or unknown conditions or settings.
+            UserError, PriorError, RefinerError: if a condition or option is unknown or impossible,
+                or a model cannot do it.
         """
-        if n < 0 or batch_size < 1:
-            raise UserError(f"n {n} must be at least 0, batch_size {batch_size} at least 1")
-        known = KnownFormulas(novel_to)
-        settings = Settings(
-            conditions=merge_conditions(formula, composition, conditions),
-            refine=refine,
-            seed=seed,
-            temperature=temperature,
-            top_p=top_p,
-            max_attempts=max_attempts,
-            constrain=constrain,
-            exclude_elements=symbols(exclude_elements),
-            novel_to=known.files,
-            best_of=best_of,
-            rank=rank,
-            potential=potential,
-            steps=steps,
-            method=method,
-            position_slope=position_slope,
-            cell_slope=cell_slope,
-            trajectory=trajectory,
-            score=score,
-        )
-        known.check(settings.conditions)
-        self.load_potential(settings)
-        check_models(settings, composition, self.prior, self.refiner, self.potential)
+        config = SamplingConfig.of(config, **options)
+        if n < 0:
+            raise UserError(f"n is {n}; give a number at least 0")
+        known = KnownFormulas(config.novel_to)
+        self.prepare(config, known)
         samples: list[Sample] = []
-        for index, start in enumerate(range(0, n, batch_size)):
-            count = min(batch_size, n - start)
-            samples += self.sample_batch(settings, known, index, start, count)
+        for start in range(0, n, config.batch_size):
+            samples += self.sample_batch(
+                config, known, range(start, min(start + config.batch_size, n))
+            )
         return samples
 
-    def load_potential(self, settings: Settings) -> None:
-        """Load and test the potential that ranks, if one does and it is another than before.
+    def prepare(self, config: SamplingConfig, known: KnownFormulas) -> None:
+        """Check that a request can be fulfilled, and load the potential that it ranks with.
 
         Raises:
-            UserError: there is no such potential, or it is wrong.
+            UserError, PriorError, RefinerError: if it cannot.
         """
-        wanted = settings.ranking_potential
+        known.check(config.conditions)
+        wanted = config.ranking_potential
         if wanted is None:
             self.potential = None
         elif self.potential is None or self.potential.name != wanted:
             self.potential = RankingPotential.load(wanted)
+        check_models(config, self.prior, self.refiner, self.potential)
 
     def sample_batch(
-        self, settings: Settings, known: KnownFormulas, index: int, start: int, count: int
+        self,
+        config: SamplingConfig,
+        known: KnownFormulas,
+        indices: Sequence[int],
+        progress: Callable[[int], None] = no_progress,
     ) -> list[Sample]:
-        """Samples `start` to `start + count - 1`, which make batch number `index` of a run; `known`
-        are the formulas of `settings.novel_to`. `check_models` has seen that it can be done, and
-        what ranks is loaded."""
-        seed = batch_seed(settings.seed, index)
-        excluded = list(settings.exclude_elements)
-        if settings.refine:  # what the prior may write is then what the refiner can take
-            excluded += unknown_elements(self.refiner, settings.conditions)
-        drawing = {
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "max_attempts": settings.max_attempts,
-            "constrain": settings.constrain,
+        """Return the samples of these indices, after `prepare`.
+
+        Every random number is a function of (`config.seed`, index of the sample), so the batches
+        change the samples by the rounding of floating-point sums at most.
+
+        Args:
+            config: the request.
+            known: the formulas of `config.novel_to`.
+            indices: positions of the samples among all samples of the request.
+            progress: called with the number of crystals that are finished.
+        """
+        assert self.prior is not None  # see `check_models`
+        excluded = list(config.exclude_elements)
+        if config.refine:  # the prior writes only elements that the refiner knows
+            assert self.refiner is not None
+            excluded += unknown_elements(self.refiner, config.conditions)
+        drawing: dict[str, Any] = {
+            **config.drawing,
             "exclude_elements": excluded,
-            "slots": -(-count // 2),  # what is finished makes room for the other half
+            "slots": -(-len(indices) // 2),  # a finished text makes room for the other half
         }
+        last = "choose" if config.best_of > 1 else "refine" if config.refine else "propose"
         proposals = propose(
             self.prior,
-            [settings.conditions] * count,
-            seed=seed,
+            [config.conditions] * len(indices),
+            seed=config.seed,
+            indices=indices,
             refuse=known.refuse,
+            on_finished=progress if last == "propose" else None,
             **drawing,
         )
-        if settings.best_of > 1:
-            groups = add_candidates(
-                self.prior,
-                proposals,
-                settings.conditions,
-                settings.best_of,
-                seed=batch_seed(seed, 0),
-                **drawing,
-            )
-        else:
-            groups = [[proposal] for proposal in proposals]
+        groups = add_candidates(
+            self.prior,
+            proposals,
+            config.conditions,
+            config.best_of,
+            seed=config.seed,
+            indices=indices,
+            **drawing,
+        )
         candidates = [
-            [Sample.of(f"sample-{number:05d}", proposal) for proposal in group]
-            for number, group in enumerate(groups, start)
+            [Sample.of(f"sample-{index:05d}", proposal) for proposal in group]
+            for index, group in zip(indices, groups, strict=True)
         ]
-        if settings.refine:
-            self._refine_samples(flat(candidates), settings, seed)
-        if settings.best_of > 1:
-            candidates = choose(candidates, self._rank(flat(candidates), settings))
+        if config.refine:
+            # Candidate k of sample i has the number i * best_of + k among all candidates.
+            numbers = [
+                index * config.best_of + k
+                for index, group in zip(indices, candidates, strict=True)
+                for k in range(len(group))
+            ]
+            self._refine_samples(
+                flat(candidates), numbers, config, progress if last == "refine" else no_progress
+            )
+        if config.best_of > 1:
+            candidates = choose(candidates, self._rank(flat(candidates), config))
+            progress(len(candidates))
         return flat(candidates)
 
-    def _rank(self, samples: Sequence[Sample], settings: Settings) -> list[float]:
-        """The score of each finished candidate; the highest stays."""
+    def _rank(self, samples: Sequence[Sample], config: SamplingConfig) -> list[float]:
+        """Return the score of each finished candidate; the highest one wins."""
         if self.potential is not None:
             return energy_scores(self.potential, samples)
-        if settings.rank == "flow":
+        if config.rank == "flow":
             return flow_scores(samples)
-        return prior_scores(self.prior, settings.conditions, samples)
+        assert self.prior is not None
+        return prior_scores(self.prior, config.conditions, samples)
 
-    def _refine_samples(self, samples: Sequence[Sample], settings: Settings, seed: int) -> None:
+    def _refine_samples(
+        self,
+        samples: Sequence[Sample],
+        numbers: Sequence[int],
+        config: SamplingConfig,
+        progress: Callable[[int], None],
+    ) -> None:
         """Refine samples in place."""
-        good = [sample for sample in samples if sample.prior_structure is not None]
+        assert self.refiner is not None
+        structures, places = [], []
+        for place, sample in enumerate(samples):
+            if sample.prior_structure is not None:
+                structures.append(sample.prior_structure)
+                places.append(place)
+        progress(len(samples) - len(places))
         results = refine_structures(
             self.refiner,
-            [sample.prior_structure for sample in good],
-            seed=seed,
-            **settings.integration,
-            trajectory=settings.trajectory,
-            score=settings.score or settings.rank == "flow",
+            structures,
+            seed=config.seed,
+            indices=[numbers[place] for place in places],
+            integration=self.refiner.config.integration.but(**config.integration),
+            trajectory=config.trajectory,
+            score=config.score or config.rank == "flow",
+            on_finished=progress,
         )
-        for sample, result in zip(good, results, strict=True):
-            sample.structure, sample.failure = structure_or_failure(result)
-            sample.refinement = result
+        for place, result in zip(places, results, strict=True):
+            samples[place].add_refinement(result)
 
     def refine(
         self,
         structures: Sequence[Structure | Atoms],
+        config: RefinementConfig | None = None,
         *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        position_slope: float | None = None,
-        cell_slope: float | None = None,
-        trajectory: bool = False,
-        score: bool = False,
-        first_index: int = 0,
+        indices: Sequence[int] | None = None,
+        **options: Any,
     ) -> list[Refinement]:
-        """Refine structures from anywhere: pymatgen or ASE, reduced to their Niggli cell first.
+        """Refine crystals from anywhere, reduced to their Niggli cells first.
 
-        Meant for rough crystals such as a prior's samples; one that is relaxed already usually
-        comes out worse.
+        Meant for rough crystals such as the samples of a prior. A relaxed crystal usually comes out
+        worse.
 
         Args:
-            structures: a list of ordered crystals.
-            seed: structure k draws its noise from (seed, first_index + k).
-            steps, method, position_slope, cell_slope: of the integration, see `rfm.integrate`; None
-                takes the refiner's own.
-            trajectory: keep every state on the way, from the base with its noise to the end.
-            score: the log-likelihood of each refined crystal under the flow (`rfm.likelihood`);
-                takes many times as long as refining.
-            first_index: place of the first structure in a larger run.
+            structures: ordered crystals, pymatgen or ASE.
+            config: settings of refining; None: the defaults.
+            indices: position of each crystal in a larger run; crystal k draws its noise from
+                (seed, indices[k]). None: 0, 1, 2 and so on.
+            **options: fields of `RefinementConfig`; they replace those of `config`.
 
         Returns:
-            A `Refinement` for each, in order: `structure`, or None and the `failure` that says why.
+            A `Refinement` for each crystal, in order: `structure`, or None and `failure`.
 
         Raises:
-            UserError, RefinerError: no refiner is loaded, a lone crystal instead of a list, or an
-                impossible seed or setting.
+            UserError, RefinerError: if no refiner is loaded, `structures` is a single crystal, or
+                an option is unknown or impossible.
         """
+        given = {} if config is None else vars(config)
+        config = from_arguments(RefinementConfig, {**given, **options})
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
         if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms
             raise UserError("refine takes a list of crystals; put a single one into brackets: [s]")
-        crystals: list[Structure | InvalidCrystal] = []
-        for structure in structures:
+        crystals: list[Structure] = []
+        errors: dict[int, InvalidCrystal] = {}
+        for place, structure in enumerate(structures):
             try:
                 crystals.append(reduce_cell(to_structure(structure)))
             except InvalidCrystal as error:
-                crystals.append(error)
-        # A structure without sites keeps the place, and so the noise, of those that follow.
+                crystals.append(_NOTHING)
+                errors[place] = error
         results = refine_structures(
             self.refiner,
-            [_NOTHING if isinstance(crystal, InvalidCrystal) else crystal for crystal in crystals],
-            seed=seed,
-            first_index=first_index,
-            steps=steps,
-            method=method,
-            position_slope=position_slope,
-            cell_slope=cell_slope,
-            trajectory=trajectory,
-            score=score,
+            crystals,
+            seed=config.seed,
+            indices=indices,
+            integration=self.refiner.config.integration.but(**config.integration),
+            trajectory=config.trajectory,
+            score=config.score,
         )
-        return [
-            Refinement(failure=Failure.BAD_INPUT, detail=str(crystal))
-            if isinstance(crystal, InvalidCrystal)
-            else result
-            for crystal, result in zip(crystals, results, strict=True)
-        ]
+        for place, invalid in errors.items():
+            results[place] = Refinement(failure=Failure.BAD_INPUT, detail=str(invalid))
+        return results

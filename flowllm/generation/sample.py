@@ -1,18 +1,24 @@
-"""`Sample`: one crystal that was asked for, as it is kept in memory and in the shards of a run."""
+"""`Sample`: one requested crystal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
-
-from pymatgen.core import Structure
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flowllm.crystals.cells import reduce_cell
 from flowllm.errors import InvalidCrystal
-from flowllm.runs.refined import extras
-from llm_prior import Proposal
-from rfm import Refinement
+from flowllm.runs.records import CrystalRecord, Frame
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from llm_prior import Proposal
+    from rfm import Refinement, Trajectory
+
+# Columns of a log-likelihood, in nats; see `rfm.LogLikelihood`.
+SCORE_COLUMNS = ("log_likelihood", "log_likelihood_error", "log_likelihood_per_degree")
 
 
 @dataclass(kw_only=True)
@@ -20,18 +26,19 @@ class Sample:
     """One requested crystal.
 
     Attributes:
-        id: `sample-00000` and so on; asking for N gives exactly N.
-        prompt: what the prior was asked.
-        text: its last answer.
+        id: `sample-00000` and so on; a request for N crystals gives exactly N samples.
+        prompt: the prompt of the prior.
+        text: the prior's last answer.
         prior_structure: the prior's crystal in its Niggli cell, or None.
-        structure: the final crystal (refined if that was asked), or None if it failed.
-        attempts: answers drawn from the prior.
-        rejects: how many of them were refused, by reason.
-        failure: why there is no structure, else None.
-        rank_score: by which it was chosen among several candidates, the higher the better: nats, or
-            minus eV/atom; None where it was alone or has none. See `flowllm.generation.selection`.
-        refinement: what refining gave, with the trajectory and log-likelihood if they were asked
-            for; None where nothing was refined. `from_record` does not bring it back.
+        structure: the final crystal (refined, unless refining was switched off), or None.
+        attempts: texts drawn from the prior.
+        rejects: number of rejected texts by reason.
+        failure: reason why `structure` is None, else None.
+        rank_score: score by which the crystal was chosen among its candidates, higher is better:
+            nats, or minus eV/atom. None if there was one candidate, or it has no score. See
+            `flowllm.generation.selection`.
+        refinement: the `rfm.Refinement` with trajectory and log-likelihood if requested; None if
+            the crystal was not refined.
     """
 
     id: str
@@ -45,20 +52,9 @@ class Sample:
     rank_score: float | None = None
     refinement: Refinement | None = field(default=None, repr=False, compare=False)
 
-    def to_record(self) -> dict[str, Any]:
-        """Plain JSON; structures as pymatgen dicts, and the `extras` of the refinement."""
-        record = {**vars(self), "rejects": dict(self.rejects)}
-        refinement = record.pop("refinement")
-        if refinement is not None:
-            record |= extras(refinement)
-        for name in ("prior_structure", "structure"):
-            structure = getattr(self, name)
-            record[name] = None if structure is None else structure.as_dict(verbosity=0)
-        return record
-
     @classmethod
     def of(cls, name: str, proposal: Proposal) -> Sample:
-        """What the prior proposed, reduced to its Niggli cell."""
+        """Return the sample of a proposal, its crystal reduced to the Niggli cell."""
         sample = cls(
             id=name,
             prompt=proposal.prompt,
@@ -76,11 +72,49 @@ class Sample:
         sample.structure = sample.prior_structure
         return sample
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Sample:
-        """The inverse of `to_record`."""
-        values = {f.name: record[f.name] for f in fields(cls) if f.name in record}
-        for name in ("prior_structure", "structure"):
-            if values[name] is not None:
-                values[name] = Structure.from_dict(values[name])
-        return cls(**values)
+    def add_refinement(self, refinement: Refinement) -> None:
+        """Take the structure, or the failure, of a refinement of `prior_structure`."""
+        self.refinement = refinement
+        self.structure = refinement.structure
+        self.failure = f"refiner: {refinement.failure}" if refinement.failure else None
+
+    def to_record(self) -> CrystalRecord:
+        """Return the record of this sample for the shards of a run."""
+        properties: dict[str, float | int | str] = {
+            "prompt": self.prompt,
+            "text": self.text,
+            "attempts": self.attempts,
+        }
+        if self.rank_score is not None:
+            properties["rank_score"] = self.rank_score
+        trajectory = None
+        if self.refinement is not None:
+            score = self.refinement.log_likelihood
+            if score is not None:
+                values = (score.total, score.standard_error, score.per_degree)
+                properties |= {
+                    name: value
+                    for name, value in zip(SCORE_COLUMNS, values, strict=True)
+                    if not math.isnan(value)
+                }
+            if self.refinement.trajectory is not None:
+                trajectory = frames(self.refinement.trajectory)
+        return CrystalRecord(
+            id=self.id,
+            structure=self.structure,
+            initial_structure=self.prior_structure,
+            failure=self.failure,
+            properties=properties,
+            rejects=dict(self.rejects),
+            trajectory=trajectory,
+        )
+
+
+def frames(trajectory: Trajectory) -> Sequence[Frame]:
+    """Return the states of a refinement with their time `t` from 0 (base) to 1."""
+    return [
+        Frame(lattice=lattice, frac_coords=frac_coords, info={"t": float(t)})
+        for t, frac_coords, lattice in zip(
+            trajectory.t, trajectory.frac_coords, trajectory.lattice, strict=True
+        )
+    ]

@@ -1,234 +1,194 @@
-"""Run folders of sampling and refining: sharded, resumable, with files for everybody at the end."""
+"""Run folders of sampling and refining: resumable, with files in common formats at the end.
+
+Everything that can be checked without the models is checked before torch is imported.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowllm.crystals.cells import NIGGLI_TOLERANCE
-from flowllm.crystals.formulas import KnownFormulas
-from flowllm.crystals.io import Crystal, read
-from flowllm.energy.calculators import potential_identity
 from flowllm.errors import UserError
-from flowllm.generation.capabilities import check_models
-from flowllm.generation.config import Rank, Settings, merge_conditions, symbols
-from flowllm.generation.pipeline import BATCH_SIZE, FlowLLM
-from flowllm.generation.sample import Sample
-from flowllm.generation.selection import RankingPotential
+from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
-from flowllm.runs.outcome import Outcome
-from flowllm.runs.refined import structure_or_failure
-from flowllm.runs.sample_files import publish_samples
-from flowllm.runs.sharded import run_job
+from flowllm.runs.identity import check_folder
+from flowllm.runs.sharded import MANIFEST, Batch, run_job
 from flowllm.system.device import pick_device
-from flowllm.system.files import sha256_path
+from flowllm.system.options import from_arguments
 from flowllm.system.versions import versions
-from llm_prior import DEFAULT_ATTEMPTS, DEFAULT_TEMPERATURE, DEFAULT_TOP_P, Prior
-from rfm import Refiner
-from rfm import refine as refine_structures
+
+if TYPE_CHECKING:
+    from flowllm.crystals.crystal import Crystal
+    from flowllm.crystals.formulas import KnownFormulas
+    from flowllm.generation.pipeline import FlowLLM
+    from flowllm.runs.outputs import Outcome
 
 logger = logging.getLogger(__name__)
 
+_BATCH_SIZE = 128  # crystals that are refined at a time
 
-def sample(
+
+def run_sampling(
     n: int,
+    config: SamplingConfig | None = None,
     *,
     out: str | Path,
-    formula: str | None = None,
-    composition: str | None = None,
     prior: str | Path | None = None,
     refiner: str | Path | None = None,
-    refine: bool = False,
-    seed: int = 0,
-    temperature: float = DEFAULT_TEMPERATURE,
-    top_p: float = DEFAULT_TOP_P,
-    max_attempts: int = DEFAULT_ATTEMPTS,
-    constrain: bool = True,
-    exclude_elements: str | Sequence[str] | None = None,
-    novel_to: str | Path | Sequence[str | Path] = (),
-    best_of: int = 1,
-    rank: Rank = "prior",
-    potential: str | None = None,
-    steps: int | None = None,
-    method: str | None = None,
-    position_slope: float | None = None,
-    cell_slope: float | None = None,
-    trajectory: bool = False,
-    score: bool = False,
-    batch_size: int = BATCH_SIZE,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
-    **conditions: Any,
+    **options: Any,
 ) -> Outcome:
-    """Generate `n` crystals into a run folder; called again, it goes on where it was killed.
+    """Generate `n` crystals into a run folder. The same call resumes a killed run.
 
     Args:
-        n: how many.
-        out: folder for `manifest.json`, `shards/`, then `samples.parquet`, `samples.extxyz`
-            and `cif/`.
-        formula: any number of formula units of this.
-        composition: exactly these atoms.
-        prior: folder or hub id; None takes the bundled one.
-        refiner: folder or hub id; None takes the bundled one.
-        refine: move the prior's crystals with the refiner.
-        seed: decides every draw.
-        temperature, top_p, max_attempts, constrain: see `llm_prior.propose`.
-        exclude_elements: symbols (`["Pb", "Cd"]` or `"Pb,Cd"`) that no crystal may have.
-        novel_to: files of crystals, such as a training set; what has the reduced formula of one of
-            them is drawn again, and counted as `known_formula`.
-        best_of: candidates drawn for each crystal, all of the composition of the first.
-        rank: which finished candidate stays, the likeliest under the `prior`, the one of lowest
-            `energy`, or the likeliest under the `flow` (slow); see `flowllm.generation.selection`.
-        potential: whose energy, see `flowllm.energy.calculators.load_calculator`; None is `chgnet`.
-        steps, method, position_slope, cell_slope, trajectory, score: see `refine`.
-        batch_size: crystals at a time and in a shard, as memory allows; another size draws other
-            crystals.
-        workers: processes; how many does not change the result.
-        device: `cpu`, `cuda` or `auto`.
-        progress: show a bar on a terminal.
-        **conditions: further ones, such as `spacegroup=225`.
+        n: number of crystals.
+        config: the request; None: the defaults.
+        out: folder for `manifest.json`, `shards/` and, at the end, `samples.parquet`,
+            `samples.extxyz` and `cif/`.
+        prior: folder or hub id; None takes the bundled prior.
+        refiner: folder or hub id; None takes the bundled refiner.
+        workers: number of processes; it does not change the result.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+        progress: show a progress bar on a terminal.
+        **options: fields of `SamplingConfig` and conditions; they replace those of `config`.
 
     Raises:
-        UserError, PriorError, RefinerError: bad request, models or folder.
+        UserError, PriorError, RefinerError: if the request, a model or the folder is bad.
     """
-    if refiner is not None and not refine:
-        raise UserError("a refiner is given and not used; ask for refine as well, or leave it out")
-    known = KnownFormulas(novel_to)
-    settings = Settings(
-        conditions=merge_conditions(formula, composition, conditions),
-        refine=refine,
-        seed=seed,
-        temperature=temperature,
-        top_p=top_p,
-        max_attempts=max_attempts,
-        constrain=constrain,
-        exclude_elements=symbols(exclude_elements),
-        novel_to=known.files,
-        best_of=best_of,
-        rank=rank,
-        potential=potential,
-        steps=steps,
-        method=method,
-        position_slope=position_slope,
-        cell_slope=cell_slope,
-        trajectory=trajectory,
-        score=score,
-    )
-    known.check(settings.conditions)
+    config = SamplingConfig.of(config, **options)
+    if n < 1:
+        raise UserError(f"n is {n}; give a number at least 1")
+    if refiner is not None and not config.refine:
+        raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
+    check_folder(out, MANIFEST)
+    where = pick_device(device)
     prior_folder = resolve(prior, BUNDLED_PRIOR)
-    refiner_folder = resolve(refiner, BUNDLED_REFINER) if refine else None
+    refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
+
+    from flowllm.crystals.cells import NIGGLI_TOLERANCE
+    from flowllm.crystals.formulas import KnownFormulas
+
+    known = KnownFormulas(config.novel_to)
+    known.check(config.conditions)
     load = functools.partial(
-        load_models,
-        prior_folder,
-        refiner_folder,
-        pick_device(device),
-        settings.ranking_potential,
+        load_models, prior_folder, refiner_folder, where, config.ranking_potential
     )
     model = load(check=True)
-    models = {"prior": identity(prior_folder), "refiner": None}
+    models: dict[str, Any] = {"prior": identity(prior_folder), "refiner": None}
+    assert model.prior is not None
     parameters = {"prior": announce("prior", prior_folder, models["prior"], model.prior.model)}
     if refiner_folder is not None:
+        assert model.refiner is not None
         models["refiner"] = identity(refiner_folder)
         parameters["refiner"] = announce(
             "refiner", refiner_folder, models["refiner"], model.refiner
         )
-    # Before the folder is claimed.
-    check_models(settings, composition, model.prior, model.refiner, model.potential)
+    model.prepare(config, known)  # before the folder is claimed
     manifest = {
         "command": "sample",
-        "device": pick_device(device),  # another one draws other numbers
+        "device": where,  # another one draws other numbers
         **models,
         "niggli_tolerance": NIGGLI_TOLERANCE,
-        **asdict(settings),
+        **config.identity(),
+        "novel_to": known.files,
     }
-    if settings.ranking_potential is not None:
-        manifest["potential"] = potential_identity(settings.ranking_potential)
+    if config.ranking_potential is not None:
+        from flowllm.energy.calculators import potential_identity
+
+        manifest["potential"] = potential_identity(config.ranking_potential)
     folder = run_job(
         out,
         manifest=manifest,
         total=n,
-        batch_size=batch_size,
-        work=functools.partial(_sample_batch, settings, known),
+        batch_size=config.batch_size,
+        work=functools.partial(_sample_batch, config, known),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},
         workers=workers,
         progress=progress,
         description="sampling",
     )
-    return publish_samples(folder)
+    columns: list[str] = ["prompt", "text", "attempts"]
+    if config.best_of > 1:
+        columns.append("rank_score")
+    return _publish(folder, columns, scored=config.score or config.rank == "flow")
 
 
-def refine(
+def run_refinement(
     file: str | Path,
+    config: RefinementConfig | None = None,
     *,
     out: str | Path,
     refiner: str | Path | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    method: str | None = None,
-    position_slope: float | None = None,
-    cell_slope: float | None = None,
-    trajectory: bool = False,
-    score: bool = False,
     skip_invalid: bool = False,
+    limit: int | None = None,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
+    **options: Any,
 ) -> Outcome:
-    """Refine the crystals of a file or folder into a run folder.
+    """Refine the crystals of a file, folder or run into a run folder.
 
-    Meant for rough crystals such as a prior's samples; one that is relaxed already usually comes
-    out worse.
+    Meant for rough crystals such as the samples of a prior. A relaxed crystal usually comes out
+    worse.
 
     Args:
-        file: anything that `flowllm.crystals.io.read` reads.
-        out: as for `sample`.
-        refiner: folder or hub id; None takes the bundled one.
-        seed: crystal k draws its noise from (seed, k).
-        steps, method, position_slope, cell_slope: of the integration, see `rfm.integrate`; None
-            takes the refiner's own.
-        trajectory: write every state on the way, with its time, to `trajectories/NAME.extxyz`.
-        score: add the log-likelihood of each refined crystal under the flow (`rfm.likelihood`), in
-            all and per degree of freedom; takes many times as long as refining. Compare it among
-            crystals of one composition.
-        skip_invalid: leave out bad rows of `file`, and crystals larger than any the refiner was
-            trained on, instead of stopping.
-        workers, device, progress: as for `sample`.
+        file: anything that `flowllm.read` reads.
+        config: settings of refining; None: the defaults.
+        out: run folder, as for `run_sampling`.
+        refiner: folder or hub id; None takes the bundled refiner.
+        skip_invalid: leave out bad crystals, and those with more atoms than the refiner was
+            trained on, instead of stopping at the first.
+        limit: read the first so many crystals only.
+        workers: number of processes; it does not change the result.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+        progress: show a progress bar on a terminal.
+        **options: fields of `RefinementConfig`; they replace those of `config`.
 
     Raises:
-        UserError, RefinerError: bad file, model or folder.
+        UserError, RefinerError: if the file, an option, the model or the folder is bad.
     """
+    given = {} if config is None else vars(config)
+    config = from_arguments(RefinementConfig, {**given, **options})
     file = Path(file)
+    if not file.exists():
+        raise UserError(f"{file}: no such file or folder; check the path")
+    check_folder(out, MANIFEST)
+    where = pick_device(device)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
-    load = functools.partial(load_models, None, refiner_folder, pick_device(device))
+
+    from flowllm.crystals.cells import NIGGLI_TOLERANCE
+    from flowllm.crystals.io import read
+    from flowllm.system.files import sha256_path
+
+    load = functools.partial(load_models, None, refiner_folder, where)
     model = load()
+    assert model.refiner is not None
     found = identity(refiner_folder)
     parameters = {"refiner": announce("refiner", refiner_folder, found, model.refiner)}
     if not model.refiner.config.base.from_crystals:
         logger.warning(
-            "this refiner starts from noise: it uses the atoms of %s, not where they are", file
+            "this refiner starts from noise: it uses the atoms of %s, but not their positions", file
         )
-    integration = {
-        "steps": steps,
-        "method": method,
-        "position_slope": position_slope,
-        "cell_slope": cell_slope,
-    }
-    model.refiner.config.integration.but(**integration)  # refuses what cannot be
-    options = {**integration, "trajectory": trajectory, "score": score}
-    crystals = read(file, skip_invalid=skip_invalid, max_atoms=model.refiner.config.max_atoms)
+    model.refiner.config.integration.but(**config.integration)  # raises for impossible settings
+    crystals = read(
+        file,
+        skip_invalid=skip_invalid,
+        limit=limit,
+        max_atoms=model.refiner.config.max_atoms,
+    )
     manifest = {
         "command": "refine",
-        "device": pick_device(device),
+        "device": where,
         "input": sha256_path(file),
+        "limit": limit,
         "refiner": found,
-        "seed": seed,
-        **options,
+        **vars(config),
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,
     }
@@ -236,15 +196,15 @@ def refine(
         out,
         manifest=manifest,
         total=len(crystals),
-        batch_size=BATCH_SIZE,
-        work=functools.partial(_refine_batch, list(crystals), seed, options),
+        batch_size=_BATCH_SIZE,
+        work=functools.partial(_refine_batch, list(crystals), config),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},
         workers=workers,
         progress=progress,
         description="refining",
     )
-    return publish_samples(folder)
+    return _publish(folder, [], scored=config.score)
 
 
 def load_models(
@@ -255,7 +215,20 @@ def load_models(
     *,
     check: bool = False,
 ) -> FlowLLM:
-    """The models that a job needs, from their folders, and what ranks; `check` tests the latter."""
+    """Load the models of a run from their folders, and the potential that ranks.
+
+    Args:
+        prior: folder of the prior, or None.
+        refiner: folder of the refiner, or None.
+        device: `cpu`, `cuda` or `cuda:NUMBER`.
+        potential: name of the potential, or None.
+        check: test the potential.
+    """
+    from flowllm.generation.pipeline import FlowLLM
+    from flowllm.generation.selection import RankingPotential
+    from llm_prior import Prior
+    from rfm import Refiner
+
     return FlowLLM(
         None if prior is None else Prior.from_pretrained(prior, device=device),
         None if refiner is None else Refiner.from_pretrained(refiner, device=device),
@@ -264,40 +237,54 @@ def load_models(
 
 
 def _sample_batch(
-    settings: Settings,
+    config: SamplingConfig,
     known: KnownFormulas,
     model: FlowLLM,
-    index: int,
-    start: int,
-    count: int,
+    batch: Batch,
+    progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    return [s.to_record() for s in model.sample_batch(settings, known, index, start, count)]
+    indices = range(batch.start, batch.start + batch.count)
+    samples = model.sample_batch(config, known, indices, progress)
+    return [sample.to_record().to_json() for sample in samples]
 
 
 def _refine_batch(
     crystals: Sequence[Crystal],
-    seed: int,
-    options: dict[str, Any],
+    config: RefinementConfig,
     model: FlowLLM,
-    index: int,
-    start: int,
-    count: int,
+    batch: Batch,
+    progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
-    part = crystals[start : start + count]
-    results = refine_structures(  # not `model.refine`: `read` has reduced the cells already
-        model.refiner, [c.structure for c in part], seed=seed, first_index=start, **options
+    from flowllm.generation.sample import Sample
+    from rfm import refine
+
+    assert model.refiner is not None
+    indices = range(batch.start, batch.start + batch.count)
+    part = [crystals[index] for index in indices]
+    results = refine(  # not `FlowLLM.refine`, as `read` has reduced the cells already
+        model.refiner,
+        [crystal.structure for crystal in part],
+        seed=config.seed,
+        indices=indices,
+        integration=model.refiner.config.integration.but(**config.integration),
+        trajectory=config.trajectory,
+        score=config.score,
+        on_finished=progress,
     )
     records = []
     for crystal, result in zip(part, results, strict=True):
-        structure, failure = structure_or_failure(result)
-        sample = Sample(
-            id=crystal.id,
-            prompt="",
-            text="",
-            prior_structure=crystal.structure,
-            structure=structure,
-            failure=failure,
-            refinement=result,
-        )
-        records.append(sample.to_record())
+        sample = Sample(id=crystal.id, prompt="", text="", prior_structure=crystal.structure)
+        sample.add_refinement(result)
+        records.append(sample.to_record().to_json())
     return records
+
+
+def _publish(folder: Any, columns: list[str], *, scored: bool) -> Outcome:
+    import pyarrow as pa
+
+    from flowllm.generation.sample import SCORE_COLUMNS
+    from flowllm.runs.outputs import publish_crystals
+
+    types = {"prompt": pa.string(), "text": pa.string(), "attempts": pa.int64()}
+    names = [*columns, *(SCORE_COLUMNS if scored else ())]
+    return publish_crystals(folder, {name: types.get(name, pa.float64()) for name in names})

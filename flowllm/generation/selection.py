@@ -1,20 +1,20 @@
-"""Best of K: several candidates for each crystal that is asked for, of which the best stays.
+"""Best of K: several candidates for each crystal, of which the best one is kept.
 
-Likelihoods of different compositions do not tell the better crystal: a text with more atoms has
-more tokens and so less probability, the flow's density is one over another number of coordinates,
-and no mean per atom or token makes them commensurate. So the candidates of one request share a
-composition: the first answers the request and decides it, and the other K - 1 are asked for that
-formula and number of atoms besides. Compositions keep the distribution that they have without this,
-and the best of K draws moves towards the mode of p(crystal | composition), or towards the ground
-state: best-of-n sampling (Stiennon et al. 2020, arXiv 2009.01325), the reward being one of
+Likelihoods of different compositions cannot be compared: a text with more atoms has more tokens and
+so less probability, and the density of the flow has another number of coordinates. So all
+candidates of a crystal share one composition: the first answers the request and decides it, the
+other K - 1 are requested with its formula and number of atoms. Compositions keep their
+distribution, and the best of K draws moves towards the mode of p(crystal | composition), or towards
+the ground state. This is best-of-n sampling (Stiennon et al. 2020, arXiv 2009.01325) with one of
+these rewards:
 
-- `prior`: log p(text | conditions and composition) of the finished crystal in its Niggli cell and
-  at its origin, at temperature 1 and without the grammar.
-- `energy`: minus the energy per atom of the finished crystal, as it is, by a potential. Energies of
-  one composition compare whatever the potential's scheme is.
-- `flow`: `rfm.log_likelihood` of a refined crystal, the density given the candidate that it came
-  from; the density under all K together is that over K plus terms of the other candidates, which
-  are nothing where these are further away than the noise of the base is wide.
+- `prior`: log p(text | conditions and composition) of the finished crystal in its Niggli cell, at
+  temperature 1 and without the grammar.
+- `energy`: minus the energy per atom of the finished crystal by a potential. Energies of one
+  composition can be compared, whatever the scheme of the potential is.
+- `flow`: `rfm.log_likelihood` of a refined crystal: the density given its own candidate. The
+  density under all K candidates is this one over K, plus terms of the other candidates, which
+  vanish if these are further away than the noise of the base is wide.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ase.calculators.calculator import Calculator
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import reduce_cell
@@ -37,11 +36,17 @@ from flowllm.energy.minimization import CALCULATOR_ERRORS
 from flowllm.errors import InvalidCrystal, one_line
 from flowllm.generation.sample import Sample
 from flowllm.metrics.validity import structural_validity
+from flowllm.runs.sharded import batch_seed
 from llm_prior import Prior, Proposal, composition_conditions, generation_prompt, propose
 from llm_prior.scoring import score_texts
 from llm_prior.text import encode
 
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
 logger = logging.getLogger(__name__)
+
+_CANDIDATES = 0  # spawn key of the seed of all candidates but the first
 
 
 def add_candidates(
@@ -49,24 +54,35 @@ def add_candidates(
     proposals: Sequence[Proposal],
     conditions: Mapping[str, Any],
     best_of: int,
+    *,
+    seed: int,
+    indices: Sequence[int],
     **options: Any,
 ) -> list[list[Proposal]]:
-    """Each proposal with `best_of` - 1 further ones of its composition; a failed one stays alone.
+    """Return each proposal with `best_of` - 1 further ones of its composition.
+
+    A failed proposal stays alone.
 
     Args:
         prior: the model.
         proposals: answers to `conditions`.
-        conditions: that all were asked for.
-        best_of: candidates for each, the proposal included.
-        **options: for `llm_prior.propose`.
+        conditions: the conditions that all requests share.
+        best_of: candidates of each crystal, the proposal included.
+        seed: seed of the run.
+        indices: position of each proposal in the run.
+        **options: further arguments of `llm_prior.propose`.
     """
-    requests = [
-        {**conditions, **composition_conditions(proposal.structure.formula)}
-        for proposal in proposals
-        if proposal.structure is not None
-        for _ in range(best_of - 1)
-    ]
-    more = iter(propose(prior, requests, **options))
+    if best_of == 1:
+        return [[proposal] for proposal in proposals]
+    requests, numbers = [], []
+    for index, proposal in zip(indices, proposals, strict=True):
+        if proposal.structure is not None:
+            composition = composition_conditions(proposal.structure.formula)
+            requests += [{**conditions, **composition}] * (best_of - 1)
+            numbers += range(index * (best_of - 1), (index + 1) * (best_of - 1))
+    more = iter(
+        propose(prior, requests, seed=batch_seed(seed, _CANDIDATES), indices=numbers, **options)
+    )
     return [
         [proposal, *(itertools.islice(more, best_of - 1) if proposal.structure is not None else ())]
         for proposal in proposals
@@ -79,8 +95,8 @@ class RankingPotential:
 
     Attributes:
         name: as `flowllm.energy.calculators.load_calculator` takes it.
-        calculator: loaded.
-        elements: symbols that it has learnt; None where it does not say.
+        calculator: the loaded potential.
+        elements: symbols of the elements that it has learnt; None if it does not tell.
     """
 
     name: str
@@ -89,10 +105,10 @@ class RankingPotential:
 
     @classmethod
     def load(cls, name: str, *, check: bool = True) -> RankingPotential:
-        """Load it and, unless that has been done, test it.
+        """Load a potential and, with `check`, test it.
 
         Raises:
-            UserError: there is no such potential, or it is wrong.
+            UserError: if there is no such potential, or it gives wrong energies.
         """
         return cls(name, load_calculator(name, check=check), known_elements(name))
 
@@ -100,9 +116,9 @@ class RankingPotential:
 def prior_scores(
     prior: Prior, conditions: Mapping[str, Any], samples: Sequence[Sample]
 ) -> list[float]:
-    """log p(text | conditions and composition) of each crystal, nats; -inf where there is none.
+    """Return log p(text | conditions and composition) of each crystal in nats.
 
-    The text is that of the Niggli cell, as in training; refining has not moved the origin.
+    It is -inf for a sample without a crystal. The text describes the Niggli cell, as in training. Refining does not move the origin.
     """
     prompts, texts, scores = [], [], [-math.inf] * len(samples)
     scored = []
@@ -125,11 +141,11 @@ def prior_scores(
 
 
 def energy_scores(potential: RankingPotential, samples: Sequence[Sample]) -> list[float]:
-    """Minus the energy of each crystal, eV/atom; -inf where there is none.
+    """Return minus the energy of each crystal in eV/atom; -inf without an energy.
 
-    A crystal with atoms within 0.5 Angstrom of each other (images included) has none, as in
-    `flowllm evaluate`: a potential knows nothing of it. Nor has one with an element that the
-    potential has not learnt, or at which it fails. The log tells how many.
+    A crystal has no energy if atoms (images included) lie within 0.5 Angstrom of each other, as in
+    `flowllm evaluate`, if the potential has not learnt one of its elements, or if the potential
+    fails. The log gives the number of such crystals.
     """
     scores, failures = [], []
     for sample in samples:
@@ -149,7 +165,7 @@ def energy_scores(potential: RankingPotential, samples: Sequence[Sample]) -> lis
 
 
 def _energy(potential: RankingPotential, structure: Structure) -> float:
-    """eV/atom; a ValueError, or what the potential raises, where it has none."""
+    """Return the energy in eV/atom; raise `ValueError`, or the potential's error, without one."""
     unknown = (
         set() if potential.elements is None else structure.chemical_system_set - potential.elements
     )
@@ -166,7 +182,7 @@ def _energy(potential: RankingPotential, structure: Structure) -> float:
 
 
 def flow_scores(samples: Sequence[Sample]) -> list[float]:
-    """log p1 of each refined crystal, nats; -inf where there is none, or no number for it."""
+    """Return log p_1 of each refined crystal in nats; -inf without a number."""
     found = [sample.refinement and sample.refinement.log_likelihood for sample in samples]
     return [
         -math.inf if score is None or math.isnan(score.total) else score.total for score in found
@@ -174,14 +190,14 @@ def flow_scores(samples: Sequence[Sample]) -> list[float]:
 
 
 def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[list[Sample]]:
-    """The candidate with the highest score of each group, alone; the first among equals.
+    """Return, for each group, its candidate with the highest score; the first one if scores tie.
 
-    One with a structure goes before one without, whatever their scores. The answers that the
-    others took are counted as its own, and the score is kept.
+    A candidate with a structure precedes one without. The texts that the other candidates took are
+    counted as its own, and its score is kept as `rank_score`.
 
     Args:
-        groups: candidates.
-        scores: of each candidate, in the order of `flat`.
+        groups: the candidates of each crystal.
+        scores: score of each candidate, in the order of `flat`.
     """
     numbers = iter(scores)
     chosen = []
@@ -197,5 +213,5 @@ def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[
 
 
 def flat(groups: Iterable[Iterable[Sample]]) -> list[Sample]:
-    """The candidates of all groups in one list."""
+    """Return the candidates of all groups in one list."""
     return list(itertools.chain.from_iterable(groups))

@@ -6,8 +6,8 @@ A config class declares each option once:
     class RelaxationConfig(Options):
         force_limit: float = option(0.05, "Largest force at the end.", unit="eV/Angstrom", above=0)
 
-Its constructor checks every value and raises `UserError`; `flowllm.cli.options` derives the command
-line options from the same fields.
+Its constructor checks every value and raises `OptionError`; `flowllm.cli.options` derives the
+command line options from the same fields.
 """
 
 from __future__ import annotations
@@ -21,6 +21,25 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from flowllm.errors import UserError
 
 _KEY = "option"
+
+
+class OptionError(UserError):
+    """Bad value of an option.
+
+    Attributes:
+        name: name of the option, as a Python argument.
+        problem: the rest of the message.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(name, problem)
+        self.name = name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.problem}"
+
+
 Config = TypeVar("Config", bound="Options")
 
 
@@ -72,10 +91,10 @@ class OptionSpec:
         return " and ".join(words)
 
     def check(self, name: str, value: Any, kind: type | None = None) -> None:
-        """Raise `UserError` if a value is no `kind`, not among the choices, or out of range."""
+        """Raise `OptionError` if a value is no `kind`, not among the choices, or out of range."""
         if self.choices is not None and value not in self.choices:
             known = ", ".join(map(str, self.choices))
-            raise UserError(f"{name} {value!r} is unknown; choose one of {known}")
+            raise OptionError(name, f"{value!r} is unknown; choose one of {known}")
         if kind in (int, float):
             numbers = int if kind is int else (int, float)
             if (
@@ -84,9 +103,9 @@ class OptionSpec:
                 or not (math.isfinite(value) and self._contains(value))
             ):
                 what = "a whole number" if kind is int else "a number"
-                raise UserError(f"{name} is {value!r}; give {what} {self.range}".rstrip())
+                raise OptionError(name, f"is {value!r}; give {what} {self.range}".rstrip())
         elif kind is not None and not isinstance(value, kind):
-            raise UserError(f"{name} is {value!r}; give a value of type {kind.__name__}")
+            raise OptionError(name, f"is {value!r}; give a value of type {kind.__name__}")
 
     def _contains(self, value: float) -> bool:
         return (
@@ -123,7 +142,7 @@ class Options:
     None is allowed for every option whose default is None and is not checked.
 
     Raises:
-        UserError: a value that cannot be parsed, is unknown, or lies outside its range.
+        OptionError: if a value is unknown, of the wrong type, or out of range.
     """
 
     def __post_init__(self) -> None:
