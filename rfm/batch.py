@@ -1,4 +1,8 @@
-"""The batched state of the refiner: many crystals in one set of flat tensors."""
+"""The batched state of the refiner: many crystals in one set of flat tensors.
+
+Includes the checks of structures that enter a batch, the split of many crystals into batches of
+bounded memory, and the pairs of atoms within the crystals of a batch.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,25 @@ import torch
 from pymatgen.core import Element, Structure
 from torch import Tensor
 
-from rfm.errors import RefinerError
+from rfm.config import RefinerConfig
+from rfm.errors import Failure, RefinerError
 from rfm.lattice import StandardChart
 from rfm.torus import wrap
+
+# MP-20 has 113 pairs a crystal on average: about 140 crystals at a time.
+MAX_EDGES = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrystalBatch:
     """B crystals with N atoms in all, the atoms of a crystal next to each other.
 
-    atomic_numbers: (N,) int64, 1 is hydrogen.
-    frac_coords: (N, 3) float, fractional coordinates in [0, 1).
-    lattice: (B, 6) float, the standardised chart vector of the cell (`StandardChart`).
-    num_atoms: (B,) int64, at least 1.
-    batch: (N,) int64, the crystal of each atom, ascending.
+    Attributes:
+        atomic_numbers: (N,) int64, 1 is hydrogen.
+        frac_coords: (N, 3) float, fractional coordinates in [0, 1).
+        lattice: (B, 6) float, standardised chart vectors of the cells (`StandardChart`).
+        num_atoms: (B,) int64, at least 1.
+        batch: (N,) int64, index of the crystal of each atom, ascending.
     """
 
     atomic_numbers: Tensor
@@ -35,29 +44,33 @@ class CrystalBatch:
 
     @property
     def num_crystals(self) -> int:
-        """B."""
+        """Number of crystals B."""
         return self.num_atoms.shape[0]
 
     def to(self, device: torch.device | str) -> CrystalBatch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
         return CrystalBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def at(self, frac_coords: Tensor, lattice: Tensor) -> CrystalBatch:
-        """The same crystals with other positions (N, 3) and cells (B, 6)."""
+        """Return the same crystals with other positions (N, 3) and cells (B, 6)."""
         return replace(self, frac_coords=frac_coords, lattice=lattice)
 
     @classmethod
     def from_structures(cls, structures: Sequence[Structure], cell: StandardChart) -> CrystalBatch:
-        """Build a float32 batch; sites keep their order.
+        """Return a float32 batch; sites keep their order.
+
+        Args:
+            structures: at least one ordered crystal.
+            cell: chart of the cell vectors.
 
         Raises:
-            RefinerError: no structures, one without sites, a disordered site or one that is not an
-                element, or a cell without volume.
+            RefinerError: if there are no structures, or one has no sites, a disordered site, a
+                species that is not an element, or a cell without volume.
         """
         if not structures:
             raise RefinerError("no structures given; a batch needs at least one")
         numbers = [atomic_numbers(structure, index) for index, structure in enumerate(structures)]
-        coords = np.concatenate([structure.frac_coords for structure in structures])
+        coords = np.concatenate([structure.frac_coords for structure in structures])  # (N, 3)
         matrices = torch.from_numpy(np.stack([s.lattice.matrix for s in structures])).double()
         flat = (~(torch.linalg.det(matrices).abs() > 0)).nonzero().flatten().tolist()
         if flat:
@@ -74,10 +87,14 @@ class CrystalBatch:
 
 
 def atomic_numbers(structure: Structure, index: int = 0) -> np.ndarray:
-    """Atomic numbers (n,) int64 of an ordered structure; `index` names it in an error.
+    """Return the atomic numbers (n,) int64 of an ordered structure.
+
+    Args:
+        structure: crystal of n sites.
+        index: number of the structure in error messages.
 
     Raises:
-        RefinerError: no sites, a disordered site, or a species that is not an element.
+        RefinerError: if there are no sites, a site is disordered, or a species is not an element.
     """
     if len(structure) == 0:
         raise RefinerError(f"structure {index} has no sites; leave it out")
@@ -92,10 +109,72 @@ def atomic_numbers(structure: Structure, index: int = 0) -> np.ndarray:
     return np.array(numbers, dtype=np.int64)
 
 
-class AtomPairs(NamedTuple):
-    """All unordered pairs {i, j}, i < j, of atoms of the same crystal, sorted by i, then j.
+def refusal(config: RefinerConfig, structure: Structure, index: int) -> tuple[Failure, str] | None:
+    """Return why a structure cannot enter a batch, or None if it can.
 
-    first: (P,) int64, i. second: (P,) int64, j. crystal: (P,) int64, their crystal.
+    Args:
+        config: settings of the refiner, which bound the size and the elements.
+        structure: any crystal.
+        index: number of the structure in the message.
+
+    Returns:
+        The reason and a one-line message, or None.
+    """
+    try:
+        numbers = atomic_numbers(structure, index)
+    except RefinerError as error:
+        return Failure.BAD_INPUT, str(error)
+    largest = config.max_atoms
+    if largest is not None and len(numbers) > largest:
+        detail = f"structure {index} has {len(numbers)} atoms; the refiner knows up to {largest}"
+        return Failure.TOO_MANY_ATOMS, detail
+    heaviest = config.network.max_atomic_number
+    matrix = structure.lattice.matrix
+    if numbers.max() > heaviest:
+        detail = f"structure {index} has an element above the network's limit Z = {heaviest}"
+    elif not (np.isfinite(structure.frac_coords).all() and np.isfinite(matrix).all()):
+        detail = f"structure {index} holds a number that is not finite"
+    elif not abs(np.linalg.det(matrix)) > 0:
+        detail = f"structure {index} has a cell without volume"
+    else:
+        return None
+    return Failure.BAD_INPUT, detail
+
+
+def pack(sizes: Sequence[int], max_edges: int = MAX_EDGES) -> list[list[int]]:
+    """Return the indices of crystals in batches of like sizes with bounded pairs of atoms.
+
+    The network works on the n^2 pairs of atoms within each crystal, and its memory grows with their
+    sum. The largest crystals come first, so that a crystal that does not fit shows at once.
+
+    Args:
+        sizes: number of atoms of each crystal.
+        max_edges: largest sum of n^2 over a batch; a larger crystal is alone in its batch.
+
+    Raises:
+        RefinerError: if max_edges is below 1.
+    """
+    if max_edges < 1:
+        raise RefinerError(f"max_edges is {max_edges}; at least one is needed")
+    batches: list[list[int]] = []
+    room = 0
+    for place in np.argsort(-np.asarray(sizes, dtype=np.int64), kind="stable").tolist():
+        edges = sizes[place] ** 2
+        if not batches or edges > room:
+            batches.append([])
+            room = max_edges
+        batches[-1].append(place)
+        room -= edges
+    return batches
+
+
+class AtomPairs(NamedTuple):
+    """All P unordered pairs {i, j}, i < j, of atoms of the same crystal, sorted by i, then j.
+
+    Attributes:
+        first: (P,) int64, atom i.
+        second: (P,) int64, atom j.
+        crystal: (P,) int64, crystal of the two.
     """
 
     first: Tensor
@@ -104,12 +183,16 @@ class AtomPairs(NamedTuple):
 
 
 def atom_pairs(num_atoms: Tensor) -> AtomPairs:
-    """Pairs of the crystals with num_atoms (B,) atoms; a crystal of one atom has none."""
+    """Return the pairs of atoms of a batch; a crystal of one atom has none.
+
+    Args:
+        num_atoms: (B,) number of atoms of each crystal.
+    """
     batch = torch.repeat_interleave(num_atoms)  # (N,)
-    atoms = torch.arange(batch.shape[0], device=batch.device)
+    atoms = torch.arange(batch.shape[0], device=batch.device)  # (N,)
     last_atom = num_atoms.cumsum(0) - 1  # (B,)
     later = last_atom[batch] - atoms  # (N,) atoms of the crystal after each
     first = torch.repeat_interleave(later)  # (P,)
     first_pair = later.cumsum(0) - later  # (N,)
-    rank = torch.arange(first.shape[0], device=first.device) - first_pair[first]
+    rank = torch.arange(first.shape[0], device=first.device) - first_pair[first]  # (P,)
     return AtomPairs(first=first, second=first + 1 + rank, crystal=batch[first])

@@ -1,4 +1,4 @@
-"""Pairs of crystals as training data: a base from a prior or a file, a target from the data."""
+"""Pairs of crystals as training data: a base from a prior or a file, and its target."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
-from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
+from rfm.base import noisy_base, uniform_base
+from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
-from rfm.lattice import chart
+from rfm.lattice import StandardChart, chart
 
-# Volumes below this share of a b c are those of rounding: the cell is flat.
+# A cell with a smaller share of the volume a b c is flat, but for rounding.
 _SMALLEST_VOLUME = 1e-6
 # A spread below this means the cells do not vary there; dividing by it would only amplify rounding.
 _SMALLEST_STD = 1e-6
@@ -25,12 +26,13 @@ _SMALLEST_STD = 1e-6
 class PairedCrystal:
     """A base crystal and the target it should flow to, of n atoms in the same order.
 
-    id: name of the crystal, kept through batching.
-    atomic_numbers: (n,) integers.
-    base_frac_coords: (n, 3), aligned to the target; None where there is no base crystal.
-    base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no base crystal.
-    target_frac_coords: (n, 3).
-    target_lattice: (3, 3), in the basis nearest to the base's.
+    Attributes:
+        id: name of the crystal, kept through batching.
+        atomic_numbers: (n,) integers.
+        base_frac_coords: (n, 3), aligned to the target; None where there is no base crystal.
+        base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no base crystal.
+        target_frac_coords: (n, 3).
+        target_lattice: (3, 3) rows a, b, c in Angstrom, in the basis nearest to the base's.
     """
 
     id: str
@@ -42,22 +44,43 @@ class PairedCrystal:
 
     @property
     def base(self) -> Structure | None:
-        """The base crystal, if there is one."""
-        if self.base_lattice is None:
+        """The base crystal, or None."""
+        if self.base_lattice is None or self.base_frac_coords is None:
             return None
-        return Structure(Lattice(self.base_lattice), self.atomic_numbers, self.base_frac_coords)
+        return self._structure(self.base_lattice, self.base_frac_coords)
 
     @property
     def target(self) -> Structure:
         """The target crystal, in the base's order of atoms."""
-        return Structure(Lattice(self.target_lattice), self.atomic_numbers, self.target_frac_coords)
+        return self._structure(self.target_lattice, self.target_frac_coords)
+
+    def _structure(self, lattice: np.ndarray, frac_coords: np.ndarray) -> Structure:
+        return Structure(Lattice(lattice), self.atomic_numbers.tolist(), frac_coords)
 
 
 class PairDataset:
     """Draws of base, target and time from a list of pairs.
 
-    All cells are turned into standardised chart vectors once, here. A draw depends on nothing but
-    its index and the generator handed in.
+    The constructor turns all cells into standardised chart vectors, once. A draw depends on nothing
+    but its index and its generator.
+
+    Args:
+        pairs: at least one.
+        chart_name: representation of the cell, see `rfm.lattice`.
+        base: base distribution; None is the pairs' base without noise.
+        statistics: statistics of the training pairs, for a validation set; None computes them from
+            the given pairs.
+
+    Attributes:
+        base: base distribution.
+        ids: names of the pairs.
+        statistics: statistics of the cells.
+        cell: standardised chart of the cells.
+
+    Raises:
+        RefinerError: if there are no pairs; the arrays of a pair do not fit together, or hold a
+            number that is not finite or no element; a cell has no volume; or a base is missing
+            where `base.kind` is not `uniform`.
     """
 
     def __init__(
@@ -68,20 +91,6 @@ class PairDataset:
         base: BaseConfig | None = None,
         statistics: Statistics | None = None,
     ) -> None:
-        """Take the pairs.
-
-        Args:
-            pairs: at least one.
-            chart_name: how cells are written, see `rfm.lattice`.
-            base: what the flow starts from; by default the pairs' base without noise.
-            statistics: those of the training pairs when this is a validation set; without them
-                they are computed from the pairs at hand.
-
-        Raises:
-            RefinerError: no pairs; one whose arrays do not fit together or hold a number that is
-                not finite or no element; a cell without volume; a missing base where
-                `base.kind` is not `uniform`.
-        """
         if not pairs:
             raise RefinerError("the data set holds no pairs")
         self.base = base or BaseConfig()
@@ -98,26 +107,32 @@ class PairDataset:
         target = to_vector(target_matrices)
         vectors = target
         if self.base.from_crystals:
-            self._base_coords = np.concatenate([pair.base_frac_coords for pair in pairs])
-            base_matrices = torch.from_numpy(np.stack([p.base_lattice for p in pairs])).double()
+            bases = [pair.base_frac_coords for pair in pairs if pair.base_frac_coords is not None]
+            cells = [pair.base_lattice for pair in pairs if pair.base_lattice is not None]
+            self._base_coords = np.concatenate(bases)  # of all pairs, as `_check` has ensured
+            base_matrices = torch.from_numpy(np.stack(cells)).double()
             prior = to_vector(base_matrices)
             vectors = torch.cat([prior, target])
         self.statistics = statistics or _statistics(vectors, target_matrices)
-        self.cell = self.statistics.standard_chart(chart_name)
+        self.cell = StandardChart.from_statistics(chart_name, self.statistics)
         self._target_lattice = self.cell.standardise(target).float().numpy()
         if self.base.from_crystals:
             self._base_lattice = self.cell.standardise(prior).float().numpy()
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.ids)
 
     def size(self, index: int, rng: np.random.Generator | None = None) -> int:
-        """Number of atoms of a pair, whatever `rng` would draw."""
+        """Return the number of atoms of a pair; it does not depend on the draw."""
         return int(self._sizes[index])
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One pair with a fresh base and time.
+        """Return one pair with a fresh base and time.
+
+        Args:
+            index: number of the pair.
+            rng: source of the random numbers.
 
         Returns:
             `ids` str; `atomic_numbers` (n,) int64; `base_frac_coords`, `target_frac_coords` (n, 3),
@@ -145,7 +160,10 @@ class PairDataset:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
-    """Draws of B crystals with N atoms in all as the keyword arguments of `Refiner.forward`.
+    """Return draws of B crystals with N atoms in all as keyword arguments of `Refiner.forward`.
+
+    Args:
+        items: draws of a `PairDataset`, at least one.
 
     Returns:
         `ids` list of B str; `num_atoms` (B,), `atomic_numbers` (N,) int64; `base_frac_coords`,
@@ -171,6 +189,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
 
 
 def _statistics(vectors: Tensor, target_matrices: Tensor) -> Statistics:
+    """Return the statistics of chart vectors (V, 6) and target lattices (P, 3, 3)."""
     log_lengths = torch.linalg.vector_norm(target_matrices, dim=-1).log()  # (P, 3)
     std = vectors.std(0, correction=0)
     return Statistics(
@@ -182,6 +201,7 @@ def _statistics(vectors: Tensor, target_matrices: Tensor) -> Statistics:
 
 
 def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
+    """Raise `RefinerError` if the arrays of a pair cannot be used."""
     n = len(pair.atomic_numbers)
     if n == 0:
         raise RefinerError(f"pair {pair.id!r} has no atoms; leave it out")
@@ -211,6 +231,7 @@ def _check(pair: PairedCrystal, *, needs_base: bool) -> None:
 
 
 def _has_volume(lattice: np.ndarray) -> bool:
+    """Return False if a lattice (3, 3) is flat or holds a number too large."""
     with np.errstate(over="ignore", invalid="ignore"):  # a damaged file may hold 1e200
         box = np.linalg.norm(lattice, axis=1).prod()
         return bool(abs(np.linalg.det(lattice)) > _SMALLEST_VOLUME * box)

@@ -1,7 +1,7 @@
-"""The divergence of a velocity field, which is the trace of its Jacobian J, crystal by crystal.
+"""The divergence of a velocity field: the trace of its Jacobian J, crystal by crystal.
 
-Exact, from the 3 n + 6 products e^T J e with the unit vectors e; or, for crystals too large for
-that, Hutchinson's unbiased estimate from the same product with vectors of random signs (FFJORD,
+Small crystals have the exact sum of the 3 n + 6 products e^T J e with the unit vectors e. Larger
+ones have Hutchinson's unbiased estimate, the same product with vectors of random signs (FFJORD,
 Grathwohl et al. 2019, arXiv 1810.01367), drawn anew at every call so that the errors of the steps
 of an integral average out. Crystals do not see each other, so one product serves a whole batch; it
 costs about as much as an evaluation of the network.
@@ -18,8 +18,8 @@ from torch import Tensor
 from rfm.batch import CrystalBatch
 from rfm.integration import Velocity, VelocityField
 
-EXACT_ATOMS = 6
-PROBES = 8
+EXACT_ATOMS = 6  # largest crystal with an exact divergence: 24 products
+PROBES = 8  # random vectors for larger ones
 
 
 def velocity_and_divergence(
@@ -31,10 +31,19 @@ def velocity_and_divergence(
     exact_atoms: int = EXACT_ATOMS,
     probes: int = PROBES,
 ) -> tuple[Velocity, Tensor, Tensor]:
-    """Velocities (N, 3) and (B, 6) at time t, their divergence (B,) and its variance, float64.
+    """Return the velocities of a batch with their divergence.
 
-    The divergence is exact for crystals of up to `exact_atoms` atoms, and for larger ones the mean
-    of `probes` estimates, whose spread gives the variance.
+    Args:
+        field: velocity field, differentiable.
+        state: B crystals with N atoms.
+        t: time of all crystals, in [0, 1].
+        rngs: a generator of random signs for each crystal.
+        exact_atoms: number of atoms up to which the divergence is exact.
+        probes: number of estimates for a larger crystal, whose mean is returned.
+
+    Returns:
+        Velocities (N, 3) and (B, 6); divergence (B,) float64; variance (B,) float64 of the
+        divergence, 0 where it is exact.
     """
     with torch.enable_grad():
         coords = state.frac_coords.detach().requires_grad_()
@@ -43,13 +52,13 @@ def velocity_and_divergence(
         velocity = field.velocity(state.at(coords, lattice), times)
 
         def products(coord_weights: Tensor, lattice_weights: Tensor) -> Tensor:
-            """w^T J w of each crystal (B,), for weights w of the shapes of the velocities."""
+            """Return w^T J w of each crystal (B,), for weights w shaped as the velocities."""
             weights = (coord_weights, lattice_weights)
             gradients = torch.autograd.grad(
                 velocity, (coords, lattice), weights, retain_graph=True, materialize_grads=True
             )
-            by_atom = (gradients[0] * coord_weights).sum(-1).double()
-            by_cell = (gradients[1] * lattice_weights).sum(-1).double()
+            by_atom = (gradients[0] * coord_weights).sum(-1).double()  # (N,)
+            by_cell = (gradients[1] * lattice_weights).sum(-1).double()  # (B,)
             return by_cell.index_add(0, state.batch, by_atom)
 
         divergence, variance = _traces(state, products, rngs, exact_atoms, probes)
@@ -63,13 +72,13 @@ def _traces(
     exact_atoms: int,
     probes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Trace of the Jacobian of each crystal (B,) and its variance, from products w^T J w."""
+    """Return the trace of each crystal's Jacobian (B,) and its variance, from products w^T J w."""
     coords, lattice = state.frac_coords, state.lattice
     total = torch.zeros(state.num_crystals, dtype=torch.float64, device=lattice.device)
     variance = torch.zeros_like(total)
     small = state.num_atoms <= exact_atoms  # (B,)
     if small.any():
-        ends = state.num_atoms.cumsum(0)
+        ends = state.num_atoms.cumsum(0)  # (B,)
         rank = (
             torch.arange(len(coords), device=coords.device) - (ends - state.num_atoms)[state.batch]
         )

@@ -1,11 +1,13 @@
 """Charts between cells and R^6.
 
-A lattice is a matrix (3, 3) whose rows are a, b, c in Angstrom. What the refiner moves is the cell
-up to rotation, that is the metric tensor G = L L^T, written as six real numbers:
+A lattice is a matrix L (3, 3) whose rows are a, b, c in Angstrom. The refiner moves the cell up to
+rotation, which is the metric tensor G = L L^T, written as six real numbers:
 
 `logmetric`  the matrix logarithm S of G, as (S11, S22, S33, sqrt2 S12, sqrt2 S13, sqrt2 S23). The
              factor makes the Euclidean norm of the six equal the Frobenius norm of S, which is the
-             log-Euclidean metric of Arsigny et al. 2006. Every vector of R^6 is a valid cell.
+             log-Euclidean metric of Arsigny et al. 2006 (doi 10.1002/mrm.20965). Every vector of
+             R^6 is a valid cell. geoopt's SymmetricPositiveDefinite has only the distance of this
+             metric; in the chart its geodesics are straight lines, so that R^6 is all it takes.
 `params`     logarithms of the three lengths, and logit(angle / 180) of the three angles in
              degrees, after FlowMM (Miller et al. 2024, arXiv 2406.04713). FlowMM has
              logit((angle - 59.9) / 60.2), which holds Niggli cells only; a target in the basis
@@ -26,7 +28,7 @@ import torch
 from geoopt import Euclidean
 from torch import Tensor
 
-from rfm.errors import RefinerError
+from rfm.config import Statistics, check_chart
 
 CELL_SPACE = Euclidean(ndim=1)
 
@@ -35,50 +37,51 @@ _COLS = [0, 1, 2, 1, 2, 2]
 
 
 class Chart(Protocol):
-    """A way to write a cell as six real numbers."""
+    """A representation of cells by six real numbers."""
 
     name: str
 
     def to_vector(self, lattice: Tensor) -> Tensor:
-        """(B, 3, 3) with rows a, b, c in Angstrom -> (B, 6)."""
+        """Return chart vectors (B, 6) of lattices (B, 3, 3) with rows a, b, c in Angstrom."""
         ...
 
     def to_metric(self, vector: Tensor) -> Tensor:
-        """(B, 6) -> G = L L^T, (B, 3, 3) in Angstrom^2."""
+        """Return metric tensors G (B, 3, 3) in Angstrom^2 of chart vectors (B, 6)."""
         ...
 
     def to_matrix(self, vector: Tensor) -> Tensor:
-        """(B, 6) -> lower triangular L, (B, 3, 3) in Angstrom; NaN where no cell closes."""
+        """Return lower triangular L (B, 3, 3) in Angstrom of (B, 6); NaN where no cell closes."""
         ...
 
 
 def metric_tensor(lattice: Tensor) -> Tensor:
-    """G = L L^T of lattices (B, 3, 3): the scalar products of the rows, in Angstrom^2."""
+    """Return G = L L^T (B, 3, 3) in Angstrom^2 of lattices L (B, 3, 3) with rows in Angstrom."""
     return lattice @ lattice.transpose(-1, -2)
 
 
 def metric_to_matrix(metric: Tensor) -> Tensor:
-    """The lower triangular lattice of a metric (B, 3, 3); NaN where the metric is not positive."""
+    """Return lower triangular lattices (B, 3, 3) of metrics; NaN where one is not positive."""
     factor, failed = torch.linalg.cholesky_ex(metric.double())
     factor = torch.where(failed[..., None, None] == 0, factor, torch.nan)
     return factor.to(metric.dtype)
 
 
 class LogMetric:
-    """The six numbers of log G."""
+    """The chart of log G."""
 
     name = "logmetric"
 
     def to_vector(self, lattice: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(metric_tensor(lattice.double()))
         log_metric = (vectors * values.log().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-        six = log_metric[..., _ROWS, _COLS]
+        six = log_metric[..., _ROWS, _COLS]  # (B, 6)
         return torch.cat([six[..., :3], six[..., 3:] * math.sqrt(2)], dim=-1).to(lattice.dtype)
 
     def to_metric(self, vector: Tensor) -> Tensor:
         six = vector.double()
         diag, off = six[..., :3], six[..., 3:] / math.sqrt(2)
-        # Unlike one by eigenvalues, this has a derivative where two are equal, as in a cube.
+        # Unlike a sum over eigenvectors, this has a derivative where eigenvalues are equal, as in
+        # a cube.
         return torch.linalg.matrix_exp(_symmetric(diag, off)).to(vector.dtype)
 
     def to_matrix(self, vector: Tensor) -> Tensor:
@@ -86,13 +89,13 @@ class LogMetric:
 
 
 class Params:
-    """Log lengths and logit angles."""
+    """The chart of log lengths and logit angles."""
 
     name = "params"
 
     def to_vector(self, lattice: Tensor) -> Tensor:
         metric = metric_tensor(lattice.double())
-        lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()
+        lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()  # (B, 3)
         cosines = (metric / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
         # alpha is between b and c, beta between a and c, gamma between a and b.
         angles = torch.rad2deg(cosines[..., [1, 0, 0], [2, 2, 1]].acos())
@@ -108,14 +111,22 @@ class Params:
 
 
 def metric_from_parameters(lengths: Tensor, angles: Tensor) -> Tensor:
-    """G of cells with lengths a, b, c (B, 3) in Angstrom and angles alpha, beta, gamma (B, 3)."""
+    """Return metric tensors of cells given by lengths and angles.
+
+    Args:
+        lengths: (B, 3) lengths a, b, c in Angstrom.
+        angles: (B, 3) angles alpha, beta, gamma in degrees.
+
+    Returns:
+        (B, 3, 3) in Angstrom^2.
+    """
     cosines = torch.deg2rad(angles).cos()
     off = lengths[..., [0, 0, 1]] * lengths[..., [1, 2, 2]] * cosines[..., [2, 1, 0]]
     return _symmetric(lengths.square(), off)
 
 
 def _symmetric(diag: Tensor, off: Tensor) -> Tensor:
-    """Symmetric matrices from diagonals (.., 3) and the elements 12, 13, 23 (.., 3)."""
+    """Return symmetric matrices of diagonals (.., 3) and the elements 12, 13, 23 (.., 3)."""
     matrix = torch.diag_embed(diag)
     matrix[..., [0, 0, 1], [1, 2, 2]] = off
     matrix[..., [1, 2, 2], [0, 0, 1]] = off
@@ -128,43 +139,57 @@ _CHARTS: dict[str, Chart] = {LOGMETRIC.name: LOGMETRIC, PARAMS.name: PARAMS}
 
 
 def chart(name: str) -> Chart:
-    """The chart called `name`.
+    """Return the chart called `name`.
+
+    Args:
+        name: `logmetric` or `params`.
 
     Raises:
-        RefinerError: the name is none of `logmetric`, `params`.
+        RefinerError: if no chart has this name.
     """
-    if name not in _CHARTS:
-        raise RefinerError(f"unknown lattice chart {name!r}; choose one of {', '.join(_CHARTS)}")
+    check_chart(name)
     return _CHARTS[name]
 
 
 class StandardChart:
     """A chart whose six numbers have mean 0 and standard deviation 1 over the pairs at hand.
 
-    This is the form in which the whole refiner carries a cell: path, noise, loss and network see
+    The whole refiner carries cells in this form: path, noise, loss and network see
     z = (vector - mean) / std.
+
+    Args:
+        name: name of the chart.
+        mean: (6,) means of the chart vectors.
+        std: (6,) standard deviations of the chart vectors.
+
+    Raises:
+        RefinerError: if no chart has this name.
     """
 
     def __init__(self, name: str, mean: Tensor, std: Tensor) -> None:
-        """Take the chart's name and the statistics (6,) of its vectors."""
         self.chart = chart(name)
         self.mean = mean.double()
         self.std = std.double()
 
+    @classmethod
+    def from_statistics(cls, name: str, statistics: Statistics) -> StandardChart:
+        """Return the chart called `name`, standardised by the statistics of training pairs."""
+        return cls(name, torch.tensor(statistics.mean), torch.tensor(statistics.std))
+
     def encode(self, lattice: Tensor) -> Tensor:
-        """Lattices (B, 3, 3) in Angstrom -> standardised vectors (B, 6)."""
+        """Return standardised vectors (B, 6) of lattices (B, 3, 3) in Angstrom."""
         return self.standardise(self.chart.to_vector(lattice.double())).to(lattice.dtype)
 
     def standardise(self, vector: Tensor) -> Tensor:
-        """Chart vectors (B, 6) -> standardised vectors (B, 6), float64."""
+        """Return standardised vectors (B, 6), float64, of chart vectors (B, 6)."""
         return (vector.double() - self.mean.to(vector.device)) / self.std.to(vector.device)
 
     def metric(self, z: Tensor) -> Tensor:
-        """Standardised vectors (B, 6) -> metric tensors (B, 3, 3) in Angstrom^2."""
+        """Return metric tensors (B, 3, 3) in Angstrom^2 of standardised vectors (B, 6)."""
         return self.chart.to_metric(self._raw(z)).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Standardised vectors (B, 6) -> lattices (B, 3, 3); NaN where no cell closes."""
+        """Return lattices (B, 3, 3) in Angstrom of vectors (B, 6); NaN where no cell closes."""
         return self.chart.to_matrix(self._raw(z)).to(z.dtype)
 
     def _raw(self, z: Tensor) -> Tensor:

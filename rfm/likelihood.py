@@ -7,19 +7,18 @@ Chen and Lipman 2024, arXiv 2302.03660) a crystal x1 that the flow carries from 
     log p1(x1) = log p0(x0) - integral over t from 0 to 1 of div u(x_t, t)
 
 The torus and the space of cells are flat, so div u is the plain sum of derivatives. The field is
-unchanged by a common translation and has mean zero over the atoms; its Jacobian is zero to both
-sides along the three translations, and the divergence on the quotient by them, on which the density
-is (`rfm.base_density`), is the one over all coordinates. A crystal of n atoms has 3 n - 3 + 6
-degrees of freedom.
+unchanged by a common translation and has mean zero over the atoms, so its Jacobian vanishes along
+the three translations on both sides. The density lives on the quotient by these translations
+(`rfm.base`), and the divergence there equals the divergence over all coordinates. A crystal of n
+atoms has 3 n - 3 + 6 degrees of freedom.
 
 The flow is the trained field without anti-annealing, which is no part of the model. It is followed
 backwards by the midpoint rule, with the divergence (`rfm.divergence`) at the middle of every step.
 
-What the number is not: the features of the network jump where two atoms are half a period apart,
-and what such a jump does to the density is left out. Where the data are on a surface, as are all
-crystals with symmetry, the density of a perfect model is infinite, and the number of steps bounds
-it. So compare numbers of one model and one number of steps only, best among crystals of one
-composition.
+Limits: the features of the network jump where two atoms are half a period apart, and the effect of
+a jump on the density is left out. Data on a surface, such as crystals with symmetry, have infinite
+density under a perfect model, and the number of steps bounds it. So compare numbers of one model
+and one number of steps only, best among crystals of one composition.
 """
 
 from __future__ import annotations
@@ -32,29 +31,30 @@ import torch
 from pymatgen.core import Structure
 from torch import Tensor
 
-from rfm.base_density import base_log_density
-from rfm.batch import CrystalBatch
+from rfm.base import base_log_density, crystal_generator
+from rfm.batch import MAX_EDGES, CrystalBatch, pack, refusal
 from rfm.divergence import EXACT_ATOMS, PROBES, velocity_and_divergence
 from rfm.errors import RefinerError
-from rfm.failures import refusal
 from rfm.integration import Lengths, VelocityField, advance, start, velocity_at
 from rfm.model import Refiner
-from rfm.packing import MAX_EDGES, pack
-from rfm.seeds import crystal_generator
 
 SCORE_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogLikelihood:
-    """log p1 of a crystal in nats, against the invariant measure of total mass 1 on positions
-    without their common translation times the Lebesgue measure on standardised cell vectors.
+    """Log-likelihood log p1 of a crystal, in nats.
 
-    base: log p0 of the crystal that the flow carries there; a factor of width 0 is left out (see
-        `rfm.base_density`). Minus infinity outside of the base.
-    change: minus the integral of the divergence.
-    standard_error: of `change`, from the random signs; 0 where the divergence is exact.
-    degrees_of_freedom: 3 n + 3 for n atoms.
+    The density is with respect to the invariant measure of total mass 1 on positions up to a common
+    translation, times the Lebesgue measure on standardised cell vectors.
+
+    Attributes:
+        base: log p0 of the crystal at t = 0; a factor of width 0 is left out, see
+            `rfm.base.base_log_density`. Minus infinity outside of the base.
+        change: minus the integral of the divergence.
+        standard_error: standard error of `change`, from the random signs; 0 where the divergence is
+            exact.
+        degrees_of_freedom: 3 n + 3 for n atoms.
     """
 
     base: float
@@ -64,16 +64,16 @@ class LogLikelihood:
 
     @property
     def total(self) -> float:
-        """log p1, nats."""
+        """Log-likelihood log p1, in nats."""
         return self.base + self.change
 
     @property
     def per_degree(self) -> float:
-        """log p1 over the degrees of freedom, nats."""
+        """Log-likelihood over the degrees of freedom, in nats."""
         return self.total / self.degrees_of_freedom
 
 
-def log_likelihood(
+def flow_log_likelihood(
     refiner: Refiner,
     structures: Sequence[Structure],
     priors: Sequence[Structure] | None = None,
@@ -84,30 +84,33 @@ def log_likelihood(
     probes: int = PROBES,
     max_edges: int = MAX_EDGES,
 ) -> list[LogLikelihood | None]:
-    """Log-likelihoods of structures, in order; None where the way back leaves the finite numbers.
+    """Return the log-likelihoods of structures under the flow.
 
     Args:
         refiner: the model.
-        structures: ordered crystals in the cell convention the refiner was trained on.
-        priors: for a base of crystals, the one that each structure was refined from, with the
+        structures: ordered crystals in the cell convention of the refiner's training.
+        priors: for a base of crystals, the crystal that each structure was refined from, with the
             same sites in the same order.
-        seed: of the random signs; structure k has a generator of its own, number k.
-        steps: of the midpoint rule.
-        exact_atoms: largest crystal whose divergence is exact.
-        probes: random vectors a step for larger ones, at least two.
-        max_edges: see `rfm.packing`.
+        seed: seed of the random signs; structure k has a generator of its own, number k.
+        steps: number of steps of the midpoint rule.
+        exact_atoms: number of atoms up to which the divergence is exact.
+        probes: number of random vectors per step for larger crystals, at least two.
+        max_edges: bound on memory, see `rfm.batch.pack`.
+
+    Returns:
+        One entry per structure, in order; None where the way back leaves the finite numbers.
 
     Raises:
-        RefinerError: priors that are missing or of other sites, a structure that `refine` would
-            refuse, or a setting too small.
+        RefinerError: if priors are missing or have other sites, `refine` would refuse a structure,
+            or a setting is too small.
     """
     if priors is None and refiner.config.base.from_crystals:
         raise RefinerError("the base of this refiner is the prior's crystal; give it (priors)")
     if seed < 0:
         raise RefinerError(f"seed {seed} is negative; give 0 or more")
     for k, structure in enumerate(structures):
-        if found := refusal(refiner.config, structure, k):
-            raise RefinerError(found[1])
+        if refused := refusal(refiner.config, structure, k):
+            raise RefinerError(refused[1])
     if priors is not None:
         _check_priors(structures, priors)
     results: list[LogLikelihood | None] = [None] * len(structures)
@@ -137,7 +140,23 @@ def batch_log_likelihood(
     exact_atoms: int = EXACT_ATOMS,
     probes: int = PROBES,
 ) -> list[LogLikelihood | None]:
-    """`log_likelihood` of a batch at t = 1, with a generator for each of its crystals."""
+    """Return the log-likelihoods of a batch under the flow.
+
+    Args:
+        refiner: the model.
+        state: B crystals at t = 1.
+        prior: the same crystals as the prior made them, for a base of crystals.
+        rngs: a generator of random signs for each crystal.
+        steps: see `flow_log_likelihood`.
+        exact_atoms: see `flow_log_likelihood`.
+        probes: see `flow_log_likelihood`.
+
+    Returns:
+        One entry per crystal; None where the way back leaves the finite numbers.
+
+    Raises:
+        RefinerError: if a prior is missing, or a setting is too small.
+    """
     origin = backward(refiner, state, rngs, steps=steps, exact_atoms=exact_atoms, probes=probes)
     config = refiner.config
     base = base_log_density(config.base, config.statistics, refiner.cell, origin.state, prior)
@@ -152,12 +171,13 @@ def batch_log_likelihood(
 
 @dataclass(frozen=True, kw_only=True)
 class Backward:
-    """Where the flow came from.
+    """The origin of a batch under the flow.
 
-    state: at t = 0.
-    change: (B,) float64, of the log-density from there to t = 1, nats.
-    standard_error: (B,) of `change`; 0 where the divergence is exact.
-    finite: (B,) bool; where False the other numbers mean nothing.
+    Attributes:
+        state: B crystals at t = 0.
+        change: (B,) float64, change of the log-density from t = 0 to 1, in nats.
+        standard_error: (B,) standard error of `change`; 0 where the divergence is exact.
+        finite: (B,) bool; where False the other numbers mean nothing.
     """
 
     state: CrystalBatch
@@ -176,10 +196,18 @@ def backward(
     exact_atoms: int = EXACT_ATOMS,
     probes: int = PROBES,
 ) -> Backward:
-    """Follow the flow from t = 1 to t = 0.
+    """Follow the flow from t = 1 to t = 0 by the midpoint rule.
+
+    Args:
+        field: velocity field, differentiable.
+        state: B crystals at t = 1.
+        rngs: a generator of random signs for each crystal.
+        steps: number of equal steps.
+        exact_atoms: number of atoms up to which the divergence is exact.
+        probes: number of random vectors per step for larger crystals.
 
     Raises:
-        RefinerError: steps or exact_atoms below one, or fewer than two probes.
+        RefinerError: if steps or exact_atoms is below one, or there are fewer than two probes.
     """
     for name, value, least in (
         ("steps", steps, 1),
@@ -211,11 +239,13 @@ def backward(
 
 
 def _batch(refiner: Refiner, source: Sequence[Structure], places: list[int]) -> CrystalBatch:
+    """Return the structures at some places as a batch on the refiner's device."""
     chosen = [source[k] for k in places]
     return CrystalBatch.from_structures(chosen, refiner.cell).to(refiner.device)
 
 
 def _check_priors(structures: Sequence[Structure], priors: Sequence[Structure]) -> None:
+    """Raise `RefinerError` unless every structure has a prior with the same sites."""
     if len(structures) != len(priors):
         raise RefinerError(f"{len(priors)} priors for {len(structures)} structures; give one each")
     for k, (structure, prior) in enumerate(zip(structures, priors, strict=True)):

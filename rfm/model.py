@@ -1,103 +1,73 @@
-"""The refiner as one object: network, chart, statistics, base and integration settings."""
+"""The refiner as one object: network, chart and settings, with its training loss and its files."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import dacite
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from rfm.base import BaseConfig, Statistics, noisy_base, uniform_base
+from rfm.base import noisy_base, uniform_base
 from rfm.batch import CrystalBatch
+from rfm.config import RefinerConfig
 from rfm.errors import RefinerError
-from rfm.integration import IntegrationConfig
-from rfm.network import NetworkConfig, VelocityNetwork
-from rfm.objective import LossWeights, PathPoint, conditional_path, velocity_loss
+from rfm.lattice import StandardChart
+from rfm.network import VelocityNetwork
+from rfm.objective import PathPoint, conditional_path, velocity_loss
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-MODEL_TYPE = "rfm-refiner"
-
-
-@dataclass(kw_only=True)
-class RefinerConfig:
-    """Everything about a refiner but its weights; written to config.json.
-
-    statistics: of the pairs it is trained on, from `PairDataset.statistics`.
-    chart: how cells are written, `logmetric` or `params`.
-    max_atoms: atoms of the largest crystal it is trained on; larger ones are refused. None, in a
-        config.json from before this was recorded, lets every size pass.
-    """
-
-    statistics: Statistics
-    chart: str = "logmetric"
-    max_atoms: int | None = None
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    base: BaseConfig = field(default_factory=BaseConfig)
-    loss: LossWeights = field(default_factory=LossWeights)
-    integration: IntegrationConfig = field(default_factory=IntegrationConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, for JSON."""
-        return {"model_type": MODEL_TYPE, **dataclasses.asdict(self)}
-
-    def to_json_string(self) -> str:
-        """The text of config.json; experiment trackers ask for it by this name."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RefinerConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            RefinerError: a setting is missing or unknown, or this is another kind of model.
-        """
-        values = dict(values)
-        kind = values.pop("model_type", None)
-        if kind != MODEL_TYPE:
-            raise RefinerError(f"model_type is {kind!r}, expected {MODEL_TYPE!r}; not a refiner")
-        try:
-            return dacite.from_dict(cls, values, dacite.Config(strict=True))
-        except dacite.DaciteError as error:
-            raise RefinerError(f"not a refiner's settings: {error}") from error
 
 
 class Refiner(nn.Module):
-    """A velocity field for crystals that knows its chart, its units and its base.
+    """A velocity field for crystals, with its chart, its units and its base.
 
-    `forward` gives the training loss, so that transformers' `Trainer` can train it; `velocity` is
-    what an integrator calls.
+    `forward` returns the training loss, so that transformers' `Trainer` can train it; an integrator
+    calls `velocity`.
+
+    Attributes:
+        config: settings.
+        cell: standardised chart of the cells.
+        network: velocity network.
     """
 
     def __init__(self, config: RefinerConfig) -> None:
         super().__init__()
         self.config = config
-        self.cell = config.statistics.standard_chart(config.chart)
+        self.cell = StandardChart.from_statistics(config.chart, config.statistics)
         self.network = VelocityNetwork(config.network)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def activation_checkpointing_enable(self, **_: object) -> None:
-        """Save memory in training, see `VelocityNetwork`; `Trainer` asks for it by this name."""
+        """Save memory in training, see `VelocityNetwork`; `Trainer` calls it by this name."""
         self.network.recompute = True
 
     def velocity(self, state: CrystalBatch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocities (N, 3) of the coordinates and (B, 6) of the cells at times t (B,)."""
+        """Return velocities of a batch.
+
+        Args:
+            state: B crystals with N atoms.
+            t: (B,) times in [0, 1].
+
+        Returns:
+            (N, 3) velocity of the coordinates, in periods per unit of t, and (B, 6) velocity of the
+            standardised cell vectors.
+
+        Raises:
+            RefinerError: if an element is heavier than the network knows.
+        """
         return self.network(state, self.cell.metric(state.lattice), t)
 
     def path_velocity(
@@ -111,11 +81,21 @@ class Refiner(nn.Module):
         target_lattice: Tensor,
         t: Tensor,
     ) -> tuple[PathPoint, tuple[Tensor, Tensor]]:
-        """The point of the conditional path at t, and the velocities predicted there.
+        """Return the point of the conditional path at t and the velocities predicted there.
 
-        Arguments as for `forward`.
+        Args:
+            atomic_numbers: (N,) int64.
+            num_atoms: (B,) int64.
+            base_frac_coords: (N, 3) in [0, 1).
+            target_frac_coords: (N, 3) in [0, 1).
+            base_lattice: (B, 6) standardised.
+            target_lattice: (B, 6) standardised.
+            t: (B,) in [0, 1].
+
+        Returns:
+            The point, and velocities (N, 3) and (B, 6).
         """
-        batch = torch.repeat_interleave(num_atoms)
+        batch = torch.repeat_interleave(num_atoms)  # (N,)
         point = conditional_path(
             base_frac_coords=base_frac_coords,
             target_frac_coords=target_frac_coords,
@@ -146,16 +126,18 @@ class Refiner(nn.Module):
         ids: Sequence[str] | None = None,
         return_loss: bool = True,
     ) -> dict[str, Tensor]:
-        """The flow-matching loss of a batch as `rfm.dataset.collate` makes it.
+        """Return the flow-matching loss of a batch made by `rfm.dataset.collate`.
 
         Args:
-            atomic_numbers: (N,).
-            num_atoms: (B,).
-            base_frac_coords: (N, 3), `target_frac_coords` likewise.
-            base_lattice: (B, 6) standardised, `target_lattice` likewise.
+            atomic_numbers: (N,) int64.
+            num_atoms: (B,) int64.
+            base_frac_coords: (N, 3) in [0, 1).
+            target_frac_coords: (N, 3) in [0, 1).
+            base_lattice: (B, 6) standardised.
+            target_lattice: (B, 6) standardised.
             t: (B,) in [0, 1].
             ids: not used; a batch carries them for error messages.
-            return_loss: not used; by this name `Trainer` knows that evaluation has a loss.
+            return_loss: not used; `Trainer` recognises by this name that evaluation has a loss.
 
         Returns:
             Scalars `loss`, and its unweighted parts `coord_loss` and `lattice_loss`.
@@ -175,10 +157,16 @@ class Refiner(nn.Module):
     def draw_base(
         self, crystals: CrystalBatch, rngs: Sequence[np.random.Generator]
     ) -> CrystalBatch:
-        """The noisy state at t = 0, one generator per crystal.
+        """Return noisy states at t = 0.
 
-        A crystal's base depends only on its own generator, whatever batch it is in. With the base
-        `uniform` only the atoms of `crystals` are used.
+        A crystal's base depends on its own generator alone, not on its batch.
+
+        Args:
+            crystals: B crystals; the base `uniform` uses only their atoms.
+            rngs: a generator for each crystal.
+
+        Raises:
+            RefinerError: if there is not one generator per crystal.
         """
         if len(rngs) != crystals.num_crystals:
             raise RefinerError(f"{len(rngs)} generators for {crystals.num_crystals} crystals")
@@ -202,7 +190,12 @@ class Refiner(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors; bfloat16 halves the file."""
+        """Write config.json and model.safetensors.
+
+        Args:
+            folder: folder to write, made if it is missing.
+            dtype: type of the stored weights; bfloat16 halves the file.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
@@ -215,10 +208,14 @@ class Refiner(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> Refiner:
-        """Read a folder that `save_pretrained` wrote; weights become float32, in eval mode.
+        """Return the refiner that `save_pretrained` wrote, in float32 and eval mode.
+
+        Args:
+            folder: folder with config.json and model.safetensors.
+            device: device of the weights.
 
         Raises:
-            RefinerError: a file is missing, damaged, or does not fit the other.
+            RefinerError: if a file is missing or damaged, or the two do not fit each other.
         """
         config_path, weights_path = Path(folder) / CONFIG_FILE, Path(folder) / WEIGHTS_FILE
         for path in (config_path, weights_path):
@@ -254,6 +251,6 @@ class Refiner(nn.Module):
 
 
 def _first_detail(error: RuntimeError) -> str:
-    """torch's load error is a heading and one line per parameter; the first of those says it."""
+    """Return the first line about a parameter of torch's load error, which follows a heading."""
     lines = [line.strip() for line in str(error).splitlines()]
     return lines[1] if len(lines) > 1 else lines[0]

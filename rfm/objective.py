@@ -5,7 +5,7 @@ From base (f0, l0) and target (f1, l1) of a crystal and a time t ~ U(0, 1) the p
     f_t = exp_f0(t log_f0 f1)    l_t = (1 - t) l0 + t l1
 
 and the network learns its velocity, u_f = log_f0 f1 and u_l = l1 - l0 (Chen and Lipman 2024,
-arXiv 2302.03660; Miller et al. 2024, arXiv 2406.04713). Where a crystal sits as a whole has no
+arXiv 2302.03660; Miller et al. 2024, arXiv 2406.04713). The position of a crystal as a whole has no
 meaning, so the mean of u_f over the atoms of each crystal is removed, in target and prediction.
 
 Units: coordinates in periods, cells in standardised chart vectors, velocities per unit of t.
@@ -13,24 +13,27 @@ Units: coordinates in periods, cells in standardised chart vectors, velocities p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from rfm.errors import RefinerError
+from rfm.config import LossWeights
 from rfm.lattice import CELL_SPACE
 from rfm.network import remove_mean
 from rfm.torus import FlatTorus
 
+# Two manifolds instead of a geoopt.ProductManifold: a batch has N points on one, B on the other.
 TORUS = FlatTorus()
 
 
 class PathPoint(NamedTuple):
-    """A point of the conditional path and the velocity there.
+    """Point of the conditional path and the velocity there.
 
-    frac_coords (N, 3), lattice (B, 6): the state at t.
-    coord_velocity (N, 3), of mean zero per crystal; lattice_velocity (B, 6).
+    Attributes:
+        frac_coords: (N, 3) coordinates at t, in [0, 1).
+        lattice: (B, 6) standardised cell vectors at t.
+        coord_velocity: (N, 3), of mean zero per crystal, in periods.
+        lattice_velocity: (B, 6).
     """
 
     frac_coords: Tensor
@@ -48,18 +51,20 @@ def conditional_path(
     t: Tensor,
     batch: Tensor,
 ) -> PathPoint:
-    """The path from base to target at the times t (B,).
+    """Return the points at times t of the paths from base to target.
 
     Args:
-        base_frac_coords: (N, 3), `target_frac_coords` likewise.
-        base_lattice: (B, 6) standardised chart vectors, `target_lattice` likewise.
+        base_frac_coords: (N, 3) in [0, 1).
+        target_frac_coords: (N, 3) in [0, 1).
+        base_lattice: (B, 6) standardised chart vectors.
+        target_lattice: (B, 6) standardised chart vectors.
         t: (B,) in [0, 1], one time per crystal.
-        batch: (N,) the crystal of each atom.
+        batch: (N,) index of the crystal of each atom.
     """
-    coord_velocity = TORUS.logmap(base_frac_coords, target_frac_coords)
-    lattice_velocity = CELL_SPACE.logmap(base_lattice, target_lattice)
-    t = t.unsqueeze(-1)
-    num_atoms = batch.bincount(minlength=t.shape[0]).unsqueeze(-1)
+    coord_velocity = TORUS.logmap(base_frac_coords, target_frac_coords)  # (N, 3)
+    lattice_velocity = CELL_SPACE.logmap(base_lattice, target_lattice)  # (B, 6)
+    t = t.unsqueeze(-1)  # (B, 1)
+    num_atoms = batch.bincount(minlength=t.shape[0]).unsqueeze(-1)  # (B, 1)
     return PathPoint(
         frac_coords=TORUS.expmap(base_frac_coords, t.index_select(0, batch) * coord_velocity),
         lattice=CELL_SPACE.expmap(base_lattice, t * lattice_velocity),
@@ -68,21 +73,8 @@ def conditional_path(
     )
 
 
-@dataclass(kw_only=True)
-class LossWeights:
-    """Weights of the two parts of the loss; the numbers are FlowMM's for MP-20."""
-
-    coord: float = 400.0
-    lattice: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0 <= value < float("inf"):
-                raise RefinerError(f"loss: {name} is {value}; it must be 0 or positive")
-
-
 class Loss(NamedTuple):
-    """The weighted sum and its unweighted parts, scalars."""
+    """Weighted sum of the loss and its unweighted parts, scalars."""
 
     total: Tensor
     coord: Tensor
@@ -92,10 +84,17 @@ class Loss(NamedTuple):
 def velocity_loss(
     coord_velocity: Tensor, lattice_velocity: Tensor, point: PathPoint, weights: LossWeights
 ) -> Loss:
-    """Mean squared error of the predicted velocities (N, 3) and (B, 6).
+    """Return the mean squared error of predicted velocities.
 
-    The coordinate part is the mean over atoms and dimensions, the cell part over crystals and
-    dimensions. `coord_velocity` must have mean zero per crystal, as the network returns it.
+    Args:
+        coord_velocity: (N, 3) prediction, of mean zero per crystal, as the network returns it.
+        lattice_velocity: (B, 6) prediction.
+        point: velocities of the path.
+        weights: weights of the two parts.
+
+    Returns:
+        The coordinate part is the mean over atoms and dimensions, the cell part over crystals and
+        dimensions.
     """
     coord = (coord_velocity - point.coord_velocity).square().mean()
     lattice = (lattice_velocity - point.lattice_velocity).square().mean()

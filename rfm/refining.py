@@ -1,38 +1,61 @@
-"""Refine pymatgen structures: batch, draw the base, integrate, and back."""
+"""Refinement of pymatgen structures: batch, draw the base, integrate, and back."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from pymatgen.core import Lattice, Structure
+from torch import Tensor
 
-from rfm.batch import CrystalBatch
-from rfm.errors import RefinerError
-from rfm.failures import Failure, refusal
+from rfm.base import crystal_generator
+from rfm.batch import MAX_EDGES, CrystalBatch, pack, refusal
+from rfm.config import IntegrationConfig
+from rfm.errors import Failure, RefinerError
 from rfm.integration import integrate
+from rfm.lattice import StandardChart
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
-from rfm.packing import MAX_EDGES, pack
-from rfm.seeds import crystal_generator
-from rfm.trajectory import Recorder, Trajectory
 
 logger = logging.getLogger(__name__)
 
-# What no crystal is: the bound of Xie et al. 2021 (arXiv 2110.06197) on distances, in Angstrom, and
-# volumes per atom, in Angstrom^3, five times beyond those of MP-20 (5.8 to 202).
+# No crystal is beyond these bounds: distances from Xie et al. 2021 (arXiv 2110.06197), in Angstrom,
+# and volumes per atom, in Angstrom^3, five times beyond the range in MP-20 (5.8 to 202).
 MIN_DISTANCE = 0.5
 MIN_VOLUME, MAX_VOLUME = 1.0, 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refinement:
-    """The outcome for one structure: either `structure`, or `failure` with a line of `detail`.
+class Trajectory:
+    """F states of a crystal of n atoms, in the order of time.
 
-    log_likelihood: of the refined structure, if it was asked for and is finite.
-    trajectory: from base to end, if it was asked for and the structure entered a batch.
+    A state whose cell does not close is left out. A crystal that was lost on the way stands still
+    from there on.
+
+    Attributes:
+        t: (F,) times from 0, the base with its noise, to 1.
+        frac_coords: (F, n, 3) in [0, 1).
+        lattice: (F, 3, 3) rows a, b, c in Angstrom, a along x and b in the xy plane.
+    """
+
+    t: np.ndarray
+    frac_coords: np.ndarray
+    lattice: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """The outcome for one structure.
+
+    Attributes:
+        structure: the refined structure, or None after a failure.
+        failure: the reason why there is no structure, or None.
+        detail: one line about the failure.
+        log_likelihood: log-likelihood of the refined structure, if requested and finite.
+        trajectory: states from base to end, if requested and the structure entered a batch.
     """
 
     structure: Structure | None = None
@@ -47,19 +70,17 @@ def refine(
     structures: Sequence[Structure],
     *,
     seed: int = 0,
-    first_index: int = 0,
-    max_edges: int = MAX_EDGES,
-    steps: int | None = None,
-    method: str | None = None,
-    position_slope: float | None = None,
-    cell_slope: float | None = None,
+    indices: Sequence[int] | None = None,
+    integration: IntegrationConfig | None = None,
     trajectory: bool = False,
     score: bool = False,
+    max_edges: int = MAX_EDGES,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Refinement]:
-    """Refine structures; the result has one entry per structure, in order.
+    """Refine structures.
 
     A refiner moves crystals as rough as the base it was trained on, such as samples of a prior. A
-    crystal that is relaxed already gets the same noise and usually comes out worse.
+    relaxed crystal gets the same noise and usually comes out worse.
 
     A refined structure has the species of the input in the same order, coordinates in [0, 1) and a
     lattice with a along x and b in the xy plane, left-handed where the input's was. Site properties
@@ -67,73 +88,105 @@ def refine(
 
     Args:
         refiner: the model.
-        structures: ordered crystals in the cell convention the refiner was trained on.
-        seed: structure k draws its noise from a generator of its own, spawned from `seed` as
-            number first_index + k, so the other structures change it by rounding errors at most.
-        first_index: the place of the first structure in a larger run.
-        max_edges: what bounds memory: the sum of n^2 over the crystals of n atoms at a time (a
-            larger crystal is alone).
-        steps, method, position_slope, cell_slope: see `rfm.integrate`; by default those
-            of the refiner's config.
+        structures: n ordered crystals in the cell convention of the refiner's training.
+        seed: seed of the noise, 0 or more.
+        indices: number of each structure in the whole run, 0 or more; None is 0 to n - 1.
+            Structure k draws its noise from a generator of its own, number indices[k] of `seed`, so
+            other structures and their order change its result by rounding errors at most.
+        integration: integration settings; None takes those of the refiner's config.
         trajectory: keep the states between base and end.
-        score: give every refined structure its log-likelihood (`rfm.likelihood`), which takes many
-            times as long as refining. Compare it among crystals of one composition.
+        score: compute the log-likelihood of every refined structure (`rfm.likelihood`), which takes
+            many times as long as refining. Compare it among crystals of one composition.
+        max_edges: bound on memory, see `rfm.batch.pack`.
+        on_finished: called with the number of structures finished since the last call: first the
+            refused ones, then the structures of each batch.
+
+    Returns:
+        One entry per structure, in order. A structure that cannot be refined is no error; its entry
+        has a failure.
 
     Raises:
-        RefinerError: max_edges below one, a negative seed, or settings `integrate` refuses. A
-            structure that cannot be refined is no error, it is reported in its `Refinement`.
+        RefinerError: if max_edges is below one, the seed or an index is negative, or there is not
+            one index per structure.
     """
     if seed < 0:
         raise RefinerError(f"seed {seed} is negative; give 0 or more")
-    settings = refiner.config.integration.but(
-        steps=steps, method=method, position_slope=position_slope, cell_slope=cell_slope
-    )
-    results = [_refused(refiner, structure, k) for k, structure in enumerate(structures)]
-    good = [k for k, result in enumerate(results) if result is None]
-    for places in pack([len(structures[k]) for k in good], max_edges):
+    indices = range(len(structures)) if indices is None else indices
+    if len(indices) != len(structures):
+        raise RefinerError(
+            f"{len(indices)} indices for {len(structures)} structures; give one index each"
+        )
+    if len(indices) > 0 and min(indices) < 0:
+        raise RefinerError(f"index {min(indices)} is negative; give indices of 0 or more")
+    integration = integration or refiner.config.integration
+    results: dict[int, Refinement] = {}
+    for k, structure in enumerate(structures):
+        if refused := refusal(refiner.config, structure, k):
+            results[k] = Refinement(failure=refused[0], detail=refused[1])
+    good = [k for k in range(len(structures)) if k not in results]
+    batches = pack([len(structures[k]) for k in good], max_edges)
+    if on_finished is not None and results:
+        on_finished(len(results))
+    for places in batches:
         chunk = [good[place] for place in places]
-        sources = [structures[k] for k in chunk]
-        given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
-        rngs = [crystal_generator(seed, first_index + k) for k in chunk]
-        recorder = Recorder() if trajectory else None
-        end = integrate(refiner, refiner.draw_base(given, rngs), **vars(settings), record=recorder)
-        matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()
-        cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
-        coords = np.split(end.state.frac_coords.double().cpu().numpy(), cuts)
-        scores = [None] * len(chunk)
-        if score:
-            scores = batch_log_likelihood(refiner, end.state, given, rngs)
-        paths = [None] * len(chunk) if recorder is None else recorder.trajectories(refiner.cell)
-        for place, k in enumerate(chunk):
-            if not end.finite[place]:
-                result = Refinement(
-                    failure=Failure.NOT_FINITE, detail="the state became non-finite"
-                )
-            else:
-                result = _finish(sources[place], matrices[place], coords[place])
-            results[k] = replace(
-                result,
-                log_likelihood=scores[place] if result.structure is not None else None,
-                trajectory=paths[place],
-            )
-    failed = [result for result in results if result.failure]
+        refined = _refine_batch(
+            refiner,
+            [structures[k] for k in chunk],
+            [crystal_generator(seed, indices[k]) for k in chunk],
+            integration,
+            trajectory=trajectory,
+            score=score,
+        )
+        results.update(zip(chunk, refined, strict=True))
+        if on_finished is not None:
+            on_finished(len(chunk))
+    ordered = [results[k] for k in range(len(structures))]
+    failed = [result for result in ordered if result.failure]
     if failed:
         logger.warning(
-            "%d of %d structures were not refined; of the first: %s",
+            "%d of %d structures were not refined; the first failure: %s",
             len(failed),
             len(structures),
             failed[0].detail or failed[0].failure,
         )
+    return ordered
+
+
+def _refine_batch(
+    refiner: Refiner,
+    sources: Sequence[Structure],
+    rngs: Sequence[np.random.Generator],
+    integration: IntegrationConfig,
+    *,
+    trajectory: bool,
+    score: bool,
+) -> list[Refinement]:
+    """Refine structures that fit into memory at once, with a generator for each of them."""
+    given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
+    recorder = Recorder() if trajectory else None
+    end = integrate(refiner, refiner.draw_base(given, rngs), integration, record=recorder)
+    matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()  # (B, 3, 3)
+    cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
+    coords = np.split(end.state.frac_coords.double().cpu().numpy(), cuts)  # B of (n, 3)
+    scores: list[LogLikelihood | None] = [None] * len(sources)
+    if score:
+        scores = batch_log_likelihood(refiner, end.state, given, rngs)
+    paths: list[Trajectory | None] = [None] * len(sources)
+    if recorder is not None:
+        paths = [*recorder.trajectories(refiner.cell)]
+    results = []
+    for k, source in enumerate(sources):
+        if end.finite[k]:
+            result = _finish(source, matrices[k], coords[k])
+        else:
+            result = Refinement(failure=Failure.NOT_FINITE, detail="the state became non-finite")
+        found = scores[k] if result.structure is not None else None
+        results.append(replace(result, log_likelihood=found, trajectory=paths[k]))
     return results
 
 
-def _refused(refiner: Refiner, structure: Structure, index: int) -> Refinement | None:
-    found = refusal(refiner.config, structure, index)
-    return None if found is None else Refinement(failure=found[0], detail=found[1])
-
-
 def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refinement:
-    """The refined structure, with the species and handedness of its source, if it is a crystal."""
+    """Return the refined structure with the species and handedness of its source, or a failure."""
     if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 0:
         return Refinement(failure=Failure.NO_CELL, detail="the final cell does not close")
     if np.linalg.det(source.lattice.matrix) < 0:
@@ -150,3 +203,36 @@ def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refine
         detail = f"two atoms are closer than {MIN_DISTANCE} Angstrom in the end"
         return Refinement(failure=Failure.CLOSE_ATOMS, detail=detail)
     return Refinement(structure=structure)
+
+
+class Recorder:
+    """The states of a batch over time; `integrate` takes it as `record`."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+        self._coords: list[Tensor] = []
+        self._lattices: list[Tensor] = []
+        self._num_atoms: list[int] = []
+
+    def __call__(self, t: float, state: CrystalBatch) -> None:
+        """Keep a state, in main memory."""
+        self._times.append(t)
+        self._coords.append(state.frac_coords.cpu())
+        self._lattices.append(state.lattice.cpu())
+        self._num_atoms = state.num_atoms.tolist()
+
+    def trajectories(self, cell: StandardChart) -> list[Trajectory]:
+        """Return the trajectory of each crystal of the batch, in order."""
+        times = np.array(self._times)
+        vectors = torch.stack(self._lattices).double()  # (F, B, 6)
+        matrices = cell.decode(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2]).numpy()
+        closed = np.isfinite(matrices).all((2, 3))  # (F, B)
+        paths = torch.stack(self._coords).double().split(self._num_atoms, dim=1)
+        return [
+            Trajectory(
+                t=times[closed[:, k]],
+                frac_coords=path.numpy()[closed[:, k]],
+                lattice=matrices[closed[:, k], k],
+            )
+            for k, path in enumerate(paths)
+        ]

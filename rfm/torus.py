@@ -4,6 +4,8 @@ A fractional coordinate lives on a circle of circumference 1; the three of an at
 three circles with the flat metric. Geodesics are straight lines taken modulo 1:
 
     exp_x(v) = (x + v) mod 1        log_x(y) = ((y - x + 1/2) mod 1) - 1/2
+
+The class is our own because geoopt 0.5 has no flat torus; it follows geoopt's interface.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from torch import Tensor
 
 
 def wrap(x: Tensor) -> Tensor:
-    """Coordinates of any shape, taken into [0, 1)."""
+    """Return coordinates of any shape, taken into [0, 1)."""
     x = x - torch.floor(x)
     # A tiny negative number plus one rounds to exactly one, which is the point zero.
     return torch.where(x >= 1.0, torch.zeros_like(x), x)
 
 
 def wrap_difference(d: Tensor) -> Tensor:
-    """Coordinate differences of any shape, taken into [-1/2, 1/2)."""
+    """Return coordinate differences of any shape, taken into [-1/2, 1/2)."""
     return d - torch.floor(d + 0.5)
 
 
@@ -51,41 +53,41 @@ class FlatTorus(Manifold):
         return True, None
 
     def projx(self, x: Tensor) -> Tensor:
-        """The point of the torus that the coordinates x name."""
+        """Return coordinates x as a point of the torus, in [0, 1)."""
         return wrap(x)
 
     def proju(self, x: Tensor, u: Tensor) -> Tensor:
-        """The identity: every vector is tangent."""
+        """Return u itself: every vector is tangent."""
         return u.expand(torch.broadcast_shapes(x.shape, u.shape))
 
     def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """(x + u) mod 1."""
+        """Return exp_x(u) = (x + u) mod 1."""
         return wrap(x + u)
 
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
-        """The exponential map itself; it is as cheap as any retraction."""
+        """Return the exponential map, which is as cheap as any retraction."""
         return self.expmap(x, u)
 
     def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """The shortest tangent vector at x that leads to y, in [-1/2, 1/2)."""
+        """Return log_x(y), the shortest tangent vector from x to y, in [-1/2, 1/2)."""
         return wrap_difference(y - x)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport from x to y: the identity, as the torus is flat."""
+        """Return v transported from x to y: v itself, as the torus is flat."""
         return v.expand(torch.broadcast_shapes(x.shape, y.shape, v.shape))
 
     def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
-        """The identity: the metric is the Euclidean one."""
+        """Return u itself: the metric is Euclidean."""
         return self.proju(x, u)
 
     def inner(
         self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
     ) -> Tensor:
-        """Euclidean product of u and v (of u with itself without v) over the last dimension."""
+        """Return the Euclidean product of u and v (u if None) over the last dimension."""
         return (u * (u if v is None else v)).sum(-1, keepdim=keepdim)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """Geodesic distance |log_x(y)| over the last dimension, in periods."""
+        """Return the geodesic distance |log_x(y)| over the last dimension, in periods."""
         return torch.linalg.vector_norm(self.logmap(x, y), dim=-1, keepdim=keepdim)
 
     def random_uniform(
@@ -95,5 +97,5 @@ class FlatTorus(Manifold):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Points drawn from the uniform measure, with the given shape."""
+        """Return points drawn from the uniform measure, with the given shape."""
         return torch.rand(*size, generator=generator, device=device, dtype=dtype)

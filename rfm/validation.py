@@ -1,18 +1,19 @@
-"""How well a refiner knows the velocities of pairs that it is not trained on, by the time t.
+"""Errors of a refiner's velocities on held-out pairs, by the time t.
 
 A mean over all t hides where a model errs: near t = 0 it must guess where the atoms go, near t = 1
-they nearly stand there.
+they are nearly there.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from rfm.base import crystal_generator
 from rfm.dataset import PairDataset, collate
 from rfm.model import Refiner
-from rfm.seeds import crystal_generator
 
-_BINS = {f"t{25 * k}_{25 * (k + 1)}": k for k in range(4)}  # in percent of the way
+_BINS = {f"t{25 * k}_{25 * (k + 1)}": k for k in range(4)}  # t in percent
 PATH_LOSSES = (
     *("loss", "coord_loss", "lattice_loss"),
     *(f"{part}_loss_{name}" for part in ("coord", "lattice") for name in _BINS),
@@ -23,29 +24,29 @@ PATH_LOSSES = (
 def path_losses(
     refiner: Refiner, data: PairDataset, *, seed: int = 0, batch_size: int = 64
 ) -> dict[str, float]:
-    """Mean squared errors of the velocities on one draw of each pair, the same at each call.
+    """Return mean squared errors of the velocities on one draw of each pair.
 
-    Pair k draws its base and its t from a generator of its own, number k of `seed`.
+    Pair k draws its base and its t from a generator of its own, number k of `seed`, so that every
+    call draws alike.
 
     Args:
         refiner: the model, in eval mode.
-        data: P pairs, in the refiner's chart and statistics.
-        seed: of the draws.
-        batch_size: crystals at a time, as memory allows.
+        data: pairs in the refiner's chart and statistics.
+        seed: seed of the draws.
+        batch_size: number of crystals at a time, as memory allows.
 
     Returns:
         `loss`, the weighted sum, and its parts `coord_loss` (mean over atoms and dimensions,
         periods squared) and `lattice_loss` (over crystals and dimensions, standardised chart
-        vectors), both also over the pairs with t in [0, 0.25) as `coord_loss_t0_25`, and so on to
-        `lattice_loss_t75_100`. A quarter that no t fell into is left out.
+        vectors); and both over the pairs with t in each quarter of [0, 1], from `coord_loss_t0_25`
+        to `lattice_loss_t75_100`. A quarter without a draw is left out.
     """
     squares = torch.zeros(len(_BINS), 2, dtype=torch.float64)  # of coordinates and of cells
     counts = torch.zeros_like(squares)
     for start in range(0, len(data), batch_size):
         places = range(start, min(start + batch_size, len(data)))
-        batch = collate([data.draw(k, crystal_generator(seed, k)) for k in places])
-        del batch["ids"]
-        batch = {name: value.to(refiner.device) for name, value in batch.items()}
+        drawn = collate([data.draw(k, crystal_generator(seed, k)) for k in places])
+        batch = {k: v.to(refiner.device) for k, v in drawn.items() if isinstance(v, Tensor)}
         point, (coord_velocity, lattice_velocity) = refiner.path_velocity(**batch)
         coord = (coord_velocity - point.coord_velocity).square().sum(-1)  # (N,)
         lattice = (lattice_velocity - point.lattice_velocity).square().sum(-1)  # (B,)

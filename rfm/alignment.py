@@ -1,9 +1,9 @@
-"""Write a target crystal as the flow should reach it from a base crystal.
+"""Description of a target crystal as near as possible to its base crystal.
 
 One crystal has many descriptions: any basis of its lattice, any order of its atoms, any origin.
-A flow is trained on straight paths from base to target, so the description of the target decides
-what it has to learn. `align` picks, for a base crystal that stays as it is, the description with
-(nearly) the shortest path:
+A flow is trained on straight paths from base to target, so what it must learn depends on the
+description of the target. `align` leaves the base crystal as it is and picks the description of the
+target with (nearly) the shortest path:
 
 1. Basis. The rows of a lattice matrix L may be replaced by M L with an integer matrix M of
    determinant +-1; fractional coordinates (rows) become f M^-1. The flow of the cell is linear in
@@ -13,11 +13,14 @@ what it has to learn. `align` picks, for a base crystal that stays as it is, the
 2. Atoms and origin. For each basis kept: the assignment per element and the common translation
    with the smallest sum of squared wrapped displacements. Displacements are measured in fractional
    coordinates, dimension by dimension, as the loss and the straight lines on the torus are.
-3. The basis kept at last minimises mean |df|^2 + LATTICE_WEIGHT |dlog G|^2.
+3. The basis chosen in the end minimises mean |df|^2 + LATTICE_WEIGHT |dlog G|^2.
 
 Determinant -1 is allowed. M L is the same crystal in the same place in space, only with a
-left-handed matrix; what the refiner sees of it (G and f) does not tell a crystal from its mirror
-image, which has the same energy.
+left-handed matrix; the refiner sees G and f, which a crystal shares with its mirror image of the
+same energy.
+
+The search is our own because pymatgen's StructureMatcher finds no mapping beyond its tolerances,
+and a rough base often lies beyond them. SciPy solves the assignments.
 """
 
 from __future__ import annotations
@@ -57,8 +60,8 @@ class Alignment:
         base_frac_coords: (n, 3) as given.
         base_lattice: (3, 3) as given.
         target_frac_coords: (n, 3) in [0, 1).
-        target_lattice: (3, 3), may be left-handed (see the module's text).
-        cost: sum over atoms of the squared wrapped displacement, fractional units; the mean
+        target_lattice: (3, 3), may be left-handed (see the module docstring).
+        cost: sum over atoms of the squared wrapped displacement, in periods squared; the mean
             displacement is zero.
     """
 
@@ -71,13 +74,15 @@ class Alignment:
 
 
 def align(base: Structure, target: Structure) -> Alignment:
-    """Describe `target` in the basis, site order and origin nearest to `base`.
+    """Return the description of `target` in the basis, site order and origin nearest to `base`.
 
-    `base` is taken as given and should be Niggli-reduced (or nearly: rounded afterwards); `target`
-    may come in any basis.
+    Args:
+        base: crystal that stays as it is; its cell should be Niggli-reduced, rounded afterwards at
+            most.
+        target: crystal of the same composition, in any cell.
 
     Raises:
-        RefinerError: the compositions differ; a structure is empty, disordered or not finite; or
+        RefinerError: if the compositions differ, a structure is empty, disordered or not finite, or
             the target's cell cannot be reduced.
     """
     atomic_numbers = _checked_numbers(base)
@@ -118,11 +123,17 @@ def align(base: Structure, target: Structure) -> Alignment:
 
 
 def nearest_bases(base_lattice: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Changes of basis M (K, 3, 3) that bring `lattice` nearest to `base_lattice`, up to sign.
+    """Return the changes of basis M that bring a lattice nearest to a base lattice, up to sign.
 
-    Both are (3, 3) with rows a, b, c and reduced. Entries of M are -1, 0, 1: between reduced cells
-    that are at all alike nothing nearer exists. Returned with the distances |log G0 - log G1|
-    (K,), ascending: all up to max(2 d, d + NEAR_TIE), d being the smallest.
+    Entries of M are -1, 0, 1: between reduced cells that are at all alike nothing nearer exists.
+
+    Args:
+        base_lattice: (3, 3) reduced, rows a, b, c in Angstrom.
+        lattice: (3, 3) likewise.
+
+    Returns:
+        M (K, 3, 3), and the distances |log G0 - log G1| (K,) in ascending order: all up to
+        max(2 d, d + NEAR_TIE), where d is the smallest.
     """
     changes = _unimodular()
     # With X = L0^-1 M L1 and w the eigenvalues of G0^-1 G1, |X|^2 + |X^-1|^2 = sum of w + 1/w: near
@@ -145,11 +156,16 @@ def nearest_bases(base_lattice: np.ndarray, lattice: np.ndarray) -> tuple[np.nda
 def _match_atoms(
     base_coords: np.ndarray, rebased: np.ndarray, numbers: np.ndarray, lattice_cost: np.ndarray
 ) -> tuple[int, np.ndarray]:
-    """Choose basis, assignment and translation.
+    """Return the best basis and the displacements, over all assignments and translations.
 
-    Takes (n, 3) base and (B, n, 3) target coordinates, both sorted by `numbers`, and what each
-    basis adds to the mean squared displacement (B,). Returns the index of the basis and the
-    displacements (n, 3), base to target.
+    Args:
+        base_coords: (n, 3) sorted by `numbers`.
+        rebased: (B, n, 3) coordinates of the target in each basis, sorted by `numbers`.
+        numbers: (n,) atomic numbers, ascending.
+        lattice_cost: (B,) cost of each basis, added to its mean squared displacement.
+
+    Returns:
+        Index of the basis, and displacements (n, 3) from base to target.
     """
     n = len(numbers)
     # All pairs (i of base, j of target) of one element, sorted by i.
@@ -181,8 +197,13 @@ def _match_atoms(
 def _assign(base_coords: np.ndarray, coords: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Alternate optimal assignment and optimal translation until the cost falls no more.
 
-    Takes base coordinates (n, 3) and K starts (K, n, 3) of the target's, with `numbers` (n,) for
-    both. Returns displacements (K, n, 3) with zero mean over atoms.
+    Args:
+        base_coords: (n, 3).
+        coords: (K, n, 3) coordinates of the target in K starts.
+        numbers: (n,) atomic numbers of both.
+
+    Returns:
+        Displacements (K, n, 3) with zero mean over atoms.
     """
     forbidden = np.where(numbers[:, None] == numbers[None, :], 0.0, np.inf)
     atoms = np.arange(len(numbers))
@@ -210,8 +231,10 @@ def _centre(displacements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Translate displacements (K, n, 3) on the torus to the smallest sum of squares over atoms.
 
     In each dimension the best translation is minus the mean of some lift of the points to the
-    line, and these means are, modulo 1, mean + k / n with k = 0 .. n-1: all are tried. Returns the
-    displacements, with zero mean, and the translations (K, 1, 3) added.
+    line, and these means are, modulo 1, mean + k / n with k = 0 .. n-1: all are tried.
+
+    Returns:
+        Displacements (K, n, 3) with zero mean, and the translations (K, 1, 3) added.
     """
     n = displacements.shape[1]
     shifts = np.arange(n)[:, None] / n - displacements.mean(axis=1, keepdims=True)  # (K, n, 3)
@@ -225,7 +248,7 @@ def _centre(displacements: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _unimodular() -> np.ndarray:
-    """(3480, 3, 3): entries in {-1, 0, 1}, determinant +1.
+    """Return the matrices with entries in {-1, 0, 1} and determinant +1: (3480, 3, 3).
 
     M and -M give the same metric, so the 3480 of determinant -1 are left out.
     """
@@ -235,16 +258,18 @@ def _unimodular() -> np.ndarray:
 
 @cache
 def _inverses() -> np.ndarray:
+    """Return the inverses of `_unimodular`, (3480, 3, 3)."""
     return np.rint(np.linalg.inv(_unimodular()))
 
 
 def _log_metric(lattices: np.ndarray) -> np.ndarray:
-    """Symmetric matrix logarithm of G = L L^T for lattices (..., 3, 3)."""
+    """Return the symmetric matrix logarithm of G = L L^T for lattices (..., 3, 3)."""
     values, vectors = np.linalg.eigh(lattices @ np.swapaxes(lattices, -1, -2))
     return (vectors * np.log(values)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
 
 
 def _niggli(structure: Structure) -> np.ndarray:
+    """Return the Niggli-reduced lattice (3, 3) of a structure."""
     try:
         return structure.lattice.get_niggli_reduced_lattice().matrix
     except ValueError as error:
@@ -255,7 +280,7 @@ def _niggli(structure: Structure) -> np.ndarray:
 
 
 def _checked_numbers(structure: Structure) -> np.ndarray:
-    """Atomic numbers (n,) of a structure that can be aligned."""
+    """Return the atomic numbers (n,) of a structure, checked for alignment."""
     if len(structure) == 0:
         raise RefinerError("cannot align a structure without atoms: give one with at least one")
     if not structure.is_ordered:
