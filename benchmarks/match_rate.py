@@ -172,8 +172,7 @@ def main(
                     refiner,
                     [raw[k] for k in good],
                     seed=seed,
-                    position_slope=slope,
-                    steps=steps,
+                    integration=settings.but(position_slope=slope, steps=steps),
                 )
                 pace = len(good) / (time.perf_counter() - start)
                 refined: list = [None] * (samples * n)

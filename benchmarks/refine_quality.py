@@ -35,7 +35,7 @@ from flowllm.training.pairing.prior_pairs import pair
 from flowllm.training.pairing.table import ARRAYS, read_pairs, write_pairs
 from flowllm.training.refiner import train_rfm
 from rfm import PairedCrystal, Refiner, refine
-from rfm.align import align
+from rfm.alignment import align
 from rfm.integration import METHODS
 
 RECIPE = "rfm/small"
@@ -136,7 +136,8 @@ class Targets:
         inputs = self.samples
         if refiner.config.base.kind == "uniform":
             inputs = {crystal.id: crystal.structure for crystal in self.crystals}
-        results = refine(refiner, list(inputs.values()), seed=0, **settings)
+        integration = refiner.config.integration.but(**settings)
+        results = refine(refiner, list(inputs.values()), seed=0, integration=integration)
         return {name: r.structure for name, r in zip(inputs, results, strict=True)}
 
 

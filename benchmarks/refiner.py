@@ -27,8 +27,16 @@ from torch import Tensor
 
 from flowllm.crystals.io import read
 from flowllm.training.pairing.table import targets_only
-from rfm import NetworkConfig, PairDataset, Refiner, RefinerConfig, collate, integrate
-from rfm.base import BaseConfig
+from rfm import (
+    BaseConfig,
+    IntegrationConfig,
+    NetworkConfig,
+    PairDataset,
+    Refiner,
+    RefinerConfig,
+    collate,
+    integrate,
+)
 from rfm.batch import CrystalBatch
 
 SIZES = {
@@ -190,7 +198,7 @@ def on_cuda(data: Path) -> None:
 
 def _integrate(refiner: Refiner, batch: dict[str, Any], dtype: torch.dtype, steps: int) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        integrate(refiner, state_of(batch), steps=steps)
+        integrate(refiner, state_of(batch), IntegrationConfig(steps=steps))
 
 
 def _flop(batch: dict[str, Any], network: NetworkConfig) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What `rfm.align.align` does, with parts of it left out: for `benchmarks/refine_quality.py`.
+"""What `rfm.alignment.align` does, with parts of it left out: for `benchmarks/refine_quality.py`.
 
 Each takes a base crystal and its target in any description and returns the target's fractional
 coordinates (n, 3) and lattice (3, 3) with its sites in the base's order of elements.
@@ -12,7 +12,7 @@ import numpy as np
 from pymatgen.core import Structure
 from scipy.optimize import linear_sum_assignment
 
-from rfm.align import LATTICE_WEIGHT, align, nearest_bases
+from rfm.alignment import LATTICE_WEIGHT, align, nearest_bases
 
 Description = tuple[np.ndarray, np.ndarray]
 
@@ -45,7 +45,7 @@ def assignment(base: Structure, target: Structure) -> Description:
 
 
 def translation(base: Structure, target: Structure) -> Description:
-    """All of it: `rfm.align.align`."""
+    """All of it: `rfm.alignment.align`."""
     aligned = align(base, target)
     return aligned.target_frac_coords, aligned.target_lattice
 

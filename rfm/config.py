@@ -13,9 +13,9 @@ import dacite
 from rfm.errors import RefinerError
 
 MODEL_TYPE = "rfm-refiner"
-BASES = ("llm", "uniform", "file")
+BASE_KINDS = ("llm", "uniform", "file")
 CHARTS = ("logmetric", "params")
-METHODS = ("euler", "midpoint", "heun")
+INTEGRATION_METHODS = ("euler", "midpoint", "heun")
 
 
 @dataclass(kw_only=True)
@@ -67,8 +67,8 @@ class BaseConfig:
     def __post_init__(self) -> None:
         if self.kind == "pairs":  # the name of `llm` in folders that were saved before
             self.kind = "llm"
-        if self.kind not in BASES:
-            raise RefinerError(f"unknown base {self.kind!r}; choose one of {', '.join(BASES)}")
+        if self.kind not in BASE_KINDS:
+            raise RefinerError(f"unknown base {self.kind!r}; choose one of {', '.join(BASE_KINDS)}")
         for name in ("position_sigma", "cell_sigma"):
             _check_not_negative(name, getattr(self, name))
 
@@ -148,10 +148,9 @@ class IntegrationConfig:
     cell_slope: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise RefinerError(
-                f"unknown integration method {self.method!r}; choose one of {', '.join(METHODS)}"
-            )
+        if self.method not in INTEGRATION_METHODS:
+            known = ", ".join(INTEGRATION_METHODS)
+            raise RefinerError(f"unknown integration method {self.method!r}; choose one of {known}")
         if self.steps < 1:
             raise RefinerError(f"integration.steps is {self.steps}; at least one is needed")
         for name in ("position_slope", "cell_slope"):

@@ -136,7 +136,7 @@ class Method(NamedTuple):
     slope_at: float
 
 
-METHODS = {  # the names are those of `rfm.config.METHODS`
+METHODS = {  # the names are those of `rfm.config.INTEGRATION_METHODS`
     "euler": Method(_euler, evaluations=1, slope_at=0.0),
     "midpoint": Method(_midpoint, evaluations=2, slope_at=0.5),
     "heun": Method(_heun, evaluations=2, slope_at=0.5),

@@ -19,6 +19,7 @@ from llm_prior import (
     generation_prompt,
 )
 from llm_prior.prompts import render_elements
+from rfm.config import INTEGRATION_METHODS
 
 Rank = Literal["prior", "energy", "flow"]
 POTENTIAL = "chgnet"  # ranks where no other is named
@@ -95,7 +96,7 @@ class RefinementConfig(Options):
         None,
         "Integrator.",
         section="Refining",
-        choices=("euler", "midpoint", "heun"),
+        choices=INTEGRATION_METHODS,
         default_text="the refiner's",
     )
     position_slope: float | None = option(

@@ -1,15 +1,28 @@
-"""Small crystals and a small refiner with random weights, shared by the tests of the refiner."""
+"""Crystals and a small refiner with random weights, shared by the tests of the refiner."""
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from rfm.base import BaseConfig, Statistics
-from rfm.model import Refiner, RefinerConfig
-from rfm.network import NetworkConfig
+from rfm.batch import CrystalBatch
+from rfm.config import BaseConfig, NetworkConfig, RefinerConfig, Statistics
+from rfm.model import Refiner
+from support import MP20_SAMPLE
+
+
+@pytest.fixture(scope="session")
+def mp20() -> list[Structure]:
+    """72 crystals of MP-20's validation split, Niggli-reduced."""
+    cifs = pd.read_parquet(MP20_SAMPLE, columns=["cif"]).cif
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the reader's remarks on rounded coordinates
+        return [Structure.from_str(cif, fmt="cif").get_reduced_structure() for cif in cifs]
 
 
 @pytest.fixture
@@ -45,3 +58,9 @@ def refiner(statistics: Statistics) -> Refiner:
         base=BaseConfig(position_sigma=0.05, cell_sigma=0.1),
     )
     return Refiner(config).eval()
+
+
+@pytest.fixture
+def state(structures: list[Structure], refiner: Refiner) -> CrystalBatch:
+    """The structures as a batch in the chart of the refiner."""
+    return CrystalBatch.from_structures(structures, refiner.cell)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,12 +12,9 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from scipy.spatial.transform import Rotation
 
-import rfm.align as align_module
-from rfm.align import HANDEDNESS_COST, LATTICE_WEIGHT, Alignment, align
+import rfm.alignment as align_module
+from rfm.alignment import HANDEDNESS_COST, LATTICE_WEIGHT, Alignment, align
 from rfm.errors import RefinerError
-from support import SHARED
-
-MP20_VAL = SHARED / "data" / "mp20" / "val.parquet"
 
 FCC = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]) / 2
 BCC = np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]) / 2
@@ -149,17 +144,6 @@ def assert_aligned_to_rounding(pair: Alignment, base: Structure, target: Structu
     cell_error = log_metric(pair.target_lattice) - log_metric(pair.base_lattice)
     assert np.linalg.norm(cell_error) < 0.1
     assert_same_crystal(pair, target)
-
-
-@pytest.fixture(scope="module")
-def mp20() -> list[Structure]:
-    """200 crystals of the validation split, Niggli-reduced."""
-    if not MP20_VAL.exists():
-        pytest.skip(f"needs MP-20: {MP20_VAL} is absent")
-    cifs = pd.read_parquet(MP20_VAL, columns=["cif"]).cif.sample(200, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the reader's remarks on rounded coordinates
-        return [niggli(Structure.from_str(cif, fmt="cif")) for cif in cifs]
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

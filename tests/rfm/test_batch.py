@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Species, Structure
 
-from rfm.base import Statistics
-from rfm.batch import CrystalBatch, atom_pairs
+from rfm.batch import CrystalBatch, atom_pairs, pack
+from rfm.config import Statistics
 from rfm.errors import RefinerError
+from rfm.lattice import StandardChart
+
+
+@pytest.fixture
+def cell(statistics: Statistics) -> StandardChart:
+    return StandardChart.from_statistics("logmetric", statistics)
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=6))
@@ -24,8 +30,7 @@ def test_pairs_are_all_of_each_crystal_sorted(sizes: list[int]) -> None:
     assert list(zip(*(column.tolist() for column in pairs), strict=True)) == expected
 
 
-def test_structures_become_tensors(structures: list[Structure], statistics: Statistics) -> None:
-    cell = statistics.standard_chart("logmetric")
+def test_structures_become_tensors(structures: list[Structure], cell: StandardChart) -> None:
     batch = CrystalBatch.from_structures(structures, cell)
     assert batch.num_crystals == 4
     assert batch.num_atoms.tolist() == [2, 1, 5, 3]
@@ -38,19 +43,19 @@ def test_structures_become_tensors(structures: list[Structure], statistics: Stat
     assert np.allclose(batch.frac_coords, coords, atol=1e-6)
 
 
-def test_coordinates_are_wrapped(statistics: Statistics) -> None:
+def test_coordinates_are_wrapped(cell: StandardChart) -> None:
     far = Structure(Lattice.cubic(3), ["H", "H"], [[-1e-12, 1.25, -7.75], [1000.1, 0, 0.999999999]])
-    batch = CrystalBatch.from_structures([far], statistics.standard_chart("logmetric"))
+    batch = CrystalBatch.from_structures([far], cell)
     expected = [[0, 0.25, 0.25], [0.1, 0, 0]]
     assert np.allclose(batch.frac_coords, expected, atol=1e-6)
     assert (batch.frac_coords < 1).all()
 
 
-def test_oxidation_states_and_isotopes_keep_their_element(statistics: Statistics) -> None:
+def test_oxidation_states_and_isotopes_keep_their_element(cell: StandardChart) -> None:
     salt = Structure(
         Lattice.cubic(5.6), [Species("Na", 1), Species("Cl", -1)], [[0, 0, 0], [0.5, 0.5, 0.5]]
     )
-    batch = CrystalBatch.from_structures([salt], statistics.standard_chart("logmetric"))
+    batch = CrystalBatch.from_structures([salt], cell)
     assert batch.atomic_numbers.tolist() == [11, 17]
 
 
@@ -63,12 +68,32 @@ def test_oxidation_states_and_isotopes_keep_their_element(statistics: Statistics
         (Structure(Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]]), ["H"], [[0, 0, 0]]), "volume"),
     ],
 )
-def test_refused_structures(bad: Structure, message: str, statistics: Statistics) -> None:
+def test_refused_structures(bad: Structure, message: str, cell: StandardChart) -> None:
     good = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
     with pytest.raises(RefinerError, match=f"structure 1 .*{message}"):
-        CrystalBatch.from_structures([good, bad], statistics.standard_chart("logmetric"))
+        CrystalBatch.from_structures([good, bad], cell)
 
 
-def test_no_structures(statistics: Statistics) -> None:
+def test_no_structures(cell: StandardChart) -> None:
     with pytest.raises(RefinerError, match="at least one"):
-        CrystalBatch.from_structures([], statistics.standard_chart("logmetric"))
+        CrystalBatch.from_structures([], cell)
+
+
+@given(st.lists(st.integers(1, 300)), st.integers(1, 5000))
+def test_packing_takes_every_crystal_once_and_no_batch_over_the_bound(
+    sizes: list[int], bound: int
+) -> None:
+    batches = pack(sizes, bound)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(sizes)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(sizes[place] ** 2 for place in batch) <= bound
+    order = [sizes[place] for batch in batches for place in batch]
+    assert order == sorted(order, reverse=True)
+    # No batch ends before it is full.
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert sum(sizes[place] ** 2 for place in [*batch, following[0]]) > bound
+
+
+def test_a_bound_below_one_is_refused() -> None:
+    with pytest.raises(RefinerError, match="max_edges is 0"):
+        pack([1], 0)

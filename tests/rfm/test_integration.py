@@ -4,19 +4,12 @@ import math
 
 import pytest
 import torch
-from pymatgen.core import Structure
 
-from rfm.base import Statistics
 from rfm.batch import CrystalBatch
-from rfm.errors import RefinerError
+from rfm.config import INTEGRATION_METHODS, IntegrationConfig
 from rfm.integration import METHODS, integrate
 from rfm.model import Refiner
 from rfm.torus import wrap, wrap_difference
-
-
-@pytest.fixture
-def state(structures: list[Structure], statistics: Statistics) -> CrystalBatch:
-    return CrystalBatch.from_structures(structures, statistics.standard_chart("logmetric"))
 
 
 class Constant:
@@ -51,7 +44,8 @@ class Late(Constant):
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_constant_field_is_integrated_exactly(state: CrystalBatch, steps: int, method: str) -> None:
     field = Constant(state)
-    end = integrate(field, state, steps=steps, method=method, position_slope=0.0, cell_slope=0.0)
+    constant = IntegrationConfig(steps=steps, method=method, position_slope=0.0, cell_slope=0.0)
+    end = integrate(field, state, constant)
     assert end.finite.all()
     error = wrap_difference(end.state.frac_coords - state.frac_coords - field.coord)
     assert error.abs().max() < 1e-5
@@ -82,7 +76,8 @@ def test_order_of_convergence(method: str, order: int) -> None:
     exact_lattice = state.lattice * math.exp(1.5)
 
     def errors(steps: int) -> tuple[float, float]:
-        end = integrate(Swirl(), state, steps=steps, method=method, position_slope=0.0).state
+        integration = IntegrationConfig(steps=steps, method=method, position_slope=0.0)
+        end = integrate(Swirl(), state, integration).state
         off = wrap_difference(end.frac_coords - exact_coords).abs().max().item()
         return off, (end.lattice - exact_lattice).abs().max().item()
 
@@ -94,14 +89,10 @@ def test_order_of_convergence(method: str, order: int) -> None:
 def test_anti_annealing_multiplies_the_velocity(state: CrystalBatch, method: str) -> None:
     field = Constant(state)
     steps, position_slope, cell_slope = 10, 5.0, 2.0
-    end = integrate(
-        field,
-        state,
-        steps=steps,
-        method=method,
-        position_slope=position_slope,
-        cell_slope=cell_slope,
-    ).state
+    integration = IntegrationConfig(
+        steps=steps, method=method, position_slope=position_slope, cell_slope=cell_slope
+    )
+    end = integrate(field, state, integration).state
     shift = 0.0 if method == "euler" else 0.5
 
     def factor(slope: float) -> float:  # the mean over steps of min(1 + s t*, (1 - t) / dt)
@@ -132,9 +123,7 @@ def test_no_slope_carries_a_crystal_past_the_end_it_predicts(
     integrate(
         Homing(state),
         state,
-        steps=50,
-        method=method,
-        cell_slope=slope,
+        IntegrationConfig(steps=50, method=method, cell_slope=slope),
         record=lambda t, now: left.append(goal - now.lattice),
     )
     path = torch.stack(left)
@@ -144,7 +133,8 @@ def test_no_slope_carries_a_crystal_past_the_end_it_predicts(
 
 def test_every_state_is_recorded(state: CrystalBatch) -> None:
     seen: list[tuple[float, CrystalBatch]] = []
-    end = integrate(Constant(state), state, steps=4, record=lambda *now: seen.append(now))
+    four = IntegrationConfig(steps=4)
+    end = integrate(Constant(state), state, four, record=lambda *now: seen.append(now))
     assert [t for t, _ in seen] == [0, 0.25, 0.5, 0.75, 1]
     assert torch.equal(seen[0][1].frac_coords, state.frac_coords)
     assert torch.equal(seen[-1][1].lattice, end.state.lattice)
@@ -168,7 +158,7 @@ def test_when_the_field_is_evaluated(state: CrystalBatch, method: str, times: li
             seen.append(t[0].item())
             return super().velocity(state, t)
 
-    integrate(Clock(state), state, steps=4, method=method)
+    integrate(Clock(state), state, IntegrationConfig(steps=4, method=method))
     assert seen == times
     assert len(times) == 4 * METHODS[method].evaluations
 
@@ -179,8 +169,9 @@ def test_when_the_field_is_evaluated(state: CrystalBatch, method: str, times: li
 def test_a_crystal_that_becomes_non_finite_is_frozen_alone(
     state: CrystalBatch, bad: float, where: str, method: str
 ) -> None:
-    end = integrate(Late(state, bad, where), state, steps=10, method=method)
-    calm = integrate(Constant(state), state, steps=10, method=method)
+    ten = IntegrationConfig(steps=10, method=method)
+    end = integrate(Late(state, bad, where), state, ten)
+    calm = integrate(Constant(state), state, ten)
     assert end.finite.tolist() == [True, True, False, True]
     others, its_own = state.batch != 2, state.batch == 2
     assert torch.equal(end.state.frac_coords[others], calm.state.frac_coords[others])
@@ -195,8 +186,9 @@ def test_the_network_survives_a_bad_batch_mate(
 ) -> None:
     lattice = state.lattice.clone()
     lattice[1] = value
-    end = integrate(refiner, state.at(state.frac_coords, lattice), steps=3)
-    calm = integrate(refiner, state, steps=3)
+    three = IntegrationConfig(steps=3)
+    end = integrate(refiner, state.at(state.frac_coords, lattice), three)
+    calm = integrate(refiner, state, three)
     assert end.finite.tolist() == [True, False, True, True]
     others = state.batch != 1
     difference = end.state.frac_coords[others] - calm.state.frac_coords[others]
@@ -207,14 +199,9 @@ def test_the_network_survives_a_bad_batch_mate(
 def test_bad_start_is_reported(state: CrystalBatch) -> None:
     coords = state.frac_coords.clone()
     coords[0, 2] = float("nan")
-    end = integrate(Constant(state), state.at(coords, state.lattice), steps=2)
+    end = integrate(Constant(state), state.at(coords, state.lattice), IntegrationConfig(steps=2))
     assert end.finite.tolist() == [False, True, True, True]
 
 
-def test_refused_settings(state: CrystalBatch) -> None:
-    with pytest.raises(RefinerError, match="steps is 0"):
-        integrate(Constant(state), state, steps=0)
-    with pytest.raises(RefinerError, match="unknown .*method 'leapfrog'.*euler, midpoint, heun"):
-        integrate(Constant(state), state, method="leapfrog")
-    with pytest.raises(RefinerError, match="cell_slope is -1"):
-        integrate(Constant(state), state, cell_slope=-1.0)
+def test_every_method_that_a_config_may_name_is_implemented() -> None:
+    assert tuple(METHODS) == INTEGRATION_METHODS

@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from geoopt import SymmetricPositiveDefinite
 from hypothesis import example, given
 from hypothesis import strategies as st
-from pymatgen.core import Lattice
+from pymatgen.core import Lattice, Structure
 from scipy.linalg import expm
 
-from rfm.align import nearest_bases
+from rfm.alignment import nearest_bases
 from rfm.errors import RefinerError
 from rfm.lattice import (
     CELL_SPACE,
@@ -62,6 +63,16 @@ def test_logmetric_agrees_with_scipy() -> None:
     s = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
     assert np.allclose(expm(s), lattice.metric_tensor)
     assert np.isclose(np.linalg.norm(vector), np.linalg.norm(s))
+
+
+@pytest.mark.filterwarnings("ignore:SPDMetric.LEM is not fully implemented:UserWarning")
+def test_logmetric_distances_are_those_of_geoopt(mp20: list[Structure]) -> None:
+    """The log-Euclidean distance of metric tensors, up to the rounding of float64."""
+    manifold = SymmetricPositiveDefinite("LEM")
+    matrices = torch.tensor(np.stack([structure.lattice.matrix for structure in mp20]))
+    vectors, metrics = LOGMETRIC.to_vector(matrices), metric_tensor(matrices)
+    distances = CELL_SPACE.dist(vectors[1:], vectors[:-1])
+    assert torch.allclose(distances, manifold.dist(metrics[1:], metrics[:-1]))
 
 
 def test_params_by_hand() -> None:

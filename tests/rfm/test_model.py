@@ -9,19 +9,12 @@ import torch
 from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 
-from rfm.base import BaseConfig, Statistics
 from rfm.batch import CrystalBatch
+from rfm.config import BaseConfig
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
-from rfm.model import Refiner, RefinerConfig
-from rfm.network import NetworkConfig
-from rfm.objective import LossWeights
+from rfm.model import Refiner
 from rfm.torus import wrap_difference
-
-
-@pytest.fixture
-def batch(structures: list[Structure], refiner: Refiner) -> CrystalBatch:
-    return CrystalBatch.from_structures(structures, refiner.cell)
 
 
 def rngs(seed: int, count: int) -> list[np.random.Generator]:
@@ -29,7 +22,7 @@ def rngs(seed: int, count: int) -> list[np.random.Generator]:
 
 
 def test_saved_and_loaded_is_the_same(
-    refiner: Refiner, batch: CrystalBatch, tmp_path: Path
+    refiner: Refiner, state: CrystalBatch, tmp_path: Path
 ) -> None:
     refiner.save_pretrained(tmp_path / "a/b")
     loaded = Refiner.from_pretrained(tmp_path / "a/b")
@@ -37,7 +30,7 @@ def test_saved_and_loaded_is_the_same(
     assert not loaded.training
     t = torch.full((4,), 0.3)
     with torch.no_grad():
-        for a, b in zip(loaded.velocity(batch, t), refiner.velocity(batch, t), strict=True):
+        for a, b in zip(loaded.velocity(state, t), refiner.velocity(state, t), strict=True):
             assert torch.equal(a, b)
 
 
@@ -55,17 +48,6 @@ def test_bfloat16_storage_is_half_the_size(refiner: Refiner, tmp_path: Path) -> 
     for a, b in zip(loaded.parameters(), refiner.parameters(), strict=True):
         assert a.dtype == torch.float32
         assert torch.equal(a, b.bfloat16().float())
-
-
-def test_config_is_json_there_and_back(statistics: Statistics) -> None:
-    config = RefinerConfig(
-        statistics=statistics,
-        chart="params",
-        network=NetworkConfig(width=8),
-        base=BaseConfig(kind="uniform"),
-        loss=LossWeights(coord=3.0),
-    )
-    assert RefinerConfig.from_dict(json.loads(config.to_json_string())) == config
 
 
 def break_config(folder: Path, **changes: object) -> None:
@@ -117,14 +99,6 @@ def test_no_folder(tmp_path: Path) -> None:
         Refiner.from_pretrained(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(
-    "changes", [{"std": [0.0] * 6}, {"mean": [0.0] * 5}, {"log_length_std": [float("nan")] * 3}]
-)
-def test_refused_statistics(changes: dict, statistics: Statistics) -> None:
-    with pytest.raises(RefinerError, match="statistics"):
-        Statistics(**{**vars(statistics), **changes})
-
-
 def test_forward_gives_the_weighted_loss(refiner: Refiner) -> None:
     pair = PairedCrystal(
         id="x",
@@ -144,47 +118,47 @@ def test_forward_gives_the_weighted_loss(refiner: Refiner) -> None:
 
 
 def test_base_of_a_crystal_depends_on_its_own_generator(
-    refiner: Refiner, structures: list[Structure], batch: CrystalBatch
+    refiner: Refiner, structures: list[Structure], state: CrystalBatch
 ) -> None:
-    together = refiner.draw_base(batch, rngs(5, 4))
+    together = refiner.draw_base(state, rngs(5, 4))
     alone = refiner.draw_base(
         CrystalBatch.from_structures(structures[2:3], refiner.cell), rngs(5, 4)[2:3]
     )
     assert torch.equal(alone.frac_coords, together.frac_coords[together.batch == 2])
     assert torch.allclose(alone.lattice, together.lattice[2:3])
-    other = refiner.draw_base(batch, rngs(6, 4))
+    other = refiner.draw_base(state, rngs(6, 4))
     assert not torch.equal(other.frac_coords, together.frac_coords)
 
 
-def test_base_noise_lies_around_the_prior(refiner: Refiner, batch: CrystalBatch) -> None:
-    drawn = [refiner.draw_base(batch, rngs(seed, 4)) for seed in range(200)]
-    moved = torch.stack([wrap_difference(b.frac_coords - batch.frac_coords) for b in drawn])
-    strained = torch.stack([b.lattice - batch.lattice for b in drawn])
+def test_base_noise_lies_around_the_prior(refiner: Refiner, state: CrystalBatch) -> None:
+    drawn = [refiner.draw_base(state, rngs(seed, 4)) for seed in range(200)]
+    moved = torch.stack([wrap_difference(b.frac_coords - state.frac_coords) for b in drawn])
+    strained = torch.stack([b.lattice - state.lattice for b in drawn])
     # The mean of a crystal is taken out of its noise, and with it one of n degrees of freedom.
-    sizes = batch.num_atoms[batch.batch]
+    sizes = state.num_atoms[state.batch]
     expected = 0.05 * (1 - 1 / sizes).mean().sqrt().item()
     assert moved.square().mean().sqrt().item() == pytest.approx(expected, rel=0.05)
     assert strained.std().item() == pytest.approx(0.1, rel=0.05)
     refiner.config.base = BaseConfig()
-    still = refiner.draw_base(batch, rngs(0, 4))
-    assert torch.equal(still.frac_coords, batch.frac_coords)
-    assert torch.equal(still.lattice, batch.lattice)
+    still = refiner.draw_base(state, rngs(0, 4))
+    assert torch.equal(still.frac_coords, state.frac_coords)
+    assert torch.equal(still.lattice, state.lattice)
 
 
-def test_uniform_base_forgets_the_prior(refiner: Refiner, batch: CrystalBatch) -> None:
+def test_uniform_base_forgets_the_prior(refiner: Refiner, state: CrystalBatch) -> None:
     refiner.config.base = BaseConfig(kind="uniform")
-    here = refiner.draw_base(batch, rngs(0, 4))
+    here = refiner.draw_base(state, rngs(0, 4))
     there = refiner.draw_base(
-        batch.at(torch.zeros_like(batch.frac_coords), torch.zeros_like(batch.lattice)), rngs(0, 4)
+        state.at(torch.zeros_like(state.frac_coords), torch.zeros_like(state.lattice)), rngs(0, 4)
     )
     assert torch.equal(here.frac_coords, there.frac_coords)
     assert torch.equal(here.lattice, there.lattice)
-    assert torch.equal(here.atomic_numbers, batch.atomic_numbers)
+    assert torch.equal(here.atomic_numbers, state.atomic_numbers)
 
 
-def test_one_generator_per_crystal(refiner: Refiner, batch: CrystalBatch) -> None:
+def test_one_generator_per_crystal(refiner: Refiner, state: CrystalBatch) -> None:
     with pytest.raises(RefinerError, match="3 generators for 4 crystals"):
-        refiner.draw_base(batch, rngs(0, 3))
+        refiner.draw_base(state, rngs(0, 3))
 
 
 def test_loss_does_not_see_whole_translations(refiner: Refiner) -> None:

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from rfm.batch import CrystalBatch
+from rfm.config import IntegrationConfig, LossWeights, NetworkConfig, RefinerConfig
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.integration import integrate
-from rfm.model import Refiner, RefinerConfig
-from rfm.network import NetworkConfig
-from rfm.objective import TORUS, LossWeights, PathPoint, conditional_path, velocity_loss
+from rfm.model import Refiner
+from rfm.objective import TORUS, PathPoint, conditional_path, velocity_loss
 
 
 def make_path(t: torch.Tensor) -> tuple[PathPoint, dict[str, torch.Tensor]]:
@@ -115,7 +115,7 @@ def test_learns_three_crystals_by_heart() -> None:
         num_atoms=items["num_atoms"],
         batch=torch.repeat_interleave(items["num_atoms"]),
     )
-    end = integrate(refiner, start, steps=20, position_slope=0.0).state
+    end = integrate(refiner, start, IntegrationConfig(steps=20, position_slope=0.0)).state
     assert distances(start, pairs).mean() > 0.15
     assert distances(end, pairs).max() < 0.02
     assert (start.lattice - items["target_lattice"]).abs().max() > 0.3

@@ -1,22 +1,42 @@
+"""Refining of structures: what is kept, what fails, and what a result depends on."""
+
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pymatgen.core import Lattice, Species, Structure
 
 from rfm import refining
-from rfm.errors import RefinerError
-from rfm.failures import Failure
-from rfm.likelihood import log_likelihood
+from rfm.config import IntegrationConfig
+from rfm.errors import Failure, RefinerError
+from rfm.likelihood import flow_log_likelihood
 from rfm.model import Refiner
-from rfm.refining import _finish, refine
+from rfm.refining import Refinement, _finish, refine
+from support import BUNDLED_REFINER
+
+
+def steps(count: int, **others: Any) -> IntegrationConfig:
+    return IntegrationConfig(steps=count, **others)
+
+
+def assert_same_crystal(one: Refinement, two: Refinement) -> None:
+    """To rounding in float32."""
+    assert one.failure == two.failure
+    if one.structure is None or two.structure is None:
+        return
+    assert np.allclose(one.structure.lattice.matrix, two.structure.lattice.matrix, atol=1e-4)
+    d = one.structure.frac_coords - two.structure.frac_coords
+    assert np.abs(d - np.round(d)).max() < 1e-4
 
 
 def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refiner) -> None:
-    results = refine(refiner, structures, steps=4, seed=1)
+    results = refine(refiner, structures, integration=steps(4), seed=1)
     assert len(results) == 4
     for before, result in zip(structures, results, strict=True):
         assert result.failure is None and result.detail == ""
@@ -30,15 +50,72 @@ def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refine
 def test_neither_packing_nor_place_changes_a_result(
     structures: list[Structure], refiner: Refiner
 ) -> None:
-    whole = refine(refiner, structures, steps=3, seed=9)
-    pieces = refine(refiner, structures, steps=3, seed=9, max_edges=10)
-    tail = refine(refiner, structures[2:], steps=3, seed=9, first_index=2)
+    whole = refine(refiner, structures, integration=steps(3), seed=9)
+    pieces = refine(refiner, structures, integration=steps(3), seed=9, max_edges=10)
+    tail = refine(refiner, structures[2:], integration=steps(3), seed=9, indices=[2, 3])
     for a, b in zip([*whole, *whole[2:]], [*pieces, *tail], strict=True):
-        assert np.allclose(a.structure.lattice.matrix, b.structure.lattice.matrix, atol=1e-4)
-        d = a.structure.frac_coords - b.structure.frac_coords
-        assert np.abs(d - np.round(d)).max() < 1e-4
-    other = refine(refiner, structures, steps=3, seed=10)
+        assert_same_crystal(a, b)
+    other = refine(refiner, structures, integration=steps(3), seed=10)
     assert not np.allclose(other[0].structure.frac_coords, whole[0].structure.frac_coords)
+
+
+# The fixtures are not changed by the test.
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    chosen=st.lists(st.integers(0, 3), min_size=1, max_size=8),
+    max_edges=st.integers(1, 60),
+    seed=st.integers(0, 3),
+)
+def test_a_result_depends_on_its_index_and_not_on_the_rest_of_the_batch(
+    structures: list[Structure], refiner: Refiner, chosen: list[int], max_edges: int, seed: int
+) -> None:
+    indices = [3, 0, 1_000_000, 17]
+    whole = refine(refiner, structures, integration=steps(2), seed=seed, indices=indices)
+    results = refine(
+        refiner,
+        [structures[k] for k in chosen],
+        integration=steps(2),
+        seed=seed,
+        indices=[indices[k] for k in chosen],
+        max_edges=max_edges,
+    )
+    for k, result in zip(chosen, results, strict=True):
+        assert_same_crystal(result, whole[k])
+
+
+def test_equal_structures_with_other_indices_have_other_noise(
+    structures: list[Structure], refiner: Refiner
+) -> None:
+    one, two = refine(refiner, [structures[0]] * 2, integration=steps(2), indices=[4, 5])
+    assert not np.allclose(one.structure.frac_coords, two.structure.frac_coords, atol=1e-3)
+
+
+def test_real_crystals_are_refined_alike_in_any_order(mp20: list[Structure]) -> None:
+    """By the bundled refiner, which moves them little from where they are stable."""
+    refiner = Refiner.from_pretrained(BUNDLED_REFINER)
+    crystals = sorted(mp20, key=len)[:24]
+    forwards = refine(refiner, crystals, integration=steps(5), seed=3)
+    backwards = refine(
+        refiner, crystals[::-1], integration=steps(5), seed=3, indices=range(24)[::-1]
+    )
+    for crystal, one, two in zip(crystals, forwards, backwards[::-1], strict=True):
+        assert_same_crystal(one, two)
+        assert one.structure.composition == crystal.composition
+        assert one.structure.volume == pytest.approx(crystal.volume, rel=0.5)
+
+
+def test_every_finished_structure_is_reported_once(
+    structures: list[Structure], refiner: Refiner
+) -> None:
+    refiner.config.max_atoms = 4  # refuses the third of each four
+    reported: list[int] = []
+    results = refine(
+        refiner, structures * 3, integration=steps(1), max_edges=20, on_finished=reported.append
+    )
+    assert [result.failure is None for result in results] == [True, True, False, True] * 3
+    assert reported[0] == 3 and sum(reported) == 12 and len(reported) > 2
 
 
 def test_bad_structures_are_reported_in_their_place(
@@ -54,12 +131,12 @@ def test_bad_structures_are_reported_in_their_place(
     refiner.config.network.max_atomic_number = 70
     bad["above the network's limit"] = Structure(Lattice.cubic(3), ["Au"], [[0, 0, 0]])
     mixed = [structures[0], *bad.values(), structures[3]]
-    results = refine(refiner, mixed, steps=2)
+    results = refine(refiner, mixed, integration=steps(2))
     assert [r.failure for r in results] == [None, *[Failure.BAD_INPUT] * 6, None]
     for k, (message, result) in enumerate(zip(bad, results[1:-1], strict=True), start=1):
         assert result.structure is None
         assert message in result.detail and f"structure {k} " in result.detail
-    alone = refine(refiner, [structures[0]], steps=2)[0].structure
+    alone = refine(refiner, [structures[0]], integration=steps(2))[0].structure
     assert np.allclose(results[0].structure.frac_coords, alone.frac_coords, atol=1e-5)
 
 
@@ -77,7 +154,7 @@ def test_a_crystal_lost_on_the_way_is_reported(
         return coord, cell
 
     monkeypatch.setattr(refiner, "velocity", velocity)
-    results = refine(refiner, structures, steps=1)
+    results = refine(refiner, structures, integration=steps(1))
     failures = [result.failure for result in results]
     assert failures == [None, None, Failure.NOT_FINITE, Failure.NO_CELL]
 
@@ -102,7 +179,7 @@ def test_larger_crystals_than_it_was_trained_on_are_refused(
     structures: list[Structure], refiner: Refiner
 ) -> None:
     refiner.config.max_atoms = 3
-    results = refine(refiner, structures, steps=2)
+    results = refine(refiner, structures, integration=steps(2))
     assert [r.failure for r in results] == [None, None, Failure.TOO_MANY_ATOMS, None]
     assert results[2].detail == "structure 2 has 5 atoms; the refiner knows up to 3"
 
@@ -113,7 +190,9 @@ def test_handedness_and_oxidation_states_are_kept(refiner: Refiner) -> None:
     species = [Species("Zn", 2), Species("S", -2)]
     coords = [[0, 0, 0], [0.3, 0.4, 0.6]]
     pair = [Structure(lattice, species, coords) for lattice in (right, left)]
-    results = [refine(refiner, [structure], steps=2)[0].structure for structure in pair]
+    results = [
+        refine(refiner, [structure], integration=steps(2))[0].structure for structure in pair
+    ]
     assert np.linalg.det(results[0].lattice.matrix) > 0
     assert np.linalg.det(results[1].lattice.matrix) < 0
     assert np.allclose(results[0].lattice.parameters, results[1].lattice.parameters, rtol=1e-4)
@@ -124,8 +203,8 @@ def test_defaults_come_from_the_config(structures: list[Structure], refiner: Ref
     refiner.config.integration.steps = 4
     refiner.config.integration.position_slope = 1.0
     default = refine(refiner, structures[:1])
-    said = refine(refiner, structures[:1], steps=4, position_slope=1.0)
-    other = refine(refiner, structures[:1], steps=4, position_slope=0.0)
+    said = refine(refiner, structures[:1], integration=steps(4, position_slope=1.0))
+    other = refine(refiner, structures[:1], integration=steps(4, position_slope=0.0))
     assert np.array_equal(default[0].structure.frac_coords, said[0].structure.frac_coords)
     assert not np.array_equal(default[0].structure.frac_coords, other[0].structure.frac_coords)
 
@@ -135,9 +214,13 @@ def test_nothing_to_do_and_refused_settings(structures: list[Structure], refiner
     with pytest.raises(RefinerError, match="max_edges is 0"):
         refine(refiner, structures, max_edges=0)
     with pytest.raises(RefinerError, match="steps is 0"):
-        refine(refiner, structures, steps=0)
+        refine(refiner, structures, integration=steps(0))
     with pytest.raises(RefinerError, match="seed -1 is negative"):
         refine(refiner, structures, seed=-1)
+    with pytest.raises(RefinerError, match="3 indices for 4 structures; give one index each"):
+        refine(refiner, structures, indices=range(3))
+    with pytest.raises(RefinerError, match="index -2 is negative"):
+        refine(refiner, structures, indices=[0, 1, -2, 3])
 
 
 def test_a_batch_holds_no_more_pairs_than_allowed(
@@ -150,7 +233,7 @@ def test_a_batch_holds_no_more_pairs_than_allowed(
         return plain(state, t)
 
     monkeypatch.setattr(refiner, "velocity", velocity)
-    refine(refiner, structures * 6, steps=1, max_edges=50)
+    refine(refiner, structures * 6, integration=steps(1), max_edges=50)
     assert max(seen) <= 50 and sum(seen) == 6 * (4 + 1 + 25 + 9)
 
 
@@ -158,8 +241,10 @@ def test_a_batch_holds_no_more_pairs_than_allowed(
 def test_trajectory_leads_from_the_base_to_the_result(
     structures: list[Structure], refiner: Refiner, method: str
 ) -> None:
-    plain = refine(refiner, structures, steps=5, method=method)
-    results = refine(refiner, structures, steps=5, method=method, trajectory=True, max_edges=30)
+    plain = refine(refiner, structures, integration=steps(5, method=method))
+    results = refine(
+        refiner, structures, integration=steps(5, method=method), trajectory=True, max_edges=30
+    )
     for structure, before, result in zip(structures, plain, results, strict=True):
         path = result.trajectory
         assert before.trajectory is None
@@ -181,13 +266,13 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_score_is_the_likelihood_of_the_result_under_its_own_prior(
     structures: list[Structure], refiner: Refiner, few_steps: None
 ) -> None:
-    scored = refine(refiner, structures, steps=3, score=True)
+    scored = refine(refiner, structures, integration=steps(3), score=True)
     refined = [result.structure for result in scored]
-    expected = log_likelihood(refiner, refined, structures, steps=3)
+    expected = flow_log_likelihood(refiner, refined, structures, steps=3)
     for result, other in zip(scored, expected, strict=True):
         assert result.log_likelihood.degrees_of_freedom == other.degrees_of_freedom
         assert result.log_likelihood.total == pytest.approx(other.total, abs=0.01)
-    assert refine(refiner, structures, steps=3)[0].log_likelihood is None
+    assert refine(refiner, structures, integration=steps(3))[0].log_likelihood is None
 
 
 def test_what_has_no_structure_has_no_score(
@@ -203,7 +288,7 @@ def test_what_has_no_structure_has_no_score(
         return coord, torch.where(state.num_atoms[:, None] == 5, torch.nan, cell)
 
     monkeypatch.setattr(refiner, "velocity", velocity)
-    results = refine(refiner, structures, steps=2, score=True, trajectory=True)
+    results = refine(refiner, structures, integration=steps(2), score=True, trajectory=True)
     assert [result.log_likelihood is None for result in results] == [False, False, True, False]
     assert results[2].failure == Failure.NOT_FINITE
     assert len(results[2].trajectory.t) == 3  # it stands still

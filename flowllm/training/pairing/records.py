@@ -16,7 +16,7 @@ from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
 from flowllm.training.pairing.table import ARRAYS, write_pairs
 from rfm import PairedCrystal, RefinerError
-from rfm.align import align
+from rfm.alignment import align
 
 PAIRS_FILE = "pairs.parquet"
 SUMMARY_FILE = "summary.json"
