@@ -52,7 +52,12 @@ class CrystalBatch:
         return CrystalBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def at(self, frac_coords: Tensor, lattice: Tensor) -> CrystalBatch:
-        """Return the same crystals with other positions (N, 3) and cells (B, 6)."""
+        """Return the same crystals with other positions and cells.
+
+        Args:
+            frac_coords: (N, 3) new coordinates.
+            lattice: (B, 6) new cell vectors.
+        """
         return replace(self, frac_coords=frac_coords, lattice=lattice)
 
     @classmethod

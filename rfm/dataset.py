@@ -124,7 +124,12 @@ class PairDataset:
         return len(self.ids)
 
     def size(self, index: int, rng: np.random.Generator | None = None) -> int:
-        """Return the number of atoms of a pair; it does not depend on the draw."""
+        """Return the number of atoms of a pair.
+
+        Args:
+            index: number of the pair.
+            rng: not used, as every draw has the same size; batching passes it to all data sets.
+        """
         return int(self._sizes[index])
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:

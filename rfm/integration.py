@@ -43,7 +43,12 @@ class VelocityField(Protocol):
     """Velocities of crystals, such as a `rfm.model.Refiner`."""
 
     def velocity(self, state: CrystalBatch, t: Tensor) -> Velocity:
-        """Return velocities (N, 3) of the coordinates and (B, 6) of the cells at times t (B,)."""
+        """Return velocities (N, 3) of the coordinates and (B, 6) of the cells.
+
+        Args:
+            state: B crystals with N atoms.
+            t: (B,) times in [0, 1].
+        """
         ...
 
 
@@ -81,13 +86,25 @@ def start(state: CrystalBatch) -> Integration:
 
 
 def velocity_at(field: VelocityField, now: Integration, t: float) -> Velocity:
-    """Return the field's velocities (N, 3) and (B, 6), all crystals at time t."""
+    """Return the field's velocities (N, 3) and (B, 6), all crystals at the same time.
+
+    Args:
+        field: velocity field.
+        now: B crystals with N atoms.
+        t: time in [0, 1].
+    """
     times = now.state.lattice.new_full((now.state.num_crystals,), t)
     return field.velocity(now.state, times)
 
 
 def advance(now: Integration, velocity: Velocity, lengths: Lengths) -> Integration:
-    """Move along velocities; a crystal that would become non-finite stays and is marked."""
+    """Move along velocities; a crystal that would become non-finite stays and is marked.
+
+    Args:
+        now: B crystals with N atoms.
+        velocity: velocities (N, 3) and (B, 6).
+        lengths: factors of the two velocities; negative ones lead back in time.
+    """
     coord_velocity, lattice_velocity = velocity
     moved = now.state.at(
         TORUS.expmap(now.state.frac_coords, lengths.position * coord_velocity),
@@ -136,7 +153,7 @@ class Method(NamedTuple):
     slope_at: float
 
 
-METHODS = {  # the names are those of `rfm.config.INTEGRATION_METHODS`
+METHODS = {  # same names as `rfm.config.INTEGRATION_METHODS`
     "euler": Method(_euler, evaluations=1, slope_at=0.0),
     "midpoint": Method(_midpoint, evaluations=2, slope_at=0.5),
     "heun": Method(_heun, evaluations=2, slope_at=0.5),

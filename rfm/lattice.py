@@ -173,7 +173,15 @@ class StandardChart:
 
     @classmethod
     def from_statistics(cls, name: str, statistics: Statistics) -> StandardChart:
-        """Return the chart called `name`, standardised by the statistics of training pairs."""
+        """Return a chart standardised by the statistics of training pairs.
+
+        Args:
+            name: name of the chart.
+            statistics: mean and std of its vectors.
+
+        Raises:
+            RefinerError: if no chart has this name.
+        """
         return cls(name, torch.tensor(statistics.mean), torch.tensor(statistics.std))
 
     def encode(self, lattice: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def refine(
         indices: number of each structure in the whole run, 0 or more; None is 0 to n - 1.
             Structure k draws its noise from a generator of its own, number indices[k] of `seed`, so
             other structures and their order change its result by rounding errors at most.
-        integration: integration settings; None takes those of the refiner's config.
+        integration: integration settings; None takes the refiner's own.
         trajectory: keep the states between base and end.
         score: compute the log-likelihood of every refined structure (`rfm.likelihood`), which takes
             many times as long as refining. Compare it among crystals of one composition.

@@ -30,8 +30,9 @@ def wrap_difference(d: Tensor) -> Tensor:
 class FlatTorus(Manifold):
     """Unit-period torus; the last dimension of a tensor holds the coordinates of one point.
 
-    Points lie in [0, 1); a tangent vector is any real vector (unit: one period). At a distance of
-    exactly half a period `logmap` takes the negative direction, -1/2.
+    Methods take points x, y (..., 3) in [0, 1) and tangent vectors u, v (..., 3), which are any
+    real vectors (unit: one period), as in geoopt's `Manifold`. At a distance of exactly half a
+    period `logmap` takes the negative direction, -1/2.
     """
 
     name = "FlatTorus"

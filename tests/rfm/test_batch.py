@@ -68,13 +68,15 @@ def test_oxidation_states_and_isotopes_keep_their_element(cell: StandardChart) -
         (Structure(Lattice([[1, 0, 0], [2, 0, 0], [0, 0, 1]]), ["H"], [[0, 0, 0]]), "volume"),
     ],
 )
-def test_refused_structures(bad: Structure, message: str, cell: StandardChart) -> None:
+def test_structures_that_are_no_crystals_are_refused(
+    bad: Structure, message: str, cell: StandardChart
+) -> None:
     good = Structure(Lattice.cubic(3), ["Po"], [[0, 0, 0]])
     with pytest.raises(RefinerError, match=f"structure 1 .*{message}"):
         CrystalBatch.from_structures([good, bad], cell)
 
 
-def test_no_structures(cell: StandardChart) -> None:
+def test_a_batch_of_no_structures_is_refused(cell: StandardChart) -> None:
     with pytest.raises(RefinerError, match="at least one"):
         CrystalBatch.from_structures([], cell)
 

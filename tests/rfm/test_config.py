@@ -60,7 +60,7 @@ def test_impossible_loss_weights_are_refused(weight: float) -> None:
         LossWeights(lattice=weight)
 
 
-def test_config_is_json_there_and_back(statistics: Statistics) -> None:
+def test_a_config_is_the_same_after_json(statistics: Statistics) -> None:
     config = RefinerConfig(
         statistics=statistics,
         chart="params",
@@ -74,13 +74,13 @@ def test_config_is_json_there_and_back(statistics: Statistics) -> None:
 @pytest.mark.parametrize(
     "changes", [{"std": [0.0] * 6}, {"mean": [0.0] * 5}, {"log_length_std": [float("nan")] * 3}]
 )
-def test_refused_statistics(changes: dict, statistics: Statistics) -> None:
+def test_impossible_statistics_are_refused(changes: dict, statistics: Statistics) -> None:
     with pytest.raises(RefinerError, match="statistics"):
         Statistics(**{**vars(statistics), **changes})
 
 
 @pytest.mark.parametrize("kind", ["Uniform", ""])
-def test_refused_base_kinds(kind: str) -> None:
+def test_an_unknown_base_is_refused(kind: str) -> None:
     with pytest.raises(RefinerError, match="unknown base"):
         BaseConfig(kind=kind)
 
@@ -89,7 +89,7 @@ def test_the_former_name_of_the_llm_base_is_still_read() -> None:
     assert BaseConfig(kind="pairs") == BaseConfig(kind="llm")
 
 
-def test_refused_widths() -> None:
+def test_a_negative_noise_width_is_refused() -> None:
     with pytest.raises(RefinerError, match="cell_sigma is -1"):
         BaseConfig(cell_sigma=-1)
 

@@ -116,7 +116,7 @@ def test_uniform_base_needs_no_prior() -> None:
         PairDataset(bare)
 
 
-def test_collate_shapes_and_types() -> None:
+def test_collate_gives_tensors_of_the_documented_shapes_and_types() -> None:
     data = PairDataset(make_pairs())
     batch = collate([data.draw(k, np.random.default_rng(k)) for k in (3, 0, 2)])
     assert batch["ids"] == ["pair-3", "pair-0", "pair-2"]
@@ -148,13 +148,13 @@ def test_collate_shapes_and_types() -> None:
         ({"atomic_numbers": np.array([], dtype=int)}, "no atoms"),
     ],
 )
-def test_refused_pairs(change: dict, message: str) -> None:
+def test_pairs_that_do_not_fit_together_are_refused(change: dict, message: str) -> None:
     pairs = make_pairs()
     with pytest.raises(RefinerError, match=f"'pair-2'.*{message}"):
         PairDataset([*pairs[:2], replace(pairs[2], **change)])
 
 
-def test_no_pairs() -> None:
+def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(RefinerError, match="no pairs"):
         PairDataset([])
 

@@ -61,7 +61,7 @@ class Swirl:
 
 
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun", 2)])
-def test_order_of_convergence(method: str, order: int) -> None:
+def test_methods_converge_with_their_order(method: str, order: int) -> None:
     state = CrystalBatch(
         atomic_numbers=torch.tensor([1, 2]),
         # In float64, to see small errors, and away from the fixed points 0 and 1/2.
@@ -149,7 +149,9 @@ def test_every_state_is_recorded(state: CrystalBatch) -> None:
         ("heun", [0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1.0]),
     ],
 )
-def test_when_the_field_is_evaluated(state: CrystalBatch, method: str, times: list[float]) -> None:
+def test_the_field_is_evaluated_at_the_times_of_the_method(
+    state: CrystalBatch, method: str, times: list[float]
+) -> None:
     seen = []
 
     class Clock(Constant):

@@ -41,7 +41,7 @@ def cells(draw: st.DrawFn, lengths: st.SearchStrategy[float] = lengths) -> Latti
 
 @pytest.mark.parametrize("which", [LOGMETRIC, PARAMS])
 @given(cell=cells())
-def test_round_trip(which, cell: Lattice) -> None:
+def test_a_cell_is_the_same_after_its_chart(which, cell: Lattice) -> None:
     matrix = torch.tensor(cell.matrix).unsqueeze(0)
     back = which.to_matrix(which.to_vector(matrix))
     assert np.allclose(Lattice(back[0].numpy()).parameters, cell.parameters, rtol=1e-6)
@@ -75,7 +75,7 @@ def test_logmetric_distances_are_those_of_geoopt(mp20: list[Structure]) -> None:
     assert torch.allclose(distances, manifold.dist(metrics[1:], metrics[:-1]))
 
 
-def test_params_by_hand() -> None:
+def test_params_agrees_with_a_hand_calculation() -> None:
     vector = PARAMS.to_vector(torch.tensor(Lattice.orthorhombic(1, math.e, 10).matrix)[None])[0]
     # 90 degrees lies in the middle of 0 and 180, where the logit is 0.
     assert np.allclose(vector, [0, 1, math.log(10), 0, 0, 0], atol=1e-12)
@@ -116,7 +116,7 @@ def test_orientation_is_lower_triangular_and_right_handed() -> None:
 
 @pytest.mark.parametrize("parameters", [(2, 2, 60, 90, 90, 120), (2, 2, 2, 60.01, 60.01, 119.9)])
 @pytest.mark.parametrize("which", [LOGMETRIC, PARAMS])
-def test_extreme_cells(which, parameters) -> None:
+def test_extreme_cells_survive_the_chart(which, parameters) -> None:
     lattice = Lattice.from_parameters(*parameters)
     back = which.to_matrix(which.to_vector(torch.tensor(lattice.matrix)[None]))[0]
     assert np.allclose(Lattice(back.numpy()).parameters, parameters, rtol=1e-6)
@@ -148,7 +148,7 @@ def test_metric_from_parameters_agrees_with_pymatgen() -> None:
     assert np.allclose(Lattice(metric_to_matrix(metric)[0].numpy()).parameters, lattice.parameters)
 
 
-def test_float32_in_float32_out() -> None:
+def test_float32_stays_float32() -> None:
     matrix = torch.tensor(Lattice.cubic(4).matrix, dtype=torch.float32)[None]
     for which in (LOGMETRIC, PARAMS):
         vector = which.to_vector(matrix)
@@ -156,7 +156,7 @@ def test_float32_in_float32_out() -> None:
         assert torch.allclose(which.to_matrix(vector), matrix, atol=1e-5)
 
 
-def test_unknown_chart() -> None:
+def test_a_chart_of_an_unknown_name_is_refused() -> None:
     with pytest.raises(RefinerError, match="unknown lattice chart 'polar'.*logmetric, params"):
         chart("polar")
 

@@ -86,7 +86,9 @@ def truncate_weights(folder: Path) -> None:
         ),
     ],
 )
-def test_damaged_folders(damage, message: str, refiner: Refiner, tmp_path: Path) -> None:
+def test_damaged_folders_are_refused(
+    damage, message: str, refiner: Refiner, tmp_path: Path
+) -> None:
     refiner.save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(RefinerError, match=message) as caught:
@@ -94,7 +96,7 @@ def test_damaged_folders(damage, message: str, refiner: Refiner, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_no_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RefinerError, match="config.json is missing"):
         Refiner.from_pretrained(tmp_path / "nowhere")
 

@@ -142,7 +142,7 @@ def test_image_density_is_continuous_where_the_choice_of_images_changes(edge: fl
 
 
 @torch.no_grad()
-def test_permutation_of_atoms(refiner: Refiner, state: CrystalBatch) -> None:
+def test_velocities_permute_with_the_atoms(refiner: Refiner, state: CrystalBatch) -> None:
     coord, cell = refiner.velocity(state, TIMES)
     # Atoms 3 to 7 are the third crystal.
     order = torch.tensor([0, 1, 2, 5, 3, 7, 6, 4, 8, 9, 10])
@@ -157,7 +157,7 @@ def test_permutation_of_atoms(refiner: Refiner, state: CrystalBatch) -> None:
 
 
 @torch.no_grad()
-def test_translation_of_whole_crystals(refiner: Refiner, state: CrystalBatch) -> None:
+def test_velocities_do_not_change_with_translation(refiner: Refiner, state: CrystalBatch) -> None:
     shift = torch.tensor([[0.3, -0.2, 0.9], [0.5, 0.5, 0.1], [-0.7, 0.15, 0.35], [0.01, 0.8, 0.6]])
     # The atoms of the first crystal lie exactly half a period apart, where rounding decides.
     coords = state.frac_coords + 0.03 * state.atomic_numbers.unsqueeze(-1).remainder(7)
@@ -167,7 +167,7 @@ def test_translation_of_whole_crystals(refiner: Refiner, state: CrystalBatch) ->
 
 
 @torch.no_grad()
-def test_whole_periods(refiner: Refiner, state: CrystalBatch) -> None:
+def test_velocities_do_not_change_with_whole_periods(refiner: Refiner, state: CrystalBatch) -> None:
     turns = torch.randint(-2, 3, state.frac_coords.shape, generator=torch.manual_seed(3))
     # Multiples of 1/256 stay exact when whole numbers are added.
     coords = (state.frac_coords * 256).round() / 256
@@ -177,7 +177,9 @@ def test_whole_periods(refiner: Refiner, state: CrystalBatch) -> None:
 
 
 @torch.no_grad()
-def test_rotation_of_the_lattice(structures: list[Structure], refiner: Refiner) -> None:
+def test_velocities_do_not_change_with_rotation(
+    structures: list[Structure], refiner: Refiner
+) -> None:
     turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     turned = [
         Structure(Lattice(s.lattice.matrix @ turn), s.species, s.frac_coords) for s in structures
@@ -266,7 +268,7 @@ def test_memory_is_linear_in_the_batch(refiner: Refiner) -> None:
 
 
 @torch.no_grad()
-def test_the_inputs_matter(refiner: Refiner, state: CrystalBatch) -> None:
+def test_velocities_depend_on_all_inputs(refiner: Refiner, state: CrystalBatch) -> None:
     coord, cell = refiner.velocity(state, TIMES)
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(state.frac_coords.shape, generator=generator)
@@ -292,14 +294,14 @@ def test_bfloat16_autocast_is_close(refiner: Refiner, state: CrystalBatch) -> No
     assert not torch.equal(half[1], full[1])
 
 
-def test_paper_size() -> None:
+def test_the_network_of_the_paper_has_its_number_of_parameters() -> None:
     network = VelocityNetwork(NetworkConfig(width=512, layers=6, num_frequencies=128))
     # Miller et al. 2024 report 14.2 M for their own network of this width and depth; this one
     # keeps the cell and the time apart from the atoms, hence the tolerance.
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(14.2e6, rel=0.15)
 
 
-def test_refused_sizes_and_elements(refiner: Refiner) -> None:
+def test_empty_networks_and_unknown_elements_are_refused(refiner: Refiner) -> None:
     with pytest.raises(RefinerError, match="layers is 0"):
         NetworkConfig(layers=0)
     refiner.network.config.max_atomic_number = 20

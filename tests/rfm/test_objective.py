@@ -48,7 +48,7 @@ def test_each_crystal_has_its_own_time() -> None:
     assert TORUS.dist(mixed.frac_coords[3:], ends["target_frac_coords"][3:]).max() < 1e-6
 
 
-def test_loss_by_hand() -> None:
+def test_the_loss_agrees_with_a_hand_calculation() -> None:
     point, _ = make_path(torch.rand(2))
     coord, lattice = point.coord_velocity.clone(), point.lattice_velocity.clone()
     weights = LossWeights(coord=400, lattice=2)

@@ -209,7 +209,9 @@ def test_defaults_come_from_the_config(structures: list[Structure], refiner: Ref
     assert not np.array_equal(default[0].structure.frac_coords, other[0].structure.frac_coords)
 
 
-def test_nothing_to_do_and_refused_settings(structures: list[Structure], refiner: Refiner) -> None:
+def test_impossible_settings_are_refused_and_no_structures_are_no_error(
+    structures: list[Structure], refiner: Refiner
+) -> None:
     assert refine(refiner, []) == []
     with pytest.raises(RefinerError, match="max_edges is 0"):
         refine(refiner, structures, max_edges=0)

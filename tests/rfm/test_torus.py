@@ -75,7 +75,7 @@ def test_geodesic_has_its_ends_and_constant_speed(
     assert torch.isclose(torus.dist(middle, y), (1 - t) * torus.dist(x, y), atol=1e-12)
 
 
-def test_geodesic_by_hand() -> None:
+def test_a_geodesic_agrees_with_a_hand_calculation() -> None:
     # From 0.9 to 0.1 the short way leads through 1: half way is 0.0.
     x, y = torch.tensor([0.9, 0.2, 0.5]), torch.tensor([0.1, 0.4, 0.5])
     v = torus.logmap(x, y)
@@ -85,7 +85,7 @@ def test_geodesic_by_hand() -> None:
     assert torch.isclose(torus.dist(x, y), torch.tensor(0.08).sqrt())
 
 
-def test_flat_structure() -> None:
+def test_the_metric_is_flat() -> None:
     x, y = torch.rand(4, 3), torch.rand(4, 3)
     u, v = torch.rand(4, 3), torch.rand(4, 3)
     assert torch.equal(torus.proju(x, u), u)
@@ -95,7 +95,7 @@ def test_flat_structure() -> None:
     assert torus.inner(x, u, keepdim=True).shape == (4, 1)
 
 
-def test_point_check() -> None:
+def test_points_off_the_torus_are_recognised() -> None:
     assert torus.check_point_on_manifold(torch.rand(5, 3))
     assert not torus.check_point_on_manifold(torch.tensor([1.5, 0.0, 0.0]))
     assert not torus.check_point_on_manifold(torch.tensor([float("nan"), 0.0, 0.0]))
