@@ -40,7 +40,7 @@ from llm_prior import (
     generation_prompt,
     propose,
 )
-from llm_prior.generate import longest_answer
+from llm_prior.proposals import longest_answer
 
 Requests = list[dict[str, Any]]
 Texts = list[str | None]  # None: no crystal

@@ -1,4 +1,22 @@
-"""The text prior of FlowLLM: crystals as text, prompts, and the language model that speaks it."""
+"""The text prior of FlowLLM: a language model that proposes crystals as text.
+
+A crystal passes through the modules in this order:
+
+- `prompts` turns conditions into a prompt; its table `ATTRIBUTES` declares every condition,
+  `spacegroups` reads the symbols of space groups;
+- `text` writes and reads the crystal, `tokenizer` makes one token of each number and element;
+- `dataset` draws training examples, `model` holds the language model and its tokenizer, `loading`
+  reads pretrained weights, `config` has the settings of all of them;
+- `composition`, `fields`, `tries` and `grammar` say which tokens may follow, so that only crystals
+  that meet the conditions are written;
+- `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects
+  them as crystals;
+- `scoring`, `infilling` and `translation` compute likelihoods of given crystals, of an element in
+  a masked crystal, and under translations.
+
+Names are imported when they are first used. Settings, prompts, the text format and the checks of
+conditions need neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +24,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_prior.dataset import Collator, CrystalTextDataset, TaskMix
-    from llm_prior.errors import PriorError
-    from llm_prior.generate import (
+    from llm_prior.composition import check_conditions, composition_conditions
+    from llm_prior.config import (
         DEFAULT_ATTEMPTS,
         DEFAULT_TEMPERATURE,
         DEFAULT_TOP_P,
-        Proposal,
-        check_conditions,
+        Architecture,
+        BaseModel,
+        Lora,
+        TaskMix,
         check_settings,
-        composition_conditions,
-        propose,
-        warn_of_untrained,
     )
-    from llm_prior.infill import element_probabilities
-    from llm_prior.model import Architecture, BaseModel, Lora, Prior
-    from llm_prior.prompts import ATTRIBUTES, generation_prompt
+    from llm_prior.dataset import Collator, CrystalTextDataset
+    from llm_prior.errors import PriorError
+    from llm_prior.infilling import allowed_swaps, element_probabilities
+    from llm_prior.model import Prior, warn_of_untrained
+    from llm_prior.prompts import ATTRIBUTES, generation_prompt, stated_conditions
+    from llm_prior.proposals import Proposal, propose
     from llm_prior.scoring import Score, log_likelihood
-    from llm_prior.swaps import allowed_swaps
-    from llm_prior.symmetry import increase_in_perplexity
     from llm_prior.text import ParseError, RejectReason, TextFormat, decode, encode
+    from llm_prior.translation import increase_in_perplexity
 
 __all__ = [
     "ATTRIBUTES",
@@ -56,30 +74,31 @@ __all__ = [
     "increase_in_perplexity",
     "log_likelihood",
     "propose",
+    "stated_conditions",
     "warn_of_untrained",
 ]
 
 _NAMES = {
-    "dataset": ("Collator", "CrystalTextDataset", "TaskMix"),
-    "errors": ("PriorError",),
-    "generate": (
-        *("DEFAULT_ATTEMPTS", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P", "Proposal"),
-        *("check_conditions", "check_settings", "composition_conditions", "propose"),
-        "warn_of_untrained",
+    "composition": ("check_conditions", "composition_conditions"),
+    "config": (
+        *("DEFAULT_ATTEMPTS", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P", "Architecture"),
+        *("BaseModel", "Lora", "TaskMix", "check_settings"),
     ),
-    "infill": ("element_probabilities",),
-    "model": ("Architecture", "BaseModel", "Lora", "Prior"),
-    "prompts": ("ATTRIBUTES", "generation_prompt"),
+    "dataset": ("Collator", "CrystalTextDataset"),
+    "errors": ("PriorError",),
+    "infilling": ("allowed_swaps", "element_probabilities"),
+    "model": ("Prior", "warn_of_untrained"),
+    "prompts": ("ATTRIBUTES", "generation_prompt", "stated_conditions"),
+    "proposals": ("Proposal", "propose"),
     "scoring": ("Score", "log_likelihood"),
-    "swaps": ("allowed_swaps",),
-    "symmetry": ("increase_in_perplexity",),
     "text": ("ParseError", "RejectReason", "TextFormat", "decode", "encode"),
+    "translation": ("increase_in_perplexity",),
 }
 _HOME = {name: f"llm_prior.{module}" for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: prompts need no language model."""
+    """Import a public name when it is first used."""
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'llm_prior' has no attribute {name!r}")

@@ -1,33 +1,70 @@
-"""Which element may come next, so that a crystal within the size limit meets its conditions."""
+"""The element rule of constrained decoding: the elements that may come next, so that a crystal
+within the size limit meets its conditions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llm_prior.errors import PriorError
-from llm_prior.prompts import generation_prompt, parse_composition, render_elements
-from llm_prior.text import SYMBOLS
+from llm_prior.prompts import (
+    generation_prompt,
+    parse_composition,
+    parse_num_atoms,
+    render_elements,
+    render_num_atoms,
+)
+from llm_prior.text import SYMBOLS, TextFormat
 
 _NUMBER_OF = {symbol: number for number, symbol in enumerate(SYMBOLS)}
 ALL_ELEMENTS = (1 << len(SYMBOLS)) - 1
 
 
+def composition_conditions(formula: Any) -> dict[str, Any]:
+    """Return the conditions that fix every atom: the reduced formula and the number of atoms.
+
+    Args:
+        formula: all atoms of the crystal; see `llm_prior.prompts.parse_composition`.
+
+    Raises:
+        PriorError: if it is not a formula.
+    """
+    composition = parse_composition(formula)
+    return {"formula": composition.reduced_formula, "num_atoms": int(composition.num_atoms)}
+
+
+def check_conditions(
+    conditions: Mapping[str, Any], fmt: TextFormat, *, exclude_elements: Sequence[str] = ()
+) -> None:
+    """Check that a crystal within the size limit can meet the conditions.
+
+    Args:
+        conditions: values by name; see `llm_prior.prompts.ATTRIBUTES`.
+        fmt: its `max_atoms` is the size limit.
+        exclude_elements: symbols of elements that must not occur.
+
+    Raises:
+        PriorError: if a condition is unknown, has a bad value, contradicts another or the excluded
+            elements, or needs more atoms than the model writes.
+    """
+    CompositionRule.from_conditions(conditions, fmt.max_atoms, exclude_elements=exclude_elements)
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompositionRule:
-    """What the conditions ask of the atoms, in the order in which `encode` writes them: like atoms
-    together, so an element that was left never comes back.
+    """Constraint on the elements, in the order in which `encode` writes them.
 
+    `encode` writes like atoms together, so an element that another one follows does not come back.
     Sets of elements are bit masks: bit i stands for `SYMBOLS[i]`.
 
     Attributes:
-        allowed: the elements that may occur.
-        required: the elements that must occur.
+        allowed: elements that may occur.
+        required: elements that must occur.
         unit: atoms of each element in one formula unit (`SYMBOLS` index -> count), or None
             without a formula.
-        multiples: the numbers of formula units that are allowed; empty without a formula.
+        multiples: allowed numbers of formula units; empty without a formula.
         min_atoms: fewest atoms.
         max_atoms: most atoms.
     """
@@ -47,43 +84,40 @@ class CompositionRule:
         *,
         exclude_elements: Iterable[str] = (),
     ) -> CompositionRule:
-        """The rule of a request.
+        """Return the rule of a request.
 
         Args:
-            conditions: of these `formula`, `elements` and `num_atoms` say something of the atoms.
+            conditions: values by name; `formula`, `elements` and `num_atoms` constrain the atoms.
             max_atoms: sites of the largest crystal that the model writes.
             exclude_elements: symbols of elements that must not occur.
 
         Raises:
-            PriorError: an unknown condition or a bad value, or no crystal of at most `max_atoms`
-                sites can meet the conditions.
+            PriorError: if a condition is unknown or has a bad value, or no crystal of at most
+                `max_atoms` sites can meet the conditions.
         """
-        generation_prompt(conditions)
+        generation_prompt(conditions)  # checks names and values
         formula, elements = conditions.get("formula"), conditions.get("elements")
         excluded = _element_set(exclude_elements, "exclude_elements")
-        unit = None
-        if formula is not None:
-            unit = _formula_unit(formula)
-            size = sum(unit.values())
-            if size > max_atoms:
-                raise PriorError(
-                    f"formula {formula} has {size} atoms, this model writes at most {max_atoms}; "
-                    "give a smaller formula or another model"
-                )
         low, high = 1, max_atoms
         if "num_atoms" in conditions:
-            low = high = int(float(conditions["num_atoms"]))
-            if unit is not None and high % size:
+            low, high = parse_num_atoms(conditions["num_atoms"])
+        unit = None if formula is None else _formula_unit(formula)
+        multiples: frozenset[int] = frozenset()
+        if unit is not None:
+            size = sum(unit.values())
+            _check_size(f"formula {formula} has {size} atoms", size, max_atoms, "formula")
+            multiples = frozenset(range(-(-low // size), high // size + 1))
+            if not multiples:
                 raise PriorError(
-                    f"{high} atoms are no whole number of formula units of {formula}; "
-                    f"give a multiple of {size}"
+                    f"{render_num_atoms((low, high))} atoms are no whole number of formula units "
+                    f"of {formula}; give a multiple of {size}"
+                    + (" or a range that holds one" if low < high else "")
                 )
-            if high > max_atoms:
-                raise PriorError(
-                    f"{high} atoms are too many, this model writes at most {max_atoms}; "
-                    "give a smaller cell or another model"
-                )
-        required = 0
+        if low < high:
+            _check_size(f"num_atoms {low}-{high} ends at {high} atoms", high, max_atoms, "range")
+        else:
+            _check_size(f"{high} atoms are too many", high, max_atoms, "cell")
+        required, named = 0, ""
         if elements is not None:
             named = render_elements(elements)
             required = _element_set(named.split(", "), "elements")
@@ -100,17 +134,14 @@ class CompositionRule:
             required = _bits(unit)
         if required & excluded:
             symbols = ", ".join(symbols_of(required & excluded))
-            asked = f"formula {formula}" if unit is not None else "the elements asked for"
+            wanted = f"formula {formula}" if unit is not None else f"elements {named}"
             raise PriorError(
-                f"{asked} cannot do without the excluded {symbols}; take {symbols} out of "
+                f"{wanted} cannot do without the excluded {symbols}; take {symbols} out of "
                 "exclude_elements"
             )
         allowed = required or ALL_ELEMENTS & ~excluded
         if not allowed:
-            raise PriorError("every element is excluded; exclude fewer")
-        multiples: frozenset[int] = frozenset()
-        if unit is not None:
-            multiples = frozenset(range(-(-low // size), high // size + 1))
+            raise PriorError("exclude_elements: every element is excluded; exclude fewer")
         return cls(
             allowed=allowed,
             required=required,
@@ -120,22 +151,23 @@ class CompositionRule:
             max_atoms=high,
         )
 
-    def next_elements(self, counts: Mapping[int, int]) -> tuple[int, bool]:
-        """Which elements may come next, and whether the crystal may end here.
+    def next_elements(self, counts: dict[int, int]) -> tuple[int, bool]:
+        """Return the elements that may come next.
 
-        From every state that this method allowed to reach, a crystal that meets the conditions can
-        still be completed.
+        From every state that this method allows, a crystal that meets the conditions can still be
+        completed.
 
         Args:
             counts: atoms so far of each element (`SYMBOLS` index), in the order of their blocks;
-                the last is the one that may go on.
+                only the block of the last element may go on.
 
         Returns:
-            (elements, may_end), the elements as a bit mask.
+            (elements, may_end): the elements as a bit mask, and True if the crystal may end here.
         """
         if not counts:
             return self.allowed, False
-        current, count = next(reversed(counts.items()))
+        current = next(reversed(counts))
+        count = counts[current]
         unseen = self.allowed & ~_bits(counts)
         if self.unit is not None:
             return self._next_of_formula(counts, current, count, unseen)
@@ -152,7 +184,7 @@ class CompositionRule:
     def _next_of_formula(
         self, counts: Mapping[int, int], current: int, count: int, unseen: int
     ) -> tuple[int, bool]:
-        """The first block decides how many formula units there are."""
+        """Return the next elements with a formula; the first block sets the number of units."""
         assert self.unit is not None
         share = self.unit[current]
         if len(counts) == 1:
@@ -168,7 +200,11 @@ class CompositionRule:
 
 
 def symbols_of(elements: int) -> list[str]:
-    """The symbols of a bit mask, by atomic number."""
+    """Return the symbols of a set of elements, by atomic number.
+
+    Args:
+        elements: bit mask.
+    """
     return [symbol for symbol, number in _NUMBER_OF.items() if elements >> number & 1]
 
 
@@ -188,8 +224,16 @@ def _element_set(symbols: Iterable[str], name: str) -> int:
     return mask
 
 
+def _check_size(problem: str, num_atoms: int, max_atoms: int, name: str) -> None:
+    if num_atoms > max_atoms:
+        raise PriorError(
+            f"{problem}, this model writes at most {max_atoms}; give a smaller {name} or another "
+            "model"
+        )
+
+
 def _formula_unit(formula: Any) -> dict[int, int]:
-    """Atoms of the smallest formula unit: 1 for O, whose reduced formula is written O2."""
+    """Return the atoms of the smallest formula unit: 1 for O, though it is written O2."""
     composition = parse_composition(formula)
     amounts = {_NUMBER_OF[str(element)]: int(n) for element, n in composition.items()}
     divisor = math.gcd(*amounts.values())

@@ -1,7 +1,7 @@
-"""Training examples of the text prior: which task, which conditions, which translation.
+"""Training examples of the text prior: task, conditions and translation of each crystal.
 
-Every draw is a function of a crystal and a random generator, nothing else, so that whoever owns
-the generator (one for each absolute sample position) can repeat any of them.
+Every draw is a function of a crystal and a random generator alone, so the owner of the generator
+(one for each absolute sample position) can repeat any draw.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from pymatgen.core import Structure
 from transformers import PreTrainedTokenizerBase
 
+from llm_prior.config import TaskMix
 from llm_prior.errors import PriorError
 from llm_prior.prompts import (
     ATTRIBUTES,
     BY_NAME,
-    SENTENCE_END,
     generation_prompt,
     infill_prompt,
     known_conditions,
@@ -31,50 +31,9 @@ _LENGTH_STEP = 8
 _ANSWER_STEP = 256
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskMix:
-    """Shares of the tasks and, among generation, of the conditions (CrystalLLM trains two thirds
-    generation, one third infilling).
-
-    Attributes:
-        infill: share of infilling; the rest is generation.
-        unconditional: share of generation without a condition.
-        formula: share with the formula alone.
-        composition: share with formula and number of atoms, which fix every atom.
-            The rest takes a random subset of the known conditions.
-        translated: share of the generated crystals that are shifted by a uniform random vector; the
-            others stay as they are in the data, where most atoms of symmetric crystals are on
-            multiples of 1/2, 1/3 and 1/4, which is easier to learn. Infilling, whose crystals come
-            from anywhere, shifts all of them.
-    """
-
-    infill: float = 1 / 3
-    unconditional: float = 0.25
-    formula: float = 0.25
-    composition: float = 0.25
-    translated: float = 1.0
-
-    def __post_init__(self) -> None:
-        shares = (self.infill, self.unconditional, self.formula, self.composition)
-        fit = self.infill <= 1 and sum(shares[1:]) <= 1 + 1e-9
-        if not (fit and all(share >= 0 for share in shares)):  # False for NaN too
-            raise PriorError(
-                f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
-                "formula and composition together at most 1"
-            )
-        if not 0 <= self.translated <= 1:
-            raise PriorError(f"task mix: translated is {self.translated}; it is from 0 to 1")
-
-    @property
-    def has_unconditional(self) -> bool:
-        """Whether prompts without a condition are drawn; a random subset may be the empty one."""
-        rest = 1 - self.unconditional - self.formula - self.composition
-        return self.infill < 1 and (self.unconditional > 0 or rest > 1e-9)
-
-
 @dataclass(frozen=True)
 class Example:
-    """One prompt and the text that should follow it."""
+    """A prompt and its answer."""
 
     prompt: str
     answer: str
@@ -87,7 +46,18 @@ def draw_example(
     mix: TaskMix,
     rng: np.random.Generator,
 ) -> Example:
-    """Draw the task, its conditions and a translation for one crystal."""
+    """Draw the task, its conditions and a translation for one crystal.
+
+    Args:
+        structure: the crystal.
+        properties: values of conditions that the structure does not tell.
+        fmt: text format of the model.
+        mix: shares of tasks and conditions.
+        rng: source of every draw.
+
+    Raises:
+        PriorError: if the crystal cannot be written, or a property is a bad value of a condition.
+    """
     conditions = _draw_conditions(known_conditions(structure, properties), mix, rng)
     translated = conditions is None or rng.random() < mix.translated
     text = encode(structure, fmt, translation=rng.random(3) if translated else None)
@@ -100,7 +70,7 @@ def draw_example(
 def _draw_conditions(
     known: Mapping[str, Any], mix: TaskMix, rng: np.random.Generator
 ) -> dict[str, Any] | None:
-    """Some of the known conditions; None stands for infilling. The first thing that is drawn."""
+    """Draw some of the known conditions, or None for infilling; precedes every other draw."""
     if rng.random() < mix.infill:
         return None
     kind = rng.random()
@@ -118,10 +88,20 @@ def _draw_conditions(
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
 ) -> tuple[list[int], list[int]]:
-    """Token ids of prompt + answer + end of sequence, and labels that leave the prompt out.
+    """Return the tokens and labels of a training example.
 
-    Both are tokenised as one string (a tokenizer may join characters across words, never across
-    the newline in which every prompt ends), so generation from the prompt alone continues it.
+    Prompt and answer are tokenised as one string. A tokenizer may join characters across words, but
+    not across the newline at the end of every prompt, so generation from the prompt alone continues
+    with the same tokens.
+
+    Args:
+        tokenizer: a fast tokenizer with an end-of-sequence token.
+        prompt: ends in a newline.
+        answer: text that follows.
+
+    Returns:
+        (ids, labels) of prompt, answer and end of sequence, each (T,); the labels of the prompt are
+        `IGNORED`.
     """
     encoded = tokenizer(
         prompt + answer, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -147,6 +127,9 @@ class CrystalTextDataset:
         tokenizer: a fast tokenizer with an end-of-sequence token.
         fmt: text format of the model.
         mix: shares of tasks and conditions.
+
+    Raises:
+        PriorError: if there is no crystal.
     """
 
     def __init__(
@@ -167,7 +150,7 @@ class CrystalTextDataset:
         self._condition_sizes: dict[tuple[int, str], int] = {}
 
     def conditions(self) -> list[str]:
-        """The conditions that at least one crystal has, in the order of `ATTRIBUTES`."""
+        """Return the conditions that at least one crystal has, in the order of `ATTRIBUTES`."""
         had: set[str] = set()
         for index in range(len(self)):
             had |= self._known_of(index).keys()
@@ -177,8 +160,17 @@ class CrystalTextDataset:
         return len(self.crystals)
 
     def size(self, index: int, rng: np.random.Generator) -> int:
-        """About how many tokens `draw` makes with a generator in the same state, at a small part
-        of its cost: examples of like length go into one batch, so little is padded."""
+        """Return about the number of tokens of `draw`, at a small part of its cost.
+
+        Examples of like length go into one batch, so that little is padded.
+
+        Args:
+            index: of the crystal.
+            rng: generator in the same state as for `draw`.
+
+        Raises:
+            PriorError: if a property of the crystal is a bad value of a condition.
+        """
         _, structure, _ = self.crystals[index]
         conditions = _draw_conditions(self._known_of(index), self.mix, rng)
         if conditions is None:
@@ -193,12 +185,11 @@ class CrystalTextDataset:
 
     def _condition_size(self, index: int, name: str, value: Any) -> int:
         if (index, name) not in self._condition_sizes:
-            attribute = BY_NAME[name]
             try:
-                sentence = attribute.sentence + attribute.render(value) + SENTENCE_END
+                clause = BY_NAME[name].clause(value)
             except PriorError as error:
                 raise PriorError(f"crystal {self.crystals[index][0]}: {error}") from error
-            self._condition_sizes[index, name] = self._count(sentence)
+            self._condition_sizes[index, name] = self._count(clause)
         return self._condition_sizes[index, name]
 
     def _known_of(self, index: int) -> dict[str, Any]:
@@ -214,10 +205,18 @@ class CrystalTextDataset:
         return self._num_tokens[piece]
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """One training example: `input_ids` and `labels` (T,) as lists, `ids` the crystal's id.
+        """Draw a training example.
+
+        Args:
+            index: of the crystal.
+            rng: source of every draw.
+
+        Returns:
+            `input_ids` and `labels` as lists of length T, and `ids`, the id of the crystal.
 
         Raises:
-            PriorError: the crystal cannot be written, or a property of it is no condition's value.
+            PriorError: if the crystal cannot be written, or a property of it is a bad value of a
+                condition.
         """
         name, structure, properties = self.crystals[index]
         try:
@@ -230,11 +229,15 @@ class CrystalTextDataset:
 
 @dataclass(frozen=True)
 class Collator:
-    """Pad a batch on the right: input_ids, attention_mask, labels (B, T), T a multiple of 8.
+    """Collation of training examples into a batch, padded on the right.
 
-    `logits_to_keep` (B, T) and `shift_labels` (K,) tell the model to compute logits only where an
-    answer's token is predicted. K is a multiple of 256: a kernel for CPUs is compiled for every
-    shape that it meets, so there must be few of them.
+    A batch has `input_ids`, `attention_mask` and `labels` (B, T) with T a multiple of 8, and the
+    list `ids`. `logits_to_keep` (B, T) and `shift_labels` (K,) let the model compute logits only
+    where it predicts a token of an answer. K is a multiple of 256: a CPU kernel is compiled for
+    every new shape, so there must be few of them.
+
+    Attributes:
+        pad_token_id: fills the rows up.
     """
 
     pad_token_id: int
@@ -252,7 +255,7 @@ class Collator:
             attention_mask[row, :length] = 1
         following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
         kept = following != IGNORED
-        spare = (~kept).flatten().nonzero().flatten()  # filled up with positions without a label
+        spare = (~kept).flatten().nonzero().flatten()  # positions without a label, to fill up K
         kept.view(-1)[spare[: -int(kept.sum()) % _ANSWER_STEP]] = True
         return {
             "ids": [item["ids"] for item in items],

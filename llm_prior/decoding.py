@@ -1,8 +1,10 @@
-"""From prompts to token ids: many answers at a time through one model, none waiting for another.
+"""Batched decoding of a language model: prompts in, token ids out.
 
-Every row of the batch has its own length (`llm_prior.kv_cache`). An answer that ends makes room for
-the next in the queue; a prompt that several share is computed once; and tokens about which the
-grammar leaves no choice are fed together with the token before them where that is cheaper.
+Every row of the batch has its own length (`llm_prior.cache`), so no answer waits for another. An
+answer that ends makes room for the next in the queue, a prompt that several answers share is
+computed once, and tokens for which the grammar leaves no choice are fed together with the token
+before them where that is cheaper. transformers' `generate` has one seed for a batch and no grammar
+per row.
 """
 
 from __future__ import annotations
@@ -11,42 +13,35 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from transformers import Cache, DynamicCache
 
+from llm_prior.cache import SlotCache, cache_argument, layer_states
 from llm_prior.errors import PriorError
-from llm_prior.kv_cache import SlotCache
-from llm_prior.nucleus import draw
+from llm_prior.tries import Legal
 
 # Widths of the attention are rounded up, so that kernels are made for a few shapes only.
 _ROUND = 16
-# What a forward pass costs apart from its tokens, counted in tokens: once, and for each row (whose
-# keys and values are read once for all its tokens). As measured with the bundled model on a CPU
-# thread; on an accelerator a token more is nearly free. Constants and not timings, for a run that
-# is repeated must round as before.
+# Cost of a forward pass apart from its tokens, in units of a token: once per pass, and once per row
+# (whose keys and values are read once for all its tokens). Measured with the bundled model on a CPU
+# thread; on an accelerator a further token is nearly free. They are constants and not timings, so
+# that a repeated run rounds as before.
 _PASS_COST = {"cpu": 32.0}
 _PASS_COST_ELSEWHERE = 1024.0
 _ROW_COST = 0.5
 
 
-class Legal(Protocol):
-    """Tokens that may come next; see `llm_prior.grammar.Legal`."""
+class TokenRule(Protocol):
+    """A rule for the next token, such as a `llm_prior.grammar.Cursor`."""
 
-    ids: torch.Tensor
-    only: int | None
+    def legal(self) -> Legal:
+        """Return the tokens that may come next."""
 
-
-class Cursor(Protocol):
-    """A place in a text that a grammar follows; see `llm_prior.grammar.Cursor`."""
-
-    finished: bool
-
-    def legal(self) -> Legal: ...
-
-    def advance(self, token: int) -> None: ...
+    def advance(self, token: int) -> None:
+        """Take a token as written."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -56,15 +51,15 @@ class Answer:
     Attributes:
         prompt: token ids, at least one.
         uniforms: (max_tokens,) float64 in [0, 1), one for the draw of each token; their number is
-            the most tokens that are written, the end of sequence included.
-        cursor: says what may be written; None: anything.
-        tokens: what is written so far, without the end of sequence.
-        complete: whether the end of sequence was written.
+            the limit on the tokens, end of sequence included.
+        cursor: constrains the tokens; None allows every token.
+        tokens: written so far, without the end of sequence.
+        complete: True once the end of sequence is written.
     """
 
     prompt: tuple[int, ...]
     uniforms: np.ndarray
-    cursor: Cursor | None = None
+    cursor: TokenRule | None = None
     tokens: list[int] = field(default_factory=list)
     complete: bool = False
 
@@ -81,26 +76,29 @@ def decode_answers(
     temperature: float,
     top_p: float,
 ) -> Iterator[AnyAnswer]:
-    """Write all answers of a queue, and hand out each as it is finished.
+    """Write all answers of a queue and yield each when it is finished.
 
     An answer is a function of its prompt, its uniforms and its cursor, up to the rounding of the
-    logits, which depends on what else is in the batch. The same queue gives the same bits.
+    logits, which depends on the rest of the batch. The same queue gives the same bits.
 
     Args:
         model: causal language model of the LLaMA kind (full attention, rotary positions).
-        queue: is emptied; whoever takes the answers may append more, none longer (prompt and
-            uniforms) than the longest at the start.
+        queue: is emptied. The consumer may append answers, none longer (prompt and uniforms) than
+            the longest at the start.
         eos_token_id: ends an answer.
-        slots: answers that are written at the same time; it bounds the memory.
+        slots: answers that are written at the same time; bounds the memory.
         temperature: divides the logits of the legal tokens; 0 takes the likeliest.
-        top_p: nucleus of what is then drawn from.
+        top_p: probability of the nucleus from which a token is drawn.
+
+    Yields:
+        The answers, in the order in which they are finished.
 
     Raises:
-        PriorError: the model computes NaN.
+        PriorError: if the model computes NaN.
     """
     if not queue:
         return
-    batch = _Batch(
+    batch: _Batch[AnyAnswer] = _Batch(
         model,
         slots=min(slots, len(queue)),
         capacity=max(len(answer.prompt) + len(answer.uniforms) for answer in queue),
@@ -114,6 +112,47 @@ def decode_answers(
             yield from batch.step()
 
 
+def draw(
+    logits: torch.Tensor, uniforms: torch.Tensor, *, temperature: float, top_p: float
+) -> torch.Tensor:
+    """Draw one index per row by temperature and nucleus (Holtzman et al. 2019, arXiv 1904.09751).
+
+    The nucleus is the smallest set of likeliest tokens whose probabilities add up to `top_p`;
+    tokens as likely as its least likely one belong to it. The index is the inverse of the
+    cumulative distribution at `uniforms`, so it needs no random generator of the device.
+
+    Args:
+        logits: (B, K), at least one finite in each row; -inf is never drawn.
+        uniforms: (B,) float64 in [0, 1).
+        temperature: divides the logits first; 0 takes the likeliest token.
+        top_p: in (0, 1].
+
+    Returns:
+        (B,) indices into K.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    weights = torch.softmax(logits.float() / temperature, -1)  # (B, K)
+    if top_p < 1:
+        ranked = _descending(weights)
+        before = ranked.cumsum(-1) - ranked  # mass of the likelier ones
+        last = (before < top_p).sum(-1, keepdim=True) - 1
+        weights = weights.where(weights >= ranked.gather(-1, last), 0)
+    cumulative = weights.double().cumsum(-1)
+    total = cumulative[:, -1:]
+    # Never the total itself, past which no token is left.
+    below = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(uniforms[:, None] * total, below)
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def _descending(weights: torch.Tensor) -> torch.Tensor:
+    if weights.is_cuda:
+        return weights.sort(-1, descending=True).values
+    # On the CPU torch orders the indices as well and takes seven times as long.
+    return torch.from_numpy(np.sort(weights.numpy(), -1)[:, ::-1].copy())
+
+
 @dataclass(frozen=True)
 class _Prefixes:
     """Prompts that the model has read."""
@@ -123,8 +162,8 @@ class _Prefixes:
     logits: torch.Tensor  # (P, V) of the token after each
 
 
-class _Batch:
-    """The answers in the slots: those in use come first, so that a forward pass takes a slice."""
+class _Batch(Generic[AnyAnswer]):
+    """The answers in the slots. Slots in use come first, so a forward pass takes a slice."""
 
     def __init__(
         self,
@@ -137,33 +176,36 @@ class _Batch:
         top_p: float,
     ) -> None:
         self.model = model
+        self.cache_argument = cache_argument(model)
         self.device = next(model.parameters()).device
         self.eos_token_id = eos_token_id
         self.sampling = {"temperature": temperature, "top_p": top_p}
         self.slots = slots
         self.capacity = -(-capacity // _ROUND) * _ROUND
-        self.cache = SlotCache(model.config.num_hidden_layers, slots, self.capacity)
+        config: Any = model.config
+        self.cache = SlotCache(config.num_hidden_layers, slots, self.capacity)
         self.prefixes: _Prefixes | None = None
-        self.answers: list[Answer | None] = []  # by slot; None is free
+        self.answers: list[AnyAnswer | None] = []  # by slot; None is free
         self.ids = np.zeros((slots, self.capacity), dtype=np.int64)  # prompt and answer
         self.lengths = np.zeros(slots, dtype=np.int64)  # of them, in tokens
         self.fed = np.zeros(slots, dtype=np.int64)  # tokens that the cache holds
 
     @property
     def busy(self) -> bool:
-        """Whether an answer is being written."""
+        """True while an answer is being written."""
         return any(answer is not None for answer in self.answers)
 
     @torch.inference_mode()
-    def admit(self, queue: deque[Answer]) -> list[Answer]:
-        """Fill the free slots from the queue, and draw the first tokens; return what is finished
-        with them."""
-        finished: list[Answer] = []
+    def admit(self, queue: deque[AnyAnswer]) -> list[AnyAnswer]:
+        """Fill the free slots from the queue, draw the first tokens and return the answers that
+        are finished with them."""
+        finished: list[AnyAnswer] = []
         while queue and (free := self._free()):
             if self.prefixes is None or queue[0].prompt not in self.prefixes.rows:
                 self.prefixes = self._read([a.prompt for a in islice(queue, self.slots)])
             known = self.prefixes.rows
-            slots, rows = [], []
+            slots: list[int] = []
+            rows: list[int] = []
             while queue and len(slots) < len(free) and queue[0].prompt in known:
                 answer, slot = queue.popleft(), free[len(slots)]
                 slots.append(slot)
@@ -175,38 +217,46 @@ class _Batch:
         return finished
 
     @torch.inference_mode()
-    def step(self) -> list[Answer]:
-        """One forward pass and the tokens that it lets draw; return what is finished with them."""
+    def step(self) -> list[AnyAnswer]:
+        """Do one forward pass, draw the next tokens and return the answers that are finished."""
         count = len(self.answers)
         lengths, fed = self.lengths[:count], self.fed[:count]
         tokens = self._tokens_per_row(lengths - fed)
-        # A row with less to be fed is fed its last tokens again, which changes nothing.
+        # A row with fewer pending tokens is fed its last ones again, which changes nothing.
         start = np.minimum(fed, lengths - tokens)
         places = start[:, None] + np.arange(tokens)  # (B, T)
         width = -(-int(places.max() + 1) // _ROUND) * _ROUND
         positions = torch.from_numpy(places).to(self.device)
         self.cache.look_at(positions, width)
-        dtype = self.prefixes.cache.layers[0].keys.dtype
-        mask = torch.zeros(count, 1, tokens, width, dtype=dtype, device=self.device)
-        later = torch.arange(width, device=self.device) > positions[:, None, :, None]
-        mask.masked_fill_(later, torch.finfo(dtype).min)
-        logits = self.model(
-            input_ids=torch.from_numpy(np.take_along_axis(self.ids[:count], places, 1)).to(
-                self.device
-            ),
-            attention_mask=mask,
+        ids = torch.from_numpy(np.take_along_axis(self.ids[:count], places, 1)).to(self.device)
+        logits = self._forward(
+            ids,
+            self.cache,
+            attention_mask=self._mask(positions, width),
             position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        )[:, -1]  # (B, V)
         self.fed[:count] = start + tokens
         ready = np.flatnonzero(self.fed[:count] == lengths).tolist()
         return self._write(ready, logits if len(ready) == count else logits[ready])
 
+    def _mask(self, positions: torch.Tensor, width: int) -> torch.Tensor:
+        """Return the additive attention mask (B, 1, T, width) of tokens at `positions` (B, T)."""
+        assert self.prefixes is not None  # a step follows an admission
+        dtype = layer_states(self.prefixes.cache.layers[0])[0].dtype
+        shape = len(positions), 1, positions.shape[1], width
+        mask = torch.zeros(shape, dtype=dtype, device=self.device)
+        later = torch.arange(width, device=self.device) > positions[:, None, :, None]
+        return mask.masked_fill_(later, torch.finfo(dtype).min)
+
+    def _forward(self, ids: torch.Tensor, cache: Cache, **options: Any) -> torch.Tensor:
+        """Return the logits of the kept tokens after `ids` (B, T); extends the cache."""
+        options[self.cache_argument] = cache
+        return self.model(input_ids=ids, use_cache=True, **options).logits
+
     def _tokens_per_row(self, pending: np.ndarray) -> int:
-        """How many tokens to feed, where each row has at least `pending`, for the most progress
-        per cost."""
+        """Return the tokens to feed for the most progress per cost, if each row has at least
+        `pending`."""
         most = min(int(pending.max()), int(self.lengths[: len(pending)].min()))
         if most == 1:
             return 1
@@ -222,19 +272,16 @@ class _Batch:
         ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in rows])
         last = torch.tensor([[len(prompt) - 1] for prompt in rows])
         cache = DynamicCache()
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last.to(self.device),
-        ).logits[:, 0]
+        logits = self._forward(ids.to(self.device), cache, logits_to_keep=last.to(self.device))[
+            :, 0
+        ]
         return _Prefixes(rows, cache, logits)
 
     def _free(self) -> list[int]:
         gaps = [slot for slot, answer in enumerate(self.answers) if answer is None]
         return gaps + list(range(len(self.answers), self.slots))
 
-    def _place(self, answer: Answer, slot: int) -> None:
+    def _place(self, answer: AnyAnswer, slot: int) -> None:
         length = len(answer.prompt)
         if length + len(answer.uniforms) > self.capacity:
             raise ValueError("an answer is longer than the longest at the start of the queue")
@@ -245,12 +292,14 @@ class _Batch:
         self.ids[slot, :length] = answer.prompt
         self.lengths[slot] = self.fed[slot] = length
 
-    def _write(self, slots: Sequence[int], logits: torch.Tensor) -> list[Answer]:
-        """Draw a token for each of these slots from its logits (B, V) and append it, with those
-        that it entails; free the slots of finished answers and return them."""
+    def _write(self, slots: Sequence[int], logits: torch.Tensor) -> list[AnyAnswer]:
+        """Draw a token for each slot from its logits (B, V), append it with the tokens that it
+        entails, free the slots of finished answers and return these."""
         if logits.isnan().any():
-            raise PriorError("the model computes NaN: its weights are damaged; train or copy it")
-        answers = [self.answers[slot] for slot in slots]
+            raise PriorError(
+                "the model computes NaN, so its weights are damaged; train or copy it again"
+            )
+        answers = [answer for slot in slots if (answer := self.answers[slot]) is not None]
         uniforms = torch.tensor(
             [answer.uniforms[len(answer.tokens)] for answer in answers],
             dtype=torch.float64,
@@ -272,7 +321,7 @@ class _Batch:
                 finished.append(answer)
         return finished
 
-    def _append(self, slot: int, answer: Answer, token: int | None) -> None:
+    def _append(self, slot: int, answer: AnyAnswer, token: int | None) -> None:
         cursor = answer.cursor
         while token is not None:
             if cursor is not None:
@@ -288,7 +337,7 @@ class _Batch:
             token = cursor.legal().only
 
     def _close_gaps(self) -> None:
-        """Move the last answers into the slots that are free."""
+        """Move the last answers into free slots."""
         used = [slot for slot, answer in enumerate(self.answers) if answer is not None]
         targets = [slot for slot in range(len(used)) if self.answers[slot] is None]
         sources = used[len(used) - len(targets) :]
@@ -302,7 +351,7 @@ class _Batch:
 
 
 def _choices(answers: Sequence[Answer], num_tokens: int) -> np.ndarray:
-    """(B, K) the legal tokens of each answer, filled up with -1."""
+    """Return the legal tokens of each answer (B, K), padded with -1."""
     rows = [
         np.arange(num_tokens) if answer.cursor is None else answer.cursor.legal().ids.numpy()
         for answer in answers

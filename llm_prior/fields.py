@@ -1,8 +1,8 @@
-"""The fields of a crystal's text and how a tokenizer writes each of their values.
+"""The fields of a crystal's text, and the tokens with which a tokenizer writes their values.
 
-The text that `llm_prior.text.encode` writes is a row of fields (three lengths, three angles, then
-per site its element and three coordinates), each with the white space before it. A field has
-finitely many values, so the tokenizer itself says, once, which tokens write each of them.
+A text of `llm_prior.text.encode` is a row of fields (three lengths, three angles, then per site its
+element and three coordinates), each with the white space before it. A field has finitely many
+values, so the tokens of each value are read once from trial texts.
 """
 
 from __future__ import annotations
@@ -33,19 +33,26 @@ _PREFIX: dict[Kind, str] = {
     "coord": " ",
 }
 _MOST_VALUES = 20_000
-_SITES = 2  # in a trial text: what follows a site is another one, or the end
+_SITES = 2  # of a trial text: a site is followed by another one, or by the end
 _STRIDES = (1, 3, 7)  # of the values of neighbouring fields, so that their pairs vary
 
 
 def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTokens:
-    """The tokens of every value of every field, as the tokenizer writes them inside a text.
+    """Return the tokens of every value of every field, as the tokenizer writes them in a text.
 
-    A value is named by its tick: a length, angle or coordinate in units of its last decimal, an
+    A value is given by its tick: a length, angle or coordinate in units of its last decimal, an
     element by its place in `SYMBOLS`.
 
+    Args:
+        tokenizer: a fast tokenizer.
+        fmt: the text format.
+
+    Returns:
+        kind of field -> tick -> token ids.
+
     Raises:
-        PriorError: too many decimals for the values to be counted out, or a tokenizer that does
-            not reproduce the text, or whose tokens cross the border of two fields.
+        PriorError: if the format has too many decimals to list the values, or the tokenizer does
+            not reproduce the text, or has tokens across two fields.
     """
     trials = _trials(fmt)
     texts = ["".join(text for *_, text in trial) for trial in trials]
@@ -69,7 +76,7 @@ def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTo
             stop = place_of.get(border)
             if start is None or stop is None:
                 raise PriorError(
-                    f"this tokenizer has a token that joins {word!r} with what stands beside it, "
+                    f"this tokenizer has a token that joins {word!r} with the text beside it, "
                     "so the text cannot be constrained; sample without constraint"
                 )
             tokens = tuple(row[start:stop])
@@ -88,7 +95,7 @@ def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTo
 
 
 def _trials(fmt: TextFormat) -> list[list[tuple[Kind, int, str]]]:
-    """Texts as (kind, tick, text) of each field: every value of every field at every place."""
+    """Return texts as (kind, tick, text) of each field; every value occurs at every place."""
     words = {kind: list(_words(kind, fmt)) for kind in _PREFIX}
     trials = []
     for step in range(max(map(len, words.values()))):
@@ -105,7 +112,11 @@ def _trials(fmt: TextFormat) -> list[list[tuple[Kind, int, str]]]:
 
 
 def angle_ticks(fmt: TextFormat) -> range:
-    """The angles that may be written, in units of their last decimal."""
+    """Return the angles that may be written, in units of their last decimal.
+
+    Args:
+        fmt: the text format.
+    """
     return _ticks(ANGLE_RANGE, fmt.angle_decimals)
 
 
@@ -115,7 +126,7 @@ def _ticks(bounds: Sequence[float], decimals: int) -> range:
 
 
 def _words(kind: Kind, fmt: TextFormat) -> Iterator[tuple[int, str]]:
-    """(tick, text without white space) of each value."""
+    """Yield (tick, text without white space) of each value."""
     if kind == "element":
         yield from enumerate(SYMBOLS)
         return
@@ -138,7 +149,7 @@ def _words(kind: Kind, fmt: TextFormat) -> Iterator[tuple[int, str]]:
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: set[int]) -> dict[int, str]:
-    """What each token adds to a text that it does not begin (some decoders strip its start)."""
+    """Return the text that each token adds behind another (some decoders strip the first)."""
     anchor = tokenizer("0", add_special_tokens=False)["input_ids"][-1]
     start = len(tokenizer.decode([anchor]))
     ordered = sorted(tokens)

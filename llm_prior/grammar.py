@@ -1,10 +1,10 @@
-"""Constrained decoding: which tokens may follow, so that only text that decodes is written.
+"""The grammar of constrained decoding: the tokens that may follow, so that the text is a crystal.
 
 Each field of the text (`llm_prior.fields`) is a trie of the token sequences with which the
-tokenizer writes its values. What is produced is therefore tokenised exactly as training text is,
-whatever the tokenizer: one token a field, one a digit, or anything between. Some fields depend on
-what was written before: the third angle closes a cell, an atom does not stand on another, and the
-elements meet the conditions (`llm_prior.composition`).
+tokenizer writes its values. The tokens are therefore exactly those of training texts, with any
+tokenizer: one token per field, one per digit, or anything between. Some fields depend on the text
+before them: the third angle closes a cell, an atom does not stand on another, and the elements
+meet the conditions (`llm_prior.composition`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from llm_prior.fields import Kind, field_tokens
 from llm_prior.text import TextFormat
 from llm_prior.tries import END, FieldTries, Legal, Node
 
-# The place of a field in `Cursor`: three lengths, three angles, then over and over the four of a
-# site.
+# Places of the fields in `Cursor`: three lengths, three angles, then the four of each site.
 _ELEMENT, _X, _Y, _Z = 6, 7, 8, 9
 
 
@@ -33,7 +32,7 @@ class Grammar:
         fmt: the text format.
 
     Raises:
-        PriorError: a tokenizer that does not reproduce the text field by field, or a format with
+        PriorError: if the tokenizer does not reproduce the text field by field, or the format has
             too many decimals.
     """
 
@@ -47,15 +46,15 @@ class Grammar:
     def constraint(
         self, conditions: Mapping[str, Any], *, exclude_elements: Sequence[str] = ()
     ) -> Constraint:
-        """What one request allows; shared by all sequences of that request.
+        """Return the constraint of a request; all sequences of the request share it.
 
         Args:
-            conditions: `formula`, `elements` and `num_atoms` are met by whatever is written; the
-                others constrain nothing.
+            conditions: values by name. Every text meets `formula`, `elements` and `num_atoms`; the
+                other conditions constrain nothing.
             exclude_elements: symbols that are never written.
 
         Raises:
-            PriorError: no crystal up to `fmt.max_atoms` can meet the conditions.
+            PriorError: if no crystal up to `fmt.max_atoms` can meet the conditions.
         """
         rule = CompositionRule.from_conditions(
             conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
@@ -75,11 +74,11 @@ class Grammar:
 
 
 class Constraint:
-    """What one request allows.
+    """The constraint of one request.
 
     Attributes:
-        rule: what it asks of the atoms.
-        max_tokens: most tokens of an answer, the end of sequence included.
+        rule: constraint on the elements.
+        max_tokens: limit on the tokens of an answer, end of sequence included.
     """
 
     def __init__(
@@ -91,15 +90,15 @@ class Constraint:
         self._fmt = fmt
 
     def cursor(self) -> Cursor:
-        """A new sequence, before its first token."""
+        """Return a cursor before the first token of a new sequence."""
         return Cursor(self._tries, self.rule, coord_values=10**self._fmt.coord_decimals)
 
 
 class Cursor:
-    """One sequence that is being written.
+    """A place in a sequence that is being written.
 
     Attributes:
-        finished: the end of sequence was written.
+        finished: True once the end of sequence is written.
     """
 
     def __init__(self, tries: FieldTries, rule: CompositionRule, *, coord_values: int) -> None:
@@ -117,10 +116,10 @@ class Cursor:
         self._full_x: set[int] = set()  # the x whose every y is full
 
     def legal(self) -> Legal:
-        """The tokens that may come next.
+        """Return the tokens that may come next.
 
         Raises:
-            ValueError: the sequence is finished.
+            ValueError: if the sequence is finished.
         """
         node = self._node
         if node.value is None:
@@ -130,10 +129,13 @@ class Cursor:
         return self._tries.legal_at_end(node, self._following(node.value))
 
     def advance(self, token: int) -> None:
-        """Write a token.
+        """Take a token as written.
+
+        Args:
+            token: one of `legal().ids`.
 
         Raises:
-            ValueError: it is not among `legal().ids`.
+            ValueError: if it is none of them.
         """
         node = self._node.children.get(token)
         if node is None:
@@ -149,12 +151,12 @@ class Cursor:
                 self._node = following
 
     def _next_field(self) -> Node:
-        """The trie of the next field, if this one may end here; else an empty one."""
+        """Return the trie of the next field if this one may end here, else an empty trie."""
         value = self._node.value
         return Node() if value is None or value == END else self._following(value)
 
     def _following(self, value: int) -> Node:
-        """The trie of the next field, if this one has that value."""
+        """Return the trie of the next field if this one has the given value."""
         tries, field = self._tries, self._field
         if field < 2:
             return tries.every("length")
@@ -176,7 +178,7 @@ class Cursor:
         return tries.without(kind, frozenset(taken)) if taken else tries.every(kind)
 
     def _commit(self, value: int | None) -> None:
-        """The field that was being written has this value."""
+        """Close the current field with this value."""
         field = self._field
         self._field += 1
         if value is None or value == END:
@@ -189,7 +191,8 @@ class Cursor:
         elif field in (_X, _Y):
             self._xy.append(value)
         elif field == _Z:
-            self._take_place(*self._xy, value)
+            x, y = self._xy
+            self._take_place(x, y, value)
             self._field = _ELEMENT
 
     def _take_place(self, x: int, y: int, z: int) -> None:

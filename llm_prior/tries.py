@@ -1,7 +1,7 @@
-"""The values that a field of the text may take, as tries of the tokens that write them.
+"""Tries of the tokens that write the values of a field.
 
-A trie that depends on what was written before is made when it is first asked for. The most recent
-are kept, so that in a steady state a question is a dictionary look-up.
+A trie that depends on the text before it is built at its first use. The most recent ones are kept,
+so that in a steady state a query is a dictionary look-up.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from llm_prior.fields import FieldTokens, Kind, angle_ticks
 from llm_prior.text import SMALLEST_UNIT_VOLUME_SQUARED, TextFormat
 
 END = -1  # the value in the place of an element that ends the text
-_KEPT = 512  # tries of each sort that depend on what was written before
+_KEPT = 512  # tries of each sort that depend on the text before them
 
 
 @dataclass(frozen=True, eq=False)
 class Legal:
-    """The tokens that may come next; one object for all places that allow the same.
+    """The tokens that may come next; places that allow the same tokens share one object.
 
     Attributes:
         ids: (k,) token ids, ascending.
-        only: the token, if there is one alone.
+        only: the token if there is exactly one, else None.
     """
 
     ids: Tensor
@@ -42,7 +42,7 @@ class Node:
     Attributes:
         children: the tokens that may follow inside the field, with the place behind each.
         value: the value that may end here, or None.
-        legal: of the children; None until it is first asked for.
+        legal: the tokens of the children; None until their first use.
     """
 
     __slots__ = ("children", "legal", "value")
@@ -54,10 +54,10 @@ class Node:
 
 
 class FieldTries:
-    """The trie of every field, given what was written before.
+    """The trie of every field, given the text before it.
 
     Args:
-        tokens: how the tokenizer writes each value.
+        tokens: token ids of each value, from `llm_prior.fields.field_tokens`.
         fmt: the text format.
         eos_token_id: ends the text in the place of an element.
     """
@@ -69,7 +69,7 @@ class FieldTries:
         ticks = angle_ticks(fmt)
         self._first_angle = ticks.start
         self._cosines = np.cos(np.radians(np.array(ticks) / 10**fmt.angle_decimals))
-        # Caches of this object, which go with it.
+        # The caches belong to this object and are freed with it.
         kept = lru_cache(maxsize=_KEPT)
         self.every = kept(self._every)
         self.without = kept(self._without)
@@ -82,14 +82,18 @@ class FieldTries:
     # --- legal tokens --------------------------------------------------------------------------
 
     def legal_inside(self, node: Node) -> Legal:
-        """The tokens that go on inside the field."""
+        """Return the tokens that may follow inside the field.
+
+        Args:
+            node: a place in a trie.
+        """
         if node.legal is None:
             node.legal = self._legal_of(node.children)
         return node.legal
 
     def _legal_at_end(self, node: Node, following: Node) -> Legal:
-        """The tokens where a value may end or go on, as N may become Nb: those of the field and
-        those of the next one, which differ, for a field begins with white space."""
+        """Return the tokens of the field and of the next one, where a value may end or go on, as
+        N may become Nb. The two are distinct because a field begins with white space."""
         return self._legal_of({**node.children, **following.children})
 
     def _legal_of(self, tokens: Iterable[int]) -> Legal:
@@ -103,11 +107,11 @@ class FieldTries:
     # --- tries ---------------------------------------------------------------------------------
 
     def _every(self, kind: Kind) -> Node:
-        """All values of the field."""
+        """Return the trie of all values of the field."""
         return self._trie(kind, self._tokens[kind])
 
     def _without(self, kind: Kind, values: frozenset[int]) -> Node:
-        """All values but these; shares what it can with the trie of all."""
+        """Return the trie without these values; it shares nodes with the trie of all values."""
         root: Node | None = self.every(kind)
         for value in values:
             if root is not None:
@@ -115,7 +119,7 @@ class FieldTries:
         return root or Node()
 
     def _element(self, elements: int, may_end: bool) -> Node:
-        """These elements (bit i: `SYMBOLS[i]`), and the end of the text if it may come."""
+        """Return the trie of these elements (bit i: `SYMBOLS[i]`) and, if allowed, of the end."""
         values = [value for value in self._tokens["element"] if elements >> value & 1]
         root = self._trie("element", values)
         if may_end:
@@ -123,24 +127,24 @@ class FieldTries:
         return root
 
     def _second_angle(self, first: int) -> Node:
-        """The angles with which, and with `first`, some third one closes a cell."""
+        """Return the trie of the angles which, with `first` and some third one, close a cell."""
         cosines = self._cosines
         cos_a = cosines[first - self._first_angle]
-        # The determinant is largest at cos c = cos a cos b, so one of the two angles beside that
-        # closes a cell if any does.
+        # The determinant is largest at cos c = cos a cos b, so one of the two angles next to that
+        # value closes a cell if any does.
         place = np.searchsorted(-cosines, -cos_a * cosines).clip(1, len(cosines) - 1)
         beside = (_closing(cos_a, cosines, cosines[k]) for k in (place - 1, place))
         return self._closing_angles(np.logical_or(*beside))
 
     def _third_angle(self, first: int, second: int) -> Node:
-        """The angles that close a cell with these two."""
+        """Return the trie of the angles that close a cell with these two."""
         cosines, start = self._cosines, self._first_angle
         return self._closing_angles(
             _closing(cosines[first - start], cosines[second - start], cosines)
         )
 
     def _closing_angles(self, closing: Any) -> Node:
-        # An interval, for the determinant is concave in each cosine; many pairs share one.
+        # An interval, because the determinant is concave in each cosine; many pairs share one.
         places = np.flatnonzero(closing) + self._first_angle
         return self._angles(int(places[0]), int(places[-1]))
 
@@ -155,7 +159,7 @@ class FieldTries:
 
 
 def _closing(cos_a: Any, cos_b: Any, cos_c: Any) -> Any:
-    """`closes_a_cell` of cosines; well inside, so that both agree whatever the rounding."""
+    """Return `closes_a_cell` of cosines, with a margin so that rounding cannot make them differ."""
     gram = 1 - cos_a**2 - cos_b**2 - cos_c**2 + 2 * cos_a * cos_b * cos_c
     return gram > SMALLEST_UNIT_VOLUME_SQUARED + 1e-9
 
@@ -168,7 +172,7 @@ def _insert(root: Node, tokens: Sequence[int], value: int) -> None:
 
 
 def _removed(node: Node, tokens: Sequence[int]) -> Node | None:
-    """A copy of the trie without one value, or None if nothing is left of it."""
+    """Return a copy of the trie without one value, or None if nothing is left."""
     children = dict(node.children)
     if tokens:
         child = _removed(children.pop(tokens[0]), tokens[1:])

@@ -12,8 +12,7 @@ from flowllm.hub.locate import BUNDLED_PRIOR, resolve
 from flowllm.system.device import pick_device
 from flowllm.system.tables import check_absent, write_rows
 from llm_prior import Prior, warn_of_untrained
-from llm_prior.infill import INFILL_BATCH_SIZE, element_probabilities
-from llm_prior.swaps import allowed_swaps
+from llm_prior.infilling import INFILL_BATCH_SIZE, allowed_swaps, element_probabilities
 from llm_prior.text import site_symbols
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ def infill(
         mask: the element all of whose sites are masked.
         prior: folder or hub id; None takes the bundled one.
         temperature: divides the log-probabilities; 0 gives everything to the likeliest.
-        swap_table: only elements that the swap table allows (`llm_prior.swaps`), so never the
+        swap_table: only elements that the swap table allows (`llm_prior.infilling`), so never the
             masked one.
         out: CSV to write, with a row for each crystal and element.
         batch_size: crystals at a time, as memory allows.

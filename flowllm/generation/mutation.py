@@ -29,8 +29,7 @@ from flowllm.system.device import pick_device
 from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from llm_prior import Prior, warn_of_untrained
-from llm_prior.infill import element_probabilities, replace_element
-from llm_prior.swaps import allowed_swaps
+from llm_prior.infilling import allowed_swaps, element_probabilities, replace_element
 from llm_prior.text import SYMBOLS
 
 _BATCH_SIZE = 16  # few: a relaxation that is killed loses at most as many
@@ -105,7 +104,7 @@ def mutate(
         method: `llm` or `uniform`; see `Mutation`.
         prior: folder or hub id for method `llm`; None takes the bundled one.
         temperature: of the infilling distribution.
-        swap_table: only swaps that `llm_prior.swaps.allowed_swaps` has.
+        swap_table: only swaps that `llm_prior.infilling.allowed_swaps` has.
         potential: relax with this (`flowllm.energy.calculators.load_calculator`); a crystal that
             fails to relax is recorded as it was proposed, with why.
         seed: decides every draw.

@@ -19,7 +19,7 @@ from flowllm.system.tables import check_absent, write_rows
 from llm_prior import Prior, warn_of_untrained
 from llm_prior.prompts import BY_NAME, known_conditions
 from llm_prior.scoring import SCORE_BATCH_SIZE, log_likelihood
-from llm_prior.symmetry import NUM_TRANSLATIONS, increase_in_perplexity
+from llm_prior.translation import NUM_TRANSLATIONS, increase_in_perplexity
 
 _CHUNK = 512  # crystals between two steps of the progress bar
 
@@ -141,7 +141,7 @@ def ipt(
     progress: bool = True,
 ) -> Measured:
     """Increase in perplexity under random translations, normalised by the mean perplexity; see
-    `llm_prior.symmetry` for the definition and its source.
+    `llm_prior.translation` for the definition and its source.
 
     Args:
         file: anything that `flowllm.crystals.io.read` reads.

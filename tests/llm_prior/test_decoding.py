@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llm_prior.kv_cache import SlotCache
+from llm_prior.nucleus import draw
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
@@ -19,9 +21,7 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 from llm_prior import decoding
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
-from llm_prior.kv_cache import SlotCache
 from llm_prior.model import Prior
-from llm_prior.nucleus import draw
 from llm_prior.prompts import generation_prompt
 from support import ROOT
 

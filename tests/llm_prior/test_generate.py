@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from llm_prior import generate
+from llm_prior import proposals
 from llm_prior.dataset import TaskMix
 from llm_prior.errors import PriorError
-from llm_prior.generate import (
+from llm_prior.model import Architecture, BaseModel, Prior
+from llm_prior.prompts import generation_prompt
+from llm_prior.proposals import (
     Proposal,
     Question,
     check_conditions,
@@ -28,8 +30,6 @@ from llm_prior.generate import (
     propose,
     warn_of_untrained,
 )
-from llm_prior.model import Architecture, BaseModel, Prior
-from llm_prior.prompts import generation_prompt
 from llm_prior.text import SYMBOLS, TextFormat, encode
 from support import ROOT
 
@@ -80,7 +80,7 @@ class Script:
 
 def ask(script: Script, requests: list[dict[str, Any]], **options: Any) -> list[Proposal]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "generate_texts", script)
+        patch.setattr(proposals, "generate_texts", script)
         return propose(tiny_prior(512), requests, seed=0, **(FREE | options))
 
 
@@ -106,7 +106,7 @@ def test_every_seed_place_and_attempt_has_draws_of_its_own() -> None:
     for seed in (0, 1, 2**32, 2**64 + 1):
         script = Script(["no crystal"] * 4)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(generate, "generate_texts", script)
+            patch.setattr(proposals, "generate_texts", script)
             propose(tiny_prior(512), [{}, {}], seed=seed, max_attempts=2, constrain=False)
         uniforms |= {tuple(question.uniforms) for question in script.questions}
     assert len(uniforms) == 4 * 4
@@ -372,6 +372,6 @@ def test_the_largest_crystal_fits_into_the_token_limit(
 def test_an_answer_cut_off_by_the_token_limit_is_known_as_such(
     prior: Prior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "longest_answer", lambda prior: 9)
+    monkeypatch.setattr(proposals, "longest_answer", lambda prior: 9)
     (proposal,) = propose(prior, [{}], seed=0, max_attempts=2, constrain=False)
     assert proposal.rejects == {"truncated": 2} and proposal.text

@@ -14,14 +14,13 @@ from pymatgen.core import Lattice, Structure
 from llm_prior.dataset import IGNORED, tokenize
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Grammar
-from llm_prior.infill import element_probabilities, replace_element
+from llm_prior.infilling import allowed_swaps, element_probabilities, replace_element
 from llm_prior.model import Architecture, BaseModel, Prior
 from llm_prior.prompts import generation_prompt, infill_prompt
 from llm_prior.scoring import log_likelihood, score_texts
-from llm_prior.swaps import allowed_swaps
-from llm_prior.symmetry import increase_in_perplexity
 from llm_prior.text import SYMBOLS, TextFormat, encode, mask_element
 from llm_prior.tokenizer import compact_tokenizer
+from llm_prior.translation import increase_in_perplexity
 from support import ROOT, SHARED
 
 BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"

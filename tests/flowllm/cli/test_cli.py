@@ -34,9 +34,9 @@ from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.training.pairing import prior_pairs as pairing
 from flowllm.training.prior import train_llm
 from flowllm.training.refiner import train_rfm
-from llm_prior import generate
-from llm_prior.generate import Question
+from llm_prior import proposals
 from llm_prior.prompts import ATTRIBUTES
+from llm_prior.proposals import Question
 from rfm import refining
 
 # The function behind each command, and what the command cannot do without.
@@ -224,7 +224,7 @@ def no_crystals(_: object, queue: deque[Question], **__: Any) -> Iterator[tuple[
 
 
 def test_too_few_crystals_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "generate_texts", no_crystals)
+    monkeypatch.setattr(proposals, "generate_texts", no_crystals)
     out = tmp_path / "run"
     result = call("sample", "-n", 2, "--max-attempts", 2, "--out", out)
     assert result.exit_code == 1

@@ -22,8 +22,8 @@ from flowllm.generation import pipeline as sampler
 from flowllm.generation.config import merge_conditions
 from flowllm.generation.pipeline import pick_device
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, identity, resolve
-from llm_prior import PriorError, generate
-from llm_prior.generate import Question
+from llm_prior import PriorError, proposals
+from llm_prior.proposals import Question
 from rfm import BaseConfig, Failure, Refinement, RefinerError
 from support import ROOT
 
@@ -59,7 +59,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 place = queue.popleft().place
                 yield place, texts[place], True
 
-        monkeypatch.setattr(generate, "generate_texts", generate_texts)
+        monkeypatch.setattr(proposals, "generate_texts", generate_texts)
 
     return script
 
@@ -244,7 +244,7 @@ def test_the_reason_is_the_most_frequent_one(
         for text in ("x", NACL, NACL):
             yield queue.popleft().place, text, True
 
-    monkeypatch.setattr(generate, "generate_texts", generate_texts)
+    monkeypatch.setattr(proposals, "generate_texts", generate_texts)
     (sample,) = model.sample(1, formula="KCl", max_attempts=3)
     assert sample.failure == "prior: other_formula"
     assert sample.rejects == {"line_count": 1, "other_formula": 2}

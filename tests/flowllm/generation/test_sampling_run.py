@@ -33,8 +33,8 @@ from flowllm.runs.refined import SCORE_COLUMNS
 from flowllm.runs.sharded import RunFolder
 from flowllm.system.files import sha256_folder
 from flowllm.system.versions import versions
-from llm_prior import PriorError, generate
-from llm_prior.generate import Question
+from llm_prior import PriorError, proposals
+from llm_prior.proposals import Question
 from rfm import Failure, Refinement, Refiner, RefinerError, refining
 
 ASKED = {"formula": "NaCl", "refine": True, "seed": 3, "steps": 3, "batch_size": 2}
@@ -241,7 +241,7 @@ def no_crystals(_: object, queue: deque[Question], **__: Any) -> Iterator[tuple[
 
 
 def test_a_run_without_a_crystal_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "generate_texts", no_crystals)
+    monkeypatch.setattr(proposals, "generate_texts", no_crystals)
     outcome = sample(3, out=tmp_path / "run", max_attempts=2, device="cpu")
     assert (outcome.crystals, outcome.failures) == ([], {"prior: line_count": 3})
     assert sorted(p.name for p in outcome.folder.iterdir()) == [

@@ -26,7 +26,7 @@ from flowllm.errors import UserError
 from flowllm.generation import infilling as infill
 from flowllm.generation import mutation as mutate
 from flowllm.generation import scoring as likelihood
-from llm_prior.swaps import allowed_swaps
+from llm_prior.infilling import allowed_swaps
 from support import SHARED
 
 POTENTIAL = SHARED / "potentials/TensorNet-MatPES-PBE-v2025.1-PES"

@@ -21,8 +21,8 @@ from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
 from flowllm.training.pairing.prior_pairs import PairingOutcome, pair
 from flowllm.training.pairing.table import read_pairs
-from llm_prior import Prior, PriorError, composition_conditions, generate, generation_prompt
-from llm_prior.generate import Question
+from llm_prior import Prior, PriorError, composition_conditions, generation_prompt, proposals
+from llm_prior.proposals import Question
 from llm_prior.text import TextFormat, decode, encode
 from rfm import PairedCrystal
 from support import SHARED
@@ -104,7 +104,7 @@ def answer(monkeypatch: pytest.MonkeyPatch, *rounds: Callable[[str], str]) -> No
             prompt = prior.tokenizer.decode(question.prompt, skip_special_tokens=True)
             yield question.place, make(prompt), True
 
-    monkeypatch.setattr(generate, "generate_texts", generate_texts)
+    monkeypatch.setattr(proposals, "generate_texts", generate_texts)
 
 
 def right(prompt: str) -> str:

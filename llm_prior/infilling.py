@@ -1,29 +1,33 @@
-"""The distribution over the elements that could stand in a crystal where one is masked.
+"""Infilling: the probabilities of the elements for a masked one, and substitution in a crystal.
 
 All elements are scored in one pass of the model over prompt and answers together. Their tokens
-make a tree that hangs on the end of the prompt: a token of an answer attends to the prompt and to
-the tokens before it in its own answer, so prompt and common beginnings are computed once for all.
+form a tree at the end of the prompt: a token of an answer attends to the prompt and to the tokens
+before it in its own answer, so the prompt and common beginnings are computed once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from functools import cache
+from itertools import combinations, permutations
 
 import torch
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llm_prior.config import check_temperature
 from llm_prior.dataset import tokenize
 from llm_prior.errors import PriorError
+from llm_prior.loading import input_embeddings
 from llm_prior.model import Prior
 from llm_prior.prompts import INFILL_TAIL, infill_prompt
 from llm_prior.text import SYMBOLS, encode, mask_element, site_symbols
 
 INFILL_BATCH_SIZE = 16
+RADIUS_TOLERANCE = 0.1  # Angstrom
+_ROUNDING = 1e-9  # 1.26 - 1.16 is a little more than 0.1 in binary
 
 
 def element_probabilities(
@@ -35,30 +39,29 @@ def element_probabilities(
     candidates: Sequence[Collection[str]] | None = None,
     batch_size: int = INFILL_BATCH_SIZE,
 ) -> list[dict[str, float]]:
-    """What the model would put where one element of each crystal is masked.
+    """Return the model's probabilities of the elements for a masked one in each crystal.
 
     p(e) ~ p_model(e, end of sequence | prompt) ^ (1 / temperature), normalised over the candidates.
-    Where no element's tokens begin another's, as with the compact tokenizer, the end of sequence
-    tells nothing and is left out.
+    If the tokens of no element begin those of another, as with the compact tokenizer, the end of
+    sequence carries no information and is left out.
 
     Args:
         prior: the model.
-        structures: crystals of at most `prior.fmt.max_atoms` sites, at the coordinates they have.
-        masks: the element of each crystal all of whose sites are masked.
-        temperature: divides the log-probabilities; 0 gives everything to the likeliest.
-        candidates: the elements that may take its place, for each crystal; default all 118, the
-            masked one included.
-        batch_size: crystals at a time, as memory allows.
+        structures: crystals of at most `prior.fmt.max_atoms` sites; their coordinates are kept.
+        masks: symbol of the element in each crystal whose sites are masked.
+        temperature: divides the log-probabilities; 0 gives the likeliest element probability 1.
+        candidates: symbols that may replace the masked element in each crystal; default all 118,
+            the masked one included.
+        batch_size: crystals per forward pass; bounds the memory.
 
     Returns:
         For each crystal symbol -> probability, likeliest first; they sum to 1.
 
     Raises:
-        PriorError: a masked element that is not in the crystal, no or unknown candidates, an
-            impossible temperature, or a prompt longer than the model's context.
+        PriorError: if a masked element is not in its crystal, there are no or unknown candidates,
+            the temperature is bad, or a prompt is longer than the model's context.
     """
-    if not 0 <= temperature < math.inf:  # refuses NaN as well
-        raise PriorError(f"temperature {temperature} is no number from 0; the usual is 0.7 to 1")
+    check_temperature(temperature)
     if batch_size < 1:
         raise PriorError(f"batch_size {batch_size} must be at least 1")
     if candidates is None:
@@ -71,7 +74,8 @@ def element_probabilities(
             raise PriorError(
                 f"no element may replace {mask} in {formula}; allow more"
                 if not allowed
-                else f"unknown element {min(set(allowed) - set(SYMBOLS))} among the candidates"
+                else f"unknown element {min(set(allowed) - set(SYMBOLS))} among the candidates; "
+                "write symbols like Na"
             )
         text = infill_prompt(mask_element(encode(structure, prior.fmt), mask))
         ids = tokenize(prior.tokenizer, text, "")[0][:-1]  # without the end of sequence
@@ -93,10 +97,15 @@ def element_probabilities(
 
 
 def replace_element(structure: Structure, old: str, new: str) -> Structure:
-    """The crystal with every site of one element given to another; nothing else moves.
+    """Return a copy of a crystal with one element in place of another; cell and sites are kept.
+
+    Args:
+        structure: ordered crystal.
+        old: symbol of the element that is replaced.
+        new: symbol of the element that takes its sites.
 
     Raises:
-        PriorError: the element is not in the crystal.
+        PriorError: if `old` is not in the crystal.
     """
     symbols = site_symbols(structure)
     if old not in symbols:
@@ -108,6 +117,32 @@ def replace_element(structure: Structure, old: str, new: str) -> Structure:
     return replaced
 
 
+@cache
+def allowed_swaps() -> dict[str, frozenset[str]]:
+    """Return the swap table of CrystalLLM's template method (arXiv 2402.04379).
+
+    Two elements swap if they share an oxidation state in which their ionic radii differ by at most
+    0.1 Angstrom. As in the authors' code, states and radii are pymatgen's `Element.ionic_radii`:
+    one radius of Shannon (1976) for each state that is known in crystals, rare states included. So
+    the table allows rather too much (Br may replace Fe, by state +3) and leaves the choice to the
+    model or a potential. It keeps ions of other sizes apart (Na+ and K+ differ by 0.36 Angstrom).
+    An element without a partner of its size (Na), or without a radius (the noble gases but Xe, most
+    of the heaviest), swaps with none.
+
+    Returns:
+        symbol -> symbols that may replace it; symmetric, without the element itself.
+    """
+    radii = {symbol: Element(symbol).ionic_radii for symbol in SYMBOLS}
+    partners: dict[str, set[str]] = {symbol: set() for symbol in SYMBOLS}
+    for one, other in combinations(SYMBOLS, 2):
+        states = radii[one].keys() & radii[other].keys()
+        limit = RADIUS_TOLERANCE + _ROUNDING
+        if any(abs(radii[one][state] - radii[other][state]) <= limit for state in states):
+            partners[one].add(other)
+            partners[other].add(one)
+    return {symbol: frozenset(found) for symbol, found in partners.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _AnswerTree:
     """The tokens of all element strings as a tree; node 0 is the end of the prompt.
@@ -115,7 +150,7 @@ class _AnswerTree:
     Attributes:
         tokens: (N,) token of each node from 1 on; a node's token follows that of its parent.
         depths: (N,) tokens from the end of the prompt, from 1 on.
-        ancestors: (N, N) whether node row + 1 has node column + 1 above it, or is it.
+        ancestors: (N, N) True if node column + 1 is node row + 1 or above it.
         steps: for each element of `SYMBOLS` the (node, next token) pairs whose log-probabilities
             sum to that of the element.
         depth: the largest of `depths`, or 0.
@@ -135,8 +170,8 @@ class _AnswerTree:
             answers.append(tuple(ids[len(tokenize(tokenizer, INFILL_TAIL, "")[0]) - 1 :]))
         bodies = [answer[:-1] for answer in answers]
         if not any(long[: len(short)] == short for short, long in permutations(bodies, 2)):
-            # No answer begins another, so its own tokens tell it apart and the end says nothing
-            # more: with one token for each element the prompt alone is passed.
+            # No answer begins another, so its tokens identify it and the end adds nothing: with one
+            # token per element the prompt alone is passed.
             answers = bodies
         nodes: dict[tuple[int, ...], int] = {(): 0}
         for answer in answers:
@@ -155,7 +190,7 @@ class _AnswerTree:
 
 @torch.inference_mode()
 def _score_answers(prior: Prior, prompts: Sequence[Sequence[int]], tree: _AnswerTree) -> Tensor:
-    """Log-probability of every element string after each prompt, (B, 118)."""
+    """Return the log-probability of every element string after each prompt, (B, 118)."""
     longest, extra = max(map(len, prompts)), len(tree.tokens)
     total = longest + extra
     input_ids = torch.full((len(prompts), total), prior.tokenizer.pad_token_id, dtype=torch.long)
@@ -171,7 +206,7 @@ def _score_answers(prior: Prior, prompts: Sequence[Sequence[int]], tree: _Answer
         seen[row, longest:, start:longest] = True
         seen[row, longest:, longest:] = tree.ancestors
     seen |= torch.eye(total, dtype=torch.bool)  # padding sees itself: a softmax over nothing is NaN
-    dtype = prior.model.get_input_embeddings().weight.dtype
+    dtype = input_embeddings(prior.model).weight.dtype
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
     logits = prior.model(
         input_ids=input_ids.to(prior.device),
@@ -189,7 +224,7 @@ def _score_answers(prior: Prior, prompts: Sequence[Sequence[int]], tree: _Answer
 
 
 def _distribution(scores: Tensor, allowed: Collection[str], temperature: float) -> dict[str, float]:
-    """Symbol -> probability of the allowed elements from the log-probabilities (118,) of all."""
+    """Return symbol -> probability of the allowed elements, from log-probabilities (118,)."""
     symbols = [symbol for symbol in SYMBOLS if symbol in allowed]
     kept = scores[[SYMBOLS.index(symbol) for symbol in symbols]].double()
     if temperature == 0:

@@ -1,53 +1,52 @@
-"""Sample crystals from the prior: conditions in, structures or counted reasons out.
+"""Sampling of crystals from the prior: conditions in, structures or counted reasons out.
 
-By default only text that decodes to what was asked for can be written (`llm_prior.grammar`).
-Without that, a text that is no crystal, or another one, is drawn again, a bounded number of times.
-Every draw is a function of the seed, the place of the request and the attempt.
+By default the model can write only text that decodes to a crystal with the requested atoms
+(`llm_prior.grammar`). Without that constraint, a text that is not such a crystal is drawn again, a
+bounded number of times. Every draw is a function of the seed, the index of the request and the
+attempt.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from pymatgen.core import Structure
 
-from llm_prior.composition import CompositionRule
-from llm_prior.dataset import TaskMix
+from llm_prior.composition import check_conditions
+from llm_prior.config import (
+    DEFAULT_ATTEMPTS,
+    DEFAULT_SLOTS,
+    DEFAULT_TEMPERATURE,
+    DEFAULT_TOP_P,
+    check_seed,
+    check_settings,
+)
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Constraint
 from llm_prior.model import Prior
-from llm_prior.prompts import BY_NAME, generation_prompt, parse_composition
+from llm_prior.prompts import BY_NAME, generation_prompt
 from llm_prior.text import ParseError, TextFormat, decode, site_symbols
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_TEMPERATURE = 0.7
-DEFAULT_TOP_P = 0.9
-DEFAULT_ATTEMPTS = 10
-_COLDEST = 1e-6
-DEFAULT_SLOTS = 64
 # Room beyond the longest crystal's tokens, for numbers that take more tokens than usual.
 _SPARE_TOKENS = 8
 
 
 @dataclass(kw_only=True)
 class Proposal:
-    """What the prior answered to one prompt.
+    """The prior's answer to one request.
 
     Attributes:
-        prompt: as the model saw it.
+        prompt: text that the model continued.
         text: the last answer, accepted or not.
         structure: the crystal, or None if no attempt was accepted.
-        attempts: answers that were drawn.
-        rejects: how many of them were refused, by reason code (`RejectReason`, `other_NAME` for a
-            crystal that misses the condition NAME, `excluded_element`, or what `refuse` said).
+        attempts: number of answers drawn.
+        rejects: number of rejected answers by reason: a `RejectReason`, `other_NAME` for a crystal
+            that misses the condition NAME, `excluded_element`, or a reason from `refuse`.
     """
 
     prompt: str
@@ -55,65 +54,6 @@ class Proposal:
     structure: Structure | None = None
     attempts: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
-
-
-def composition_conditions(formula: Any) -> dict[str, Any]:
-    """The conditions that fix every atom: the reduced formula and the number of atoms.
-
-    Raises:
-        PriorError: not a formula.
-    """
-    composition = parse_composition(formula)
-    return {"formula": composition.reduced_formula, "num_atoms": int(composition.num_atoms)}
-
-
-def check_conditions(
-    conditions: Mapping[str, Any], fmt: TextFormat, *, exclude_elements: Sequence[str] = ()
-) -> None:
-    """See that a crystal within the size limit can meet the conditions.
-
-    Raises:
-        PriorError: unknown condition, bad value, conditions that contradict each other or the
-            excluded elements, or more atoms than the model writes.
-    """
-    CompositionRule.from_conditions(conditions, fmt.max_atoms, exclude_elements=exclude_elements)
-
-
-def warn_of_untrained(
-    prior: Prior, conditions: Collection[str] = (), *, infill: bool = False
-) -> None:
-    """Log what a prompt asks that the model has never seen, where it is recorded what it saw: the
-    names of its conditions, no condition at all, or infilling."""
-    known = prior.info.get("conditions")
-    unknown = [name for name in conditions if known is not None and name not in known]
-    if tasks := prior.info.get("recipe", {}).get("tasks"):
-        mix = TaskMix(**tasks)
-        if infill and not mix.infill:
-            unknown.append("infilling")
-        if not (infill or conditions or mix.has_unconditional):
-            unknown.append("a prompt without conditions")
-    if unknown:
-        logger.warning(
-            "this model was never trained with %s and will not know what it means",
-            " and ".join(unknown),
-        )
-
-
-def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
-    """See that a distribution to draw from is described.
-
-    Raises:
-        PriorError: temperature negative, not finite or so small that logits divided by it
-            overflow, top_p outside (0, 1], or no attempt.
-    """
-    if not 0 <= temperature < math.inf:  # refuses NaN as well
-        raise PriorError(f"temperature {temperature} is no number from 0; the usual is 0.7 to 1")
-    if 0 < temperature < _COLDEST:
-        raise PriorError(f"temperature {temperature} is too small; 0 takes the likeliest token")
-    if not 0 < top_p <= 1:
-        raise PriorError(f"top_p {top_p} is not in (0, 1]; 1 draws from all tokens")
-    if max_attempts < 1:
-        raise PriorError(f"max_attempts {max_attempts} must be at least 1")
 
 
 def propose(
@@ -128,31 +68,40 @@ def propose(
     exclude_elements: Sequence[str] = (),
     refuse: Callable[[Structure], str | None] | None = None,
     slots: int = DEFAULT_SLOTS,
+    first_index: int = 0,
+    on_finished: Callable[[int], None] | None = None,
 ) -> list[Proposal]:
     """Draw one crystal for each request.
 
     Args:
         prior: the model.
-        requests: the conditions of each crystal; see `llm_prior.prompts.ATTRIBUTES`.
-        seed: decides, with the place of a request, every draw.
+        requests: conditions of each crystal; see `llm_prior.prompts.ATTRIBUTES`.
+        seed: seed of the random numbers.
         temperature: divides the logits; 0 takes the likeliest token.
-        top_p: nucleus of the distribution that is drawn from (Holtzman et al. 2019).
+        top_p: probability of the nucleus from which a token is drawn (Holtzman et al. 2019,
+            arXiv 1904.09751).
         max_attempts: draws per request.
-        constrain: let the model write only what decodes and has the formula, elements and number
-            of atoms that were asked for. Otherwise what misses them is drawn again.
+        constrain: let the model write only text that decodes to a crystal with the requested
+            formula, elements and number of atoms. Without it, a crystal that misses them is drawn
+            again.
         exclude_elements: symbols of elements that no crystal may have.
-        refuse: a reason to draw a crystal again that is all that was asked for, or None.
+        refuse: returns a reason to draw a crystal again that meets all conditions, or None to
+            accept it.
         slots: texts that are written at the same time; bounds the memory.
+        first_index: index of the first request in a larger run. The draws of request k are a
+            function of (seed, first_index + k, attempt).
+        on_finished: is called with 1 whenever a request is accepted or given up.
 
     Returns:
         One proposal per request, in order.
 
     Raises:
-        PriorError: bad conditions or settings, or a prompt longer than the context.
+        PriorError: if conditions or settings are bad, or a prompt is longer than the context.
     """
     check_settings(temperature, top_p, max_attempts)
-    if seed < 0:
-        raise PriorError(f"seed {seed} is negative; give 0 or more")
+    check_seed(seed)
+    if first_index < 0:
+        raise PriorError(f"first_index {first_index} is negative; give 0 or more")
     if slots < 1:
         raise PriorError(f"slots {slots} must be at least 1")
     excluded = frozenset(exclude_elements)
@@ -172,7 +121,12 @@ def propose(
             )
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
-    queue = deque(kind.question(seed, place, 0) for place, kind in enumerate(requested))
+
+    def question(place: int, attempt: int) -> Question:
+        sequence = np.random.SeedSequence(seed, spawn_key=(first_index + place, attempt))
+        return requested[place].question(place, np.random.default_rng(sequence))
+
+    queue = deque(question(place, 0) for place in range(len(requested)))
     for place, text, complete in generate_texts(
         prior, queue, slots=slots, temperature=temperature, top_p=top_p
     ):
@@ -184,13 +138,20 @@ def propose(
             proposal.rejects[reason] += 1
             # At temperature 0 the answer would be the same.
             if proposal.attempts < max_attempts and temperature > 0:
-                queue.append(requested[place].question(seed, place, proposal.attempts))
+                queue.append(question(place, proposal.attempts))
+                continue
+        if on_finished is not None:
+            on_finished(1)
     return proposals
 
 
 @dataclass(kw_only=True, eq=False)
 class Question(Answer):
-    """A text to be written, for the request at `place`."""
+    """A text to be written.
+
+    Attributes:
+        place: index of its request in the call.
+    """
 
     place: int
 
@@ -198,10 +159,20 @@ class Question(Answer):
 def generate_texts(
     prior: Prior, queue: deque[Question], *, slots: int, temperature: float, top_p: float
 ) -> Iterator[tuple[int, str, bool]]:
-    """Write the texts of a queue, to which more may be appended meanwhile.
+    """Write the texts of a queue.
+
+    Args:
+        prior: the model.
+        queue: is emptied; the consumer may append questions.
+        slots: texts that are written at the same time.
+        temperature: see `propose`.
+        top_p: see `propose`.
 
     Yields:
-        (place, text, complete); complete is False where the token limit cut the text off.
+        (place, text, complete); complete is False if the token limit cut the text off.
+
+    Raises:
+        PriorError: if the model computes NaN.
     """
     for question in decode_answers(
         prior.model,
@@ -212,17 +183,17 @@ def generate_texts(
         top_p=top_p,
     ):
         text = prior.tokenizer.decode(question.tokens, skip_special_tokens=True)
-        yield question.place, text, question.complete
+        yield question.place, str(text), question.complete
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What requests of the same conditions share."""
+    """The prompt, limits and constraint that requests of the same conditions share."""
 
     prompt: str
-    wanted: Mapping[str, str]  # conditions that a structure can be held against, as in the prompt
+    wanted: Mapping[str, str]  # conditions that can be checked on a structure, as canonical text
     tokens: tuple[int, ...]
-    room: int  # most tokens of an answer
+    room: int  # limit on the tokens of an answer
     constraint: Constraint | None
 
     @classmethod
@@ -249,13 +220,11 @@ class _Kind:
             )
         return cls(prompt, wanted, tuple(tokens), room, constraint)
 
-    def question(self, seed: int, place: int, attempt: int) -> Question:
-        """A text to be written, with draws of its own."""
-        sequence = np.random.SeedSequence(seed, spawn_key=(place, attempt))
+    def question(self, place: int, rng: np.random.Generator) -> Question:
         return Question(
             place=place,
             prompt=self.tokens,
-            uniforms=np.random.default_rng(sequence).random(self.room),
+            uniforms=rng.random(self.room),
             cursor=None if self.constraint is None else self.constraint.cursor(),
         )
 
@@ -268,14 +237,13 @@ def _judge(
     excluded: frozenset[str],
     refuse: Callable[[Structure], str | None] | None,
 ) -> str | None:
-    """Accept the text of a proposal, or say why not."""
+    """Accept the text of a proposal, or return the reason for its rejection."""
     try:
         structure = decode(proposal.text, fmt, complete=complete)
     except ParseError as error:
         return error.reason.value
     for name, value in wanted.items():
-        attribute = BY_NAME[name]
-        if attribute.render(attribute.derive(structure)) != value:
+        if not BY_NAME[name].holds_for(structure, value):
             return f"other_{name}"
     if not excluded.isdisjoint(site_symbols(structure)):
         return "excluded_element"
@@ -286,7 +254,11 @@ def _judge(
 
 
 def longest_answer(prior: Prior) -> int:
-    """Upper bound on the tokens of a crystal's text and its end of sequence."""
+    """Return an upper bound on the tokens of a crystal's text and its end of sequence.
+
+    Args:
+        prior: the model.
+    """
     fmt = prior.fmt
     coordinate = f"{0.88:.{fmt.coord_decimals}f}"
     site = "\nRf\n" + " ".join([coordinate] * 3)

@@ -1,14 +1,14 @@
-"""How far the model is from knowing that a shifted crystal is the same crystal.
+"""The increase in perplexity of a crystal under translations.
 
-Increase in perplexity under transformation (Gruver et al. 2024, arXiv 2402.04379, section on
-symmetry), for the group of translations:
+A measure of a model's symmetry (increase in perplexity under transformation, IPT, Gruver et al.
+2024, arXiv 2402.04379, section on symmetry), for the group of translations:
 
     IPT(s) = E_g[ PPL(t_g s) - PPL(t_g* s) ],    g* = argmin_g PPL(t_g s)
 
 PPL is the perplexity per token of the crystal's text, t_g shifts every atom by g and wraps it back
-into the cell. The mean and the argmin run over the same random translations, and the result is
-divided by the mean perplexity, so that models compare: IPT / E_g[PPL(t_g s)]. A model that is
-invariant has 0.
+into the cell. The mean and the argmin run over the same random translations. The result is divided
+by the mean perplexity, IPT / E_g[PPL(t_g s)], so that models can be compared. An invariant model
+has 0.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 
+from llm_prior.config import check_seed
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt
@@ -33,9 +34,9 @@ class TranslationIncrease:
     """The perplexity of one crystal under translations.
 
     Attributes:
-        ipt: increase over the least, divided by the mean; 0 for an invariant model, below 1.
+        ipt: (mean - minimum) / mean, from 0 for an invariant model to below 1.
         mean_perplexity: mean over the translations, per token.
-        min_perplexity: that of the best translation.
+        min_perplexity: minimum over the translations, per token.
     """
 
     ipt: float
@@ -52,24 +53,23 @@ def increase_in_perplexity(
     first_index: int = 0,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> list[TranslationIncrease]:
-    """The normalised IPT of each crystal, with the unconditional prompt.
+    """Return the normalised IPT of each crystal, with the unconditional prompt.
 
     Args:
         prior: the model.
         structures: crystals of at most `prior.fmt.max_atoms` sites.
         num_translations: uniform random translations of each crystal.
-        seed: crystal k draws its translations from (seed, first_index + k), and for the first so
-            many of them it does not matter how many are drawn.
-        first_index: place of the first crystal in a larger run.
-        batch_size: texts at a time, as memory allows.
+        seed: crystal k draws its translations from (seed, first_index + k); more translations
+            leave the first ones unchanged.
+        first_index: index of the first crystal in a larger run.
+        batch_size: texts per forward pass; bounds the memory.
 
     Raises:
-        PriorError: no translation, a negative seed, or a crystal that cannot be scored.
+        PriorError: if there is no translation, the seed is negative, or a crystal cannot be scored.
     """
     if num_translations < 1:
         raise PriorError(f"num_translations {num_translations} must be at least 1")
-    if seed < 0:
-        raise PriorError(f"seed {seed} is negative; give 0 or more")
+    check_seed(seed)
     answers = []
     for index, structure in enumerate(structures, first_index):
         rng = np.random.default_rng([seed, index])
