@@ -1,3 +1,5 @@
+"""Training examples: tasks, conditions, translations, labels and batches."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -6,18 +8,13 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from llm_prior.config import TaskMix
 from llm_prior.dataset import (
     IGNORED,
     Collator,
     CrystalTextDataset,
-    TaskMix,
     draw_example,
     tokenize,
 )
@@ -25,10 +22,8 @@ from llm_prior.errors import PriorError
 from llm_prior.prompts import ATTRIBUTES, INFILL_HEAD, generation_prompt
 from llm_prior.text import MASK, TextFormat, decode
 from llm_prior.tokenizer import compact_tokenizer
-from support import SHARED
+from prior_support import FMT, llama_tokenizer
 
-LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
-FMT = TextFormat()
 PROPERTIES = {
     "spacegroup": 225,
     "e_above_hull": 0.0,
@@ -62,11 +57,7 @@ CRYSTALS = [
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     if request.param == "compact":
         return compact_tokenizer(FMT)
-    if not LLAMA.exists():
-        pytest.skip("the LLaMA-2 vocabulary is not at ../shared/tokenizers")
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(LLAMA), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return llama_tokenizer()
 
 
 @pytest.fixture

@@ -12,20 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm_prior.kv_cache import SlotCache
-from llm_prior.nucleus import draw
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from llm_prior import decoding
-from llm_prior.decoding import Answer, decode_answers
+from llm_prior.cache import SlotCache, cache_argument
+from llm_prior.decoding import Answer, decode_answers, draw
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt
-from support import ROOT
+from support import BUNDLED_PRIOR
 
-BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
 ROOM = 96
 REQUESTS: list[dict[str, Any]] = [
     {},
@@ -40,7 +38,7 @@ REQUESTS: list[dict[str, Any]] = [
 
 @cache
 def prior(dtype: torch.dtype) -> Prior:
-    return Prior.from_pretrained(BUNDLED, dtype=dtype)
+    return Prior.from_pretrained(BUNDLED_PRIOR, dtype=dtype)
 
 
 def tokens_of(model: Prior, conditions: dict[str, Any]) -> tuple[int, ...]:
@@ -251,7 +249,7 @@ def test_half_precision_works() -> None:
 
 
 def test_a_model_that_computes_nan_is_refused() -> None:
-    model = Prior.from_pretrained(BUNDLED)
+    model = Prior.from_pretrained(BUNDLED_PRIOR)
     model.model.model.norm.weight.data[0] = torch.nan
     with pytest.raises(PriorError, match="the model computes NaN"):
         run(model.model, answers_to(model, [{}]))
@@ -287,3 +285,46 @@ def test_the_ends_of_the_unit_interval_draw_what_is_possible() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(2, -1)
     ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
     assert draw(logits, ends, temperature=1.0, top_p=1.0).tolist() == [1, 2]
+
+
+# --- versions of transformers --------------------------------------------------------------------
+
+
+class OldModel(torch.nn.Module):
+    """A model as transformers up to 5.23 has them."""
+
+    def forward(self, input_ids: Any, past_key_values: Any = None, **options: Any) -> None: ...
+
+
+class NewModel(torch.nn.Module):
+    """A model as transformers from 5.24 on has them."""
+
+    def forward(self, input_ids: Any, cache: Any = None, **options: Any) -> None: ...
+
+
+class Wrapper(torch.nn.Module):
+    """A model around another, as those of peft, whose own arguments tell nothing."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def get_base_model(self) -> torch.nn.Module:
+        return self.model
+
+    def forward(self, *args: Any, **options: Any) -> None: ...
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Wrapper], ids=["plain", "wrapped"])
+@pytest.mark.parametrize(("kind", "name"), [(OldModel, "past_key_values"), (NewModel, "cache")])
+def test_the_cache_goes_in_under_the_name_that_the_model_takes(
+    kind: Any, name: str, wrap: Any
+) -> None:
+    assert cache_argument(wrap(kind())) == name
+
+
+def test_decoding_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    """transformers 5.24 warns when a cache comes in under its old name."""
+    model = prior(torch.float32)
+    run(model.model, answers_to(model, [{}, {}], room=3))
+    assert not list(recwarn)

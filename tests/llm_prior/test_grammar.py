@@ -1,3 +1,5 @@
+"""Constrained decoding: every text is a crystal that meets the request, and none is ruled out."""
+
 from __future__ import annotations
 
 import random
@@ -6,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,11 +21,8 @@ from llm_prior.grammar import Constraint, Cursor, Grammar
 from llm_prior.prompts import BY_NAME, generation_prompt, known_conditions
 from llm_prior.text import SYMBOLS, TextFormat, closes_a_cell, decode, encode
 from llm_prior.tokenizer import compact_tokenizer
-from support import SHARED
+from prior_support import FMT, LLAMA, llama_tokenizer, real_crystals
 
-VAL = SHARED / "data" / "mp20" / "val.parquet"
-LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
-FMT = TextFormat()
 ROCKSALT = Structure(Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 
 
@@ -50,18 +48,12 @@ def byte_level() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
 
 
-def llama() -> PreTrainedTokenizerBase:
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(LLAMA), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
 COARSE, FINE = TextFormat(coord_decimals=1, max_atoms=1000), TextFormat(coord_decimals=3)
 MAKERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], TextFormat]] = {
     "compact": (lambda: compact_tokenizer(FMT), FMT),
     "compact-3": (lambda: compact_tokenizer(FINE), FINE),
     "byte-level": (byte_level, FMT),
-    "llama": (llama, FMT),
+    "llama": (llama_tokenizer, FMT),
 }
 
 
@@ -130,7 +122,8 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         conditions["elements"] = elements
     if draw(st.booleans()):
-        conditions["num_atoms"] = atoms
+        low, high = draw(st.integers(1, atoms)), draw(st.integers(atoms, 20))
+        conditions["num_atoms"] = draw(st.sampled_from([atoms, f"{low}-{high}", (low, high)]))
     if draw(st.booleans()):
         conditions["formula"] = "".join(f"{x}{n}" for x, n in zip(elements, amounts, strict=True))
     if draw(st.booleans()):
@@ -158,7 +151,9 @@ def test_every_walk_is_the_text_of_a_crystal_that_was_asked_for(
     for condition, value in conditions.items():
         attribute = BY_NAME[condition]
         if attribute.derive is not None:
-            assert attribute.render(attribute.derive(structure)) == attribute.render(value)
+            assert attribute.holds_for(structure, value)
+            if "-" not in attribute.render(value):
+                assert attribute.render(attribute.derive(structure)) == attribute.render(value)
     # The tokens are those of training: the model has seen no other spelling.
     prompt = generation_prompt(conditions)
     assert ids_of(tokenizer, prompt + text) == ids_of(tokenizer, prompt) + ids[:-1]
@@ -234,13 +229,10 @@ def test_every_crystal_may_be_written(
     assert accepts(grammar, known_conditions(structure, {}), ids)
 
 
-@pytest.mark.skipif(not VAL.exists(), reason="MP-20 is not at ../shared/data/mp20")
-@pytest.mark.filterwarnings("ignore:Issues encountered while parsing CIF")
 @ignores_electronegativity
-def test_mp20_may_be_written() -> None:
+def test_real_crystals_may_be_written() -> None:
     tokenizer, grammar = made("compact")
-    for cif in pd.read_parquet(VAL, columns=["cif"]).cif.iloc[:500]:
-        structure = Structure.from_str(cif, fmt="cif")
+    for structure, _ in real_crystals():
         text = encode(structure, FMT)
         ids = [*ids_of(tokenizer, text), tokenizer.eos_token_id]
         assert accepts(grammar, known_conditions(structure, {}), ids), text
@@ -274,6 +266,29 @@ def test_the_first_block_decides_how_many_formula_units() -> None:
     assert tokenizer.decode([cursor.legal().only or 0]) == "\nO"
 
 
+def test_a_range_restricts_the_number_of_formula_units() -> None:
+    _, grammar = made("compact")
+    rule = grammar.constraint({"formula": "TiO2", "num_atoms": "5-14"}).rule
+    assert rule.multiples == {2, 3, 4}
+
+
+@pytest.mark.parametrize("elements", [None, "Na"])
+def test_a_crystal_may_end_at_every_number_of_atoms_in_a_range(elements: str | None) -> None:
+    tokenizer, grammar = made("compact")
+    conditions = {"num_atoms": "2-4"} | ({"elements": elements} if elements else {})
+    cursor = after(
+        grammar.constraint(conditions).cursor(), ids_of(tokenizer, "5.6 5.6 5.6\n90 90 90")
+    )
+    may_end, must_end = [], []
+    for z in (10, 20, 30, 40):
+        after(cursor, ids_of(tokenizer, f"\nNa\n0.00 0.00 0.{z}"))
+        legal = cursor.legal()
+        may_end.append(tokenizer.eos_token_id in legal.ids)
+        must_end.append(legal.only == tokenizer.eos_token_id)
+    assert may_end == [False, True, True, True]
+    assert must_end == [False, False, False, True]
+
+
 # --- requests that cannot be met -----------------------------------------------------------------
 
 
@@ -283,6 +298,10 @@ def test_the_first_block_decides_how_many_formula_units() -> None:
         ({"formula": "Na20Cl"}, [], "21 atoms, this model writes at most 20"),
         ({"formula": "Na2O", "num_atoms": 4}, [], "give a multiple of 3"),
         ({"num_atoms": 21}, [], "too many"),
+        ({"num_atoms": "15-25"}, [], "num_atoms 15-25 ends at 25 atoms, .* at most 20; .* range"),
+        ({"num_atoms": (22, 25)}, [], "num_atoms 22-25 ends at 25 atoms, .* at most 20; .* range"),
+        ({"formula": "TiO2", "num_atoms": "4-5"}, [], "4-5 atoms are no .* a range that holds one"),
+        ({"elements": "Na,Cl,K", "num_atoms": "1-2"}, [], "cannot have the elements Cl, K, Na"),
         ({"elements": "Na,Cl,K", "num_atoms": 2}, [], "cannot have the elements"),
         ({"formula": "NaCl", "elements": "Na,K"}, [], "give the formula alone"),
         ({"formula": "NaCl"}, ["K", "Cl"], "formula NaCl cannot do without the excluded Cl"),

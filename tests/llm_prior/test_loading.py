@@ -9,46 +9,19 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
 from llm_prior import BaseModel, Collator, CrystalTextDataset, Lora, Prior, TaskMix, TextFormat
 from llm_prior.errors import PriorError
-from llm_prior.prompts import generation_prompt
+from prior_support import FMT, logits, make_base
 
-FMT = TextFormat()
-WHOLE = generation_prompt({"formula": "NaCl"}) + "5.6 5.6 5.6\n90 90 90\nNa\n0.00 0.00 0.00"
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    symbols = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={s: i for i, s in enumerate(symbols)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-
-
-def make_base(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 1) -> str:
-    """A LLaMA of two layers with random weights, whose linear layers are wide enough for NF4."""
-    torch.manual_seed(seed)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=512,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+# Linear layers wide enough for NF4.
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512}
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> str:
-    return make_base(tmp_path / "base", byte_tokenizer())
+    return make_base(tmp_path / "base", sizes=WIDE)
 
 
 def trained(base: str, quantization: str | None, steps: int = 8) -> Prior:
@@ -73,12 +46,6 @@ def trained(base: str, quantization: str | None, steps: int = 8) -> Prior:
     assert losses[-1] < losses[0]
     prior.model.eval()
     return prior
-
-
-@torch.no_grad()
-def logits(prior: Prior) -> torch.Tensor:
-    ids = prior.tokenizer(WHOLE, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    return prior.model(ids).logits
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
@@ -127,15 +94,17 @@ def test_a_merged_model_needs_no_base_and_has_the_logits_of_adapter_on_base(
 def test_an_adapter_on_another_base_of_the_same_shape_is_refused(
     tmp_path: Path, merge: bool
 ) -> None:
-    base = make_base(tmp_path / "base", byte_tokenizer())
+    base = make_base(tmp_path / "base", sizes=WIDE)
     trained(base, None).save_pretrained(tmp_path / "adapter")
-    make_base(tmp_path / "base", byte_tokenizer(), seed=2)
-    with pytest.raises(PriorError, match="adapter is an adapter for another base than the one"):
+    make_base(tmp_path / "base", sizes=WIDE, seed=2)
+    with pytest.raises(
+        PriorError, match="adapter is an adapter for another base than base_model_name_or_path"
+    ):
         Prior.from_pretrained(tmp_path / "adapter", merge=merge)
 
 
 def test_a_prior_is_no_base_for_another_precision_nor_an_adapter_one_at_all(tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", byte_tokenizer())
+    base = make_base(tmp_path / "base", sizes=WIDE)
     Prior.build(BaseModel(name=base), FMT).save_pretrained(tmp_path / "prior")
     fine = TextFormat(coord_decimals=3)
     for lora in (None, Lora()):

@@ -1,9 +1,14 @@
+"""Prompts and conditions: sentences, formulas, elements, numbers, space groups."""
+
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
+import spglib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
@@ -18,7 +23,9 @@ from llm_prior.prompts import (
     parse_composition,
     render_elements,
     render_formula,
+    stated_conditions,
 )
+from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS
 
 HEAD = "Below is a description of a bulk material. "
@@ -225,6 +232,12 @@ def test_what_is_no_set_of_elements_is_refused(value) -> None:
         ("spacegroup", 225.0, "225"),
         ("spacegroup", np.int64(62), "62"),
         ("num_atoms", "8", "8"),
+        ("num_atoms", "5-10", "5-10"),
+        ("num_atoms", " 5 - 10 ", "5-10"),
+        ("num_atoms", (5, 10), "5-10"),
+        ("num_atoms", [np.int64(5), "10"], "5-10"),
+        ("num_atoms", "7-7", "7"),
+        ("spacegroup", "Fm-3m", "225"),
         ("e_above_hull", 0, "0.00"),
         ("e_above_hull", -0.001, "0.00"),
         ("e_above_hull", "0.126", "0.13"),
@@ -252,6 +265,80 @@ def test_what_is_no_whole_number_in_range_is_refused(name: str, value) -> None:
 def test_there_are_230_space_groups() -> None:
     with pytest.raises(PriorError, match="spacegroup 231 is not a whole number from 1 to 230"):
         generation_prompt({"spacegroup": 231})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("10-5", "'10-5' is an empty range; write the smaller number first, as in 5-10"),
+        ("0-5", "'0-5' is a range that starts below 1; give one such as 1-5"),
+        ((-3, 5), "is a range that starts below 1"),
+        ((2.5, 4), "is not a whole number from 1 to 1000000 or a range of them such as 5-10"),
+        ("5-10-15", "is not a whole number"),
+        ("5-", "is not a whole number"),
+        ("5-x", "is not a whole number"),
+        ((1, 2, 3), "is not a whole number"),
+        ("1-" + "9" * 5000, "is not a whole number"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_what_is_no_range_of_atoms_is_refused(value: Any, message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        generation_prompt({"num_atoms": value})
+
+
+def test_a_range_of_atoms_is_not_stated_and_judges_a_crystal(rock_salt: Structure) -> None:
+    conditions = {"formula": "NaCl", "num_atoms": "5-10"}
+    assert generation_prompt(conditions) == generation_prompt({"formula": "NaCl"})
+    assert stated_conditions(conditions) == ["formula"]
+    num_atoms = BY_NAME["num_atoms"]
+    met = {value: num_atoms.holds_for(rock_salt, value) for value in ("5-10", "8-9", "1-7", 8)}
+    assert met == {"5-10": True, "8-9": True, "1-7": False, 8: True}
+    with pytest.raises(ValueError, match="a structure does not tell its band_gap"):
+        BY_NAME["band_gap"].holds_for(rock_salt, 1)
+
+
+# --- space groups --------------------------------------------------------------------------------
+
+
+def test_the_standard_symbols_are_those_of_spglib() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spglib's old error handling
+        settings = [spglib.get_spacegroup_type(hall) for hall in range(1, 531)]
+    standard = {group.number: group.international_short for group in reversed(settings)}
+    assert len(standard) == 230
+    for number, symbol in standard.items():
+        assert parse_spacegroup(symbol) == number
+        assert parse_spacegroup(symbol.replace("_", "")) == number
+        assert parse_spacegroup(f" {symbol.lower()} ") == number
+    unknown = 0
+    for group in settings:  # a few are unknown, none is taken for another
+        try:
+            assert parse_spacegroup(group.international_short) == group.number
+        except PriorError:
+            unknown += 1
+    assert unknown < 10
+
+
+@pytest.mark.parametrize(
+    ("symbol", "number"),
+    [
+        ("F m -3 m", 225),
+        ("P 1 21/c 1", 14),
+        ("P2_1/n", 14),  # another setting
+        ("P6_3/mmc", 194),
+        ("R-3m:H", 166),
+        ("Fd-3m:2", 227),
+        ("F4/m-32/m", 225),  # full symbol
+        ("Fm3m", 225),  # International Tables until 1983
+        ("Ia3", 206),
+        ("Im3", 204),
+        ("Cmca", 64),  # until 1992
+        ("Abm2", 39),
+    ],
+)
+def test_other_ways_to_write_a_symbol_are_known(symbol: str, number: int) -> None:
+    assert parse_spacegroup(symbol) == number
 
 
 @pytest.mark.parametrize("name", ["e_above_hull", "formation_energy_per_atom", "band_gap"])

@@ -10,22 +10,20 @@ from typing import Any
 import pytest
 import torch
 from pymatgen.core import Lattice, Structure
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_prior.dataset import IGNORED, tokenize
 from llm_prior.errors import PriorError
 from llm_prior.grammar import Grammar
 from llm_prior.infilling import allowed_swaps, element_probabilities, replace_element
-from llm_prior.model import Architecture, BaseModel, Prior
+from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt, infill_prompt
 from llm_prior.scoring import log_likelihood, score_texts
-from llm_prior.text import SYMBOLS, TextFormat, encode, mask_element
+from llm_prior.text import SYMBOLS, encode, mask_element
 from llm_prior.tokenizer import compact_tokenizer
 from llm_prior.translation import increase_in_perplexity
-from support import ROOT, SHARED
+from prior_support import FMT, llama_tokenizer, one_layer_prior
 
-BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
-LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
-FMT = TextFormat()
 NACL = Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 CAC2 = Structure(
     Lattice.orthorhombic(3.9, 4.1, 6.3),
@@ -38,22 +36,11 @@ TIO2 = Structure.from_spacegroup(
 CRYSTALS = [NACL, TIO2, CAC2]
 
 
-@pytest.fixture(scope="module")
-def prior() -> Prior:
-    return Prior.from_pretrained(BUNDLED)
-
-
 @cache
 def llama_prior() -> Prior:
     """A small random model with the real LLaMA-2 vocabulary, in which many symbols are several
     tokens and some begin others."""
-    if not LLAMA.is_file():
-        pytest.skip(f"{LLAMA} is not there")
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(LLAMA), bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    )
+    tokenizer = llama_tokenizer(pad_token="<unk>")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -255,13 +242,14 @@ def test_a_crystal_draws_the_same_translations_in_any_company(prior: Prior) -> N
 
 
 def test_a_prompt_longer_than_the_context_is_refused() -> None:
-    architecture = Architecture(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-    )
-    small = Prior.build(BaseModel(architecture=architecture), FMT)
+    small = one_layer_prior(16)
     with pytest.raises(PriorError, match="the context of this model is 16"):
         element_probabilities(small, [TIO2], ["Ti"])
+
+
+def test_a_scored_crystal_may_be_described_by_a_symbol_of_its_group(prior: Prior) -> None:
+    by_symbol, by_number = (
+        log_likelihood(prior, [NACL], conditions=["spacegroup"], properties=[{"spacegroup": group}])
+        for group in ("Fm-3m", 225)
+    )
+    assert by_symbol == by_number

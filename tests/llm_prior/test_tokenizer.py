@@ -1,39 +1,32 @@
+"""The compact tokenizer: exact texts, one token for each thing, embeddings of numbers."""
+
 from __future__ import annotations
 
 import string
-import warnings
 from pathlib import Path
 
-import pandas as pd
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pymatgen.core import Structure
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from llm_prior.config import Architecture, BaseModel
 from llm_prior.errors import PriorError
+from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt, infill_prompt, known_conditions
 from llm_prior.text import SYMBOLS, TextFormat, encode, mask_element
 from llm_prior.tokenizer import SPECIAL_TOKENS, compact_tokenizer
-from support import SHARED
-
-VAL = SHARED / "data" / "mp20" / "val.parquet"
-LLAMA = SHARED / "tokenizers" / "llama_tokenizer.json"
-needs_mp20 = pytest.mark.skipif(not VAL.exists(), reason="MP-20 is not at ../shared/data/mp20")
+from prior_support import FMT, llama_tokenizer, real_crystals
 
 FORMATS = [TextFormat(coord_decimals=decimals) for decimals in (1, 2, 3)]
 COMPACT = {fmt: compact_tokenizer(fmt) for fmt in FORMATS}
-FMT = TextFormat()
 each_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: f"{fmt.coord_decimals}d")
 
 
 @pytest.fixture(scope="module")
 def llama() -> PreTrainedTokenizerBase:
-    if not LLAMA.exists():
-        pytest.skip("the LLaMA-2 vocabulary is not at ../shared/tokenizers")
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(LLAMA), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return llama_tokenizer()
 
 
 @pytest.fixture(scope="module", params=["compact", "LLaMA-2"])
@@ -232,22 +225,10 @@ def test_a_precision_of_too_many_tokens_is_refused(fmt: TextFormat) -> None:
 # --- real crystals -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def real_crystals() -> list[tuple[Structure, dict]]:
-    """Every 60th validation crystal (151 of them) and what is known of it."""
-    table = pd.read_parquet(VAL).iloc[::60]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the CIF reader tells of rounded coordinates
-        structures = [Structure.from_str(cif, fmt="cif") for cif in table["cif"]]
-    rows = table.rename(columns={"spacegroup.number": "spacegroup"}).to_dict("records")
-    return list(zip(structures, rows, strict=True))
-
-
-@needs_mp20
 def test_real_crystals_and_their_prompts_need_no_unknown_token(
-    tokenizer: PreTrainedTokenizerBase, real_crystals: list[tuple[Structure, dict]]
+    tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    for structure, properties in real_crystals:
+    for structure, properties in real_crystals():
         prompt = generation_prompt(known_conditions(structure, properties))
         whole = prompt + encode(structure, FMT)
         ids = ids_of(tokenizer, whole)
@@ -256,19 +237,47 @@ def test_real_crystals_and_their_prompts_need_no_unknown_token(
         assert ids[: len(ids_of(tokenizer, prompt))] == ids_of(tokenizer, prompt)
 
 
-@needs_mp20
 def test_real_crystals_take_the_tokens_the_design_says(
-    llama: PreTrainedTokenizerBase, real_crystals: list[tuple[Structure, dict]]
+    llama: PreTrainedTokenizerBase,
 ) -> None:
     """About 50 to 60 tokens instead of about 210."""
-    lines = [encode(structure, FMT) for structure, _ in real_crystals]
+    lines = [encode(structure, FMT) for structure, _ in real_crystals()]
     compact = sum(len(ids_of(COMPACT[FMT], text)) for text in lines) / len(lines)
     spelled = sum(len(ids_of(llama, text)) for text in lines) / len(lines)
     assert 40 < compact < 60 and 190 < spelled < 230
     assert spelled / compact > 3
 
 
-@needs_mp20
 def test_formulas_are_rendered_as_materials_project_prints_them() -> None:
-    for formula in pd.read_parquet(VAL, columns=["pretty_formula"])["pretty_formula"][::20]:
+    for _, properties in real_crystals():
+        formula = properties["pretty_formula"]
         assert f"The chemical formula is {formula}. " in generation_prompt({"formula": formula})
+
+
+# --- initial embeddings --------------------------------------------------------------------------
+
+SMALL = Architecture(
+    hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+)
+
+
+def _cosine(prior: Prior, one: str, other: str) -> float:
+    rows = prior.model.get_input_embeddings().weight.detach()[:, :32]  # the half that is not random
+    vocabulary = prior.tokenizer.get_vocab()
+    return float(torch.cosine_similarity(rows[vocabulary[one]], rows[vocabulary[other]], dim=0))
+
+
+def test_near_numbers_begin_alike_and_coordinates_are_periodic() -> None:
+    prior = Prior.build(BaseModel(architecture=SMALL), FMT, seed=0)
+    assert _cosine(prior, " 0.99", " 0.00") > 0.8
+    assert _cosine(prior, " 0.99", " 0.00") > _cosine(prior, " 0.95", " 0.00")
+    assert _cosine(prior, " 0.50", " 0.00") < 0.6
+    assert _cosine(prior, " 5.6", " 5.7") > 0.7 > _cosine(prior, " 5.6", " 9.9")
+    assert _cosine(prior, " 90", " 91") > 0.7 > _cosine(prior, " 90", " 120")
+
+
+def test_the_scale_of_the_embeddings_stays() -> None:
+    prior = Prior.build(BaseModel(architecture=SMALL), FMT, seed=0)
+    weight = prior.model.get_input_embeddings().weight.detach()
+    rows = [prior.tokenizer.get_vocab()[f" 0.{tick:02d}"] for tick in range(100)]
+    assert abs(float(weight[rows].std() / weight.std()) - 1) < 0.2

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import cache
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -17,72 +14,12 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from llm_prior import proposals
-from llm_prior.dataset import TaskMix
 from llm_prior.errors import PriorError
-from llm_prior.model import Architecture, BaseModel, Prior
+from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt
-from llm_prior.proposals import (
-    Proposal,
-    Question,
-    check_conditions,
-    composition_conditions,
-    longest_answer,
-    propose,
-    warn_of_untrained,
-)
-from llm_prior.text import SYMBOLS, TextFormat, encode
-from support import ROOT
-
-BUNDLED = ROOT / "flowllm" / "hub" / "bundled" / "prior"
-FMT = TextFormat()
-CELL = "5.6 5.6 5.6\n90 90 90\n"
-NACL = CELL + "Na\n0.00 0.00 0.00\nCl\n0.50 0.50 0.50"
-FREE = {"constrain": False}
-Answer = tuple[str, bool]
-
-
-@pytest.fixture(scope="module")
-def prior() -> Iterator[Prior]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Prior.from_pretrained(BUNDLED)
-    torch.set_num_threads(threads)
-
-
-@cache
-def tiny_prior(context: int, **fmt: int) -> Prior:
-    architecture = Architecture(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=context,
-    )
-    return Prior.build(BaseModel(architecture=architecture), TextFormat(**fmt))
-
-
-class Script:
-    """Texts in the order in which they are asked for, in place of a language model."""
-
-    def __init__(self, *rounds: Sequence[str | Answer]) -> None:
-        self.answers = [a if isinstance(a, tuple) else (a, True) for r in rounds for a in r]
-        self.questions: list[Question] = []
-
-    def __call__(
-        self, prior: Prior, queue: deque[Question], **options: Any
-    ) -> Iterator[tuple[int, str, bool]]:
-        while queue:
-            question = queue.popleft()
-            text, complete = self.answers[len(self.questions)]
-            self.questions.append(question)
-            yield question.place, text, complete
-
-
-def ask(script: Script, requests: list[dict[str, Any]], **options: Any) -> list[Proposal]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proposals, "generate_texts", script)
-        return propose(tiny_prior(512), requests, seed=0, **(FREE | options))
-
+from llm_prior.proposals import longest_answer, propose
+from llm_prior.text import SYMBOLS, encode
+from prior_support import FMT, NACL, Script, ask, one_layer_prior
 
 # --- draws ---------------------------------------------------------------------------------------
 
@@ -107,9 +44,38 @@ def test_every_seed_place_and_attempt_has_draws_of_its_own() -> None:
         script = Script(["no crystal"] * 4)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(proposals, "generate_texts", script)
-            propose(tiny_prior(512), [{}, {}], seed=seed, max_attempts=2, constrain=False)
+            propose(one_layer_prior(512), [{}, {}], seed=seed, max_attempts=2, constrain=False)
         uniforms |= {tuple(question.uniforms) for question in script.questions}
     assert len(uniforms) == 4 * 4
+
+
+def test_a_request_draws_by_its_index_in_the_larger_run(prior: Prior) -> None:
+    requests = [{"formula": "NaCl"}, {}, {"num_atoms": 3}, {}]
+    together = propose(prior, requests, seed=4)
+    parts = [propose(prior, requests[k:][:2], seed=4, first_index=k) for k in (0, 2)]
+    assert [p.text for part in parts for p in part] == [p.text for p in together]
+
+    whole, part = Script(["no crystal"] * 8), Script(["no crystal"] * 4)
+    ask(whole, [{}] * 4, max_attempts=2)
+    ask(part, [{}] * 2, max_attempts=2, first_index=2)
+    drawn = {(q.place, tuple(q.uniforms)) for q in whole.questions}
+    assert all((q.place + 2, tuple(q.uniforms)) in drawn for q in part.questions)
+
+
+def test_every_request_is_reported_once_when_it_is_accepted_or_given_up() -> None:
+    reported: list[int] = []
+    seen: list[int] = []
+
+    class Watched(Script):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            for answer in super().__call__(*args, **options):
+                seen.append(len(reported))
+                yield answer
+
+    script = Watched([NACL, "no crystal", "no crystal"], [NACL, "no crystal"], ["no crystal"])
+    ask(script, [{}] * 3, max_attempts=3, on_finished=reported.append)
+    assert reported == [1, 1, 1]
+    assert seen == [0, 1, 1, 1, 2, 2]  # the second at its second attempt, the third at its last
 
 
 def test_a_request_is_answered_alike_whatever_follows_it(prior: Prior) -> None:
@@ -154,7 +120,7 @@ def test_what_is_accepted_is_what_was_asked_for(prior: Prior, constrain: bool) -
 
 
 def test_even_a_model_that_knows_nothing_answers_with_what_was_asked_for() -> None:
-    proposals = propose(tiny_prior(512), CONDITIONS, seed=0, temperature=1.5, top_p=1.0)
+    proposals = propose(one_layer_prior(512), CONDITIONS, seed=0, temperature=1.5, top_p=1.0)
     assert [(p.attempts, p.structure is None) for p in proposals] == [(1, False)] * len(CONDITIONS)
 
 
@@ -204,85 +170,7 @@ def test_a_crystal_that_misses_a_condition_is_refused_by_its_name(
     assert proposal.rejects == ({reason: 1} if reason else {})
 
 
-# pymatgen writes the reduced formula of these with twice the atoms (O2, K2O2), so that a reduced
-# formula is not always the smallest unit.
-AMOUNTS = st.dictionaries(
-    st.sampled_from(["H", "O", "N", "F", "Cl", "K", "Na", "Hg"]) | st.sampled_from(SYMBOLS),
-    st.integers(1, 5),
-    min_size=1,
-    max_size=4,
-)
-
-
-def text_of(amounts: dict[str, int]) -> str:
-    species = [symbol for symbol, count in amounts.items() for _ in range(count)]
-    coords = np.arange(len(species))[:, None] / len(species) * np.ones(3)
-    return encode(Structure(Lattice.cubic(5), species, coords), FMT)
-
-
-@pytest.mark.filterwarnings("ignore:No Pauling electronegativity")  # He, Ne, Ar
-@settings(max_examples=60, deadline=None)
-@given(amounts=AMOUNTS, other=AMOUNTS)
-def test_composition_conditions_fix_every_atom(
-    amounts: dict[str, int], other: dict[str, int]
-) -> None:
-    formula = "".join(f"{symbol}{count}" for symbol, count in amounts.items())
-    conditions = composition_conditions(formula)
-    assert conditions["num_atoms"] == sum(amounts.values())
-    check_conditions(conditions, FMT)
-    exact, another = ask(
-        Script([text_of(amounts), text_of(other)]), [conditions] * 2, max_attempts=1
-    )
-    assert exact.structure is not None
-    assert (another.structure is not None) == (amounts == other)
-
-
-@pytest.mark.parametrize(
-    ("formula", "atoms"),
-    [("O", ["O"]), ("O", ["O"] * 3), ("K1O1", ["K", "O"]), ("KO", ["K", "K", "O", "O"])],
-)
-def test_a_formula_that_pymatgen_doubles_can_be_asked_for(formula: str, atoms: list[str]) -> None:
-    check_conditions({"formula": formula, "num_atoms": len(atoms)}, FMT)
-    script = Script([text_of(Counter(atoms))])
-    (proposal,) = ask(script, [{"formula": formula}], max_attempts=1)
-    assert proposal.structure is not None
-
-
 # --- what is refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("conditions", "message"),
-    [
-        ({"formula": "Na11Cl10"}, "formula Na11Cl10 has 21 atoms, this model writes at most 20"),
-        ({"num_atoms": 21}, "21 atoms are too many, this model writes at most 20"),
-        ({"formula": "TiO2", "num_atoms": 4}, "4 atoms are no whole .* units of TiO2; .* of 3"),
-        ({"formula": "TiO2", "elements": "Na,Cl"}, "formula TiO2 is not of the elements Cl, Na"),
-        ({"elements": "Na,Cl", "num_atoms": 1}, "1 atoms cannot have the elements Cl, Na; give"),
-        ({"colour": "red"}, "unknown condition 'colour'; known are formula, elements"),
-        ({"spacegroup": 231}, "spacegroup 231 is not a whole number from 1 to 230"),
-    ],
-)
-def test_what_no_crystal_can_meet_is_refused_before_a_draw(
-    conditions: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(PriorError, match=message):
-        check_conditions(conditions, FMT)
-    with pytest.raises(PriorError, match=message):
-        ask(Script(), [{}, conditions])
-
-
-@pytest.mark.parametrize(
-    "conditions",
-    [
-        {"formula": "Na10Cl10"},
-        {"formula": "NaCl", "num_atoms": 20},
-        {"formula": "TiO2", "elements": ["Ti", "O"], "num_atoms": "6"},
-        {"elements": "Na,Cl", "num_atoms": 2},
-    ],
-)
-def test_what_a_crystal_can_meet_passes(conditions: dict[str, Any]) -> None:
-    check_conditions(conditions, FMT)
 
 
 @pytest.mark.parametrize(
@@ -297,18 +185,19 @@ def test_what_a_crystal_can_meet_passes(conditions: dict[str, Any]) -> None:
         ({"top_p": float("nan")}, "top_p nan is not in"),
         ({"max_attempts": 0}, "max_attempts 0 must be at least 1"),
         ({"seed": -1}, "seed -1 is negative"),
+        ({"first_index": -1}, "first_index -1 is negative"),
         ({"slots": 0}, "slots 0 must be at least 1"),
         ({"exclude_elements": ["Xx"]}, "unknown element 'Xx'"),
     ],
 )
 def test_impossible_settings_are_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(PriorError, match=message):
-        propose(tiny_prior(512), [{}], **({"seed": 0} | setting))
+        propose(one_layer_prior(512), [{}], **({"seed": 0} | setting))
 
 
 @pytest.mark.parametrize("constrain", [False, True])
 def test_a_prompt_that_leaves_no_room_in_the_context_is_refused(constrain: bool) -> None:
-    prior = tiny_prior(50, max_atoms=4)
+    prior = one_layer_prior(50, max_atoms=4)
     assert propose(prior, [{}], seed=0, max_attempts=1, constrain=constrain)[0].attempts == 1
     with pytest.raises(PriorError, match="a prompt of .* tokens and a crystal of up to .* exceed"):
         propose(
@@ -317,35 +206,6 @@ def test_a_prompt_that_leaves_no_room_in_the_context_is_refused(constrain: bool)
             seed=0,
             constrain=constrain,
         )
-
-
-def test_a_condition_that_the_model_never_saw_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    prior = Prior(model=torch.nn.Identity(), tokenizer=None, fmt=FMT)
-    warn_of_untrained(prior, {"band_gap": 1.0})  # nothing is recorded
-    prior.info["conditions"] = ["formula", "num_atoms"]
-    warn_of_untrained(prior, {"formula": "NaCl", "num_atoms": 2})
-    assert not caplog.records
-    warn_of_untrained(prior, {"formula": "NaCl", "band_gap": 1.0, "spacegroup": 1})
-    (record,) = caplog.records
-    assert "never trained with band_gap and spacegroup" in record.getMessage()
-
-
-def test_a_task_that_the_model_never_saw_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    prior = Prior(model=torch.nn.Identity(), tokenizer=None, fmt=FMT)
-    prior.info["recipe"] = {"tasks": asdict(TaskMix())}
-    warn_of_untrained(prior)
-    warn_of_untrained(prior, infill=True)
-    assert not caplog.records
-    mix = TaskMix(infill=0, unconditional=0, formula=0.5, composition=0.5)
-    prior.info["recipe"] = {"tasks": asdict(mix)}
-    warn_of_untrained(prior, {"formula": "NaCl"})
-    assert not caplog.records
-    warn_of_untrained(prior, infill=True)
-    warn_of_untrained(prior)
-    assert [record.getMessage().split(" and will")[0] for record in caplog.records] == [
-        "this model was never trained with infilling",
-        "this model was never trained with a prompt without conditions",
-    ]
 
 
 # --- the token limit -----------------------------------------------------------------------------
@@ -360,7 +220,7 @@ def test_a_task_that_the_model_never_saw_is_named(caplog: pytest.LogCaptureFixtu
 def test_the_largest_crystal_fits_into_the_token_limit(
     lengths: tuple[float, float, float], symbols: list[str], seed: int
 ) -> None:
-    prior = tiny_prior(512)
+    prior = one_layer_prior(512)
     coords = np.random.default_rng(seed).random((20, 3))
     lattice = Lattice.from_parameters(*lengths, 100, 110, 95)
     text = encode(Structure(lattice, symbols, coords), FMT)
