@@ -68,7 +68,7 @@ def propose(
     exclude_elements: Sequence[str] = (),
     refuse: Callable[[Structure], str | None] | None = None,
     slots: int = DEFAULT_SLOTS,
-    first_index: int = 0,
+    indices: Sequence[int] | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Proposal]:
     """Draw one crystal for each request.
@@ -88,8 +88,8 @@ def propose(
         refuse: returns a reason to draw a crystal again that meets all conditions, or None to
             accept it.
         slots: texts that are written at the same time; bounds the memory.
-        first_index: index of the first request in a larger run. The draws of request k are a
-            function of (seed, first_index + k, attempt).
+        indices: number of each request in the whole run, 0 or more; None is 0 to n - 1. The draws
+            of request k are a function of (seed, indices[k], attempt), so batches do not matter.
         on_finished: is called with 1 whenever a request is accepted or given up.
 
     Returns:
@@ -100,8 +100,14 @@ def propose(
     """
     check_settings(temperature, top_p, max_attempts)
     check_seed(seed)
-    if first_index < 0:
-        raise PriorError(f"first_index {first_index} is negative; give 0 or more")
+    if indices is None:
+        indices = range(len(requests))
+    if len(indices) != len(requests):
+        raise PriorError(
+            f"{len(indices)} indices for {len(requests)} requests; give one index for each"
+        )
+    if len(indices) > 0 and min(indices) < 0:
+        raise PriorError(f"index {min(indices)} is negative; give indices of 0 or more")
     if slots < 1:
         raise PriorError(f"slots {slots} must be at least 1")
     excluded = frozenset(exclude_elements)
@@ -123,7 +129,7 @@ def propose(
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
 
     def question(place: int, attempt: int) -> Question:
-        sequence = np.random.SeedSequence(seed, spawn_key=(first_index + place, attempt))
+        sequence = np.random.SeedSequence(seed, spawn_key=(indices[place], attempt))
         return requested[place].question(place, np.random.default_rng(sequence))
 
     queue = deque(question(place, 0) for place in range(len(requested)))

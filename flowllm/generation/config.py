@@ -17,6 +17,7 @@ from llm_prior import (
     check_settings,
     composition_conditions,
     generation_prompt,
+    stated_conditions,
 )
 from llm_prior.prompts import render_elements
 from rfm.config import INTEGRATION_METHODS
@@ -251,8 +252,11 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
 
     @property
     def prompt_conditions(self) -> set[str]:
-        """The names of the conditions in the prompts."""
-        return {*self.conditions, *(("formula", "num_atoms") if self.best_of > 1 else ())}
+        """The names of the conditions in the prompts, which do not state a range of atoms."""
+        return {
+            *stated_conditions(self.conditions),
+            *(("formula", "num_atoms") if self.best_of > 1 else ()),
+        }
 
     def identity(self) -> dict[str, Any]:
         """Return the request as plain JSON, for manifests: equal requests are equal.

@@ -11,6 +11,8 @@ from pymatgen.core import Composition, Structure
 from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.metrics.intervals import Estimate, rate
 from flowllm.metrics.symmetry import spacegroup_number
+from llm_prior.prompts import BY_NAME
+from llm_prior.spacegroups import parse_spacegroup
 
 SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 take the first
 HULL_TOLERANCE = 0.1  # eV/atom
@@ -26,10 +28,10 @@ def met(
     """Which of the conditions a crystal meets; a failed one (None) meets none.
 
     formula: equal reduced formulas. elements: the same set of elements. num_atoms: in the cell as
-    generated. spacegroup: its number at a tolerance of 0.2 Angstrom, as in Gruver et al. 2024
-    (arXiv 2402.04379), and, named `spacegroup_0.1`, at 0.1. e_above_hull: at most 0.1 eV/atom
-    above what was asked; only where it is known (relaxed crystals). Band gap and formation energy
-    are not judged.
+    generated, the number or within the range. spacegroup: its number at a tolerance of 0.2
+    Angstrom, as in Gruver et al. 2024 (arXiv 2402.04379), and, named `spacegroup_0.1`, at 0.1.
+    e_above_hull: at most 0.1 eV/atom above what was asked; only where it is known (relaxed
+    crystals). Band gap and formation energy are not judged.
 
     Args:
         structure: in the cell it was generated in.
@@ -47,12 +49,12 @@ def met(
             case "elements":
                 found[name] = structure is not None and _symbols(structure) == _asked(value)
             case "num_atoms":
-                found[name] = structure is not None and len(structure) == int(value)
+                found[name] = structure is not None and BY_NAME[name].holds_for(structure, value)
             case "spacegroup":
                 for symprec in SYMPRECS:
                     key = name if symprec == SYMPRECS[0] else f"{name}_{symprec}"
                     found[key] = structure is not None and (
-                        spacegroup_number(structure, symprec=symprec) == int(value)
+                        spacegroup_number(structure, symprec=symprec) == parse_spacegroup(value)
                     )
             case "e_above_hull":
                 if structure is None or e_above_hull is not None:

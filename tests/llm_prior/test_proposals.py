@@ -52,14 +52,14 @@ def test_every_seed_place_and_attempt_has_draws_of_its_own() -> None:
 def test_a_request_draws_by_its_index_in_the_larger_run(prior: Prior) -> None:
     requests = [{"formula": "NaCl"}, {}, {"num_atoms": 3}, {}]
     together = propose(prior, requests, seed=4)
-    parts = [propose(prior, requests[k:][:2], seed=4, first_index=k) for k in (0, 2)]
+    parts = [propose(prior, requests[k:][:2], seed=4, indices=(k, k + 1)) for k in (0, 2)]
     assert [p.text for part in parts for p in part] == [p.text for p in together]
 
     whole, part = Script(["no crystal"] * 8), Script(["no crystal"] * 4)
     ask(whole, [{}] * 4, max_attempts=2)
-    ask(part, [{}] * 2, max_attempts=2, first_index=2)
+    ask(part, [{}] * 2, max_attempts=2, indices=[3, 1])
     drawn = {(q.place, tuple(q.uniforms)) for q in whole.questions}
-    assert all((q.place + 2, tuple(q.uniforms)) in drawn for q in part.questions)
+    assert all(((3, 1)[q.place], tuple(q.uniforms)) in drawn for q in part.questions)
 
 
 def test_every_request_is_reported_once_when_it_is_accepted_or_given_up() -> None:
@@ -185,7 +185,8 @@ def test_a_crystal_that_misses_a_condition_is_refused_by_its_name(
         ({"top_p": float("nan")}, "top_p nan is not in"),
         ({"max_attempts": 0}, "max_attempts 0 must be at least 1"),
         ({"seed": -1}, "seed -1 is negative"),
-        ({"first_index": -1}, "first_index -1 is negative"),
+        ({"indices": [-1]}, "index -1 is negative"),
+        ({"indices": [0, 1]}, "2 indices for 1 requests; give one index for each"),
         ({"slots": 0}, "slots 0 must be at least 1"),
         ({"exclude_elements": ["Xx"]}, "unknown element 'Xx'"),
     ],

@@ -29,6 +29,15 @@ def test_each_condition():
     assert not any(met(None, ASKED).values())
 
 
+def test_a_range_of_atoms_and_the_symbol_of_a_group_are_judged_as_requested():
+    met_conditions = met(SALT, {"num_atoms": "5-10", "spacegroup": "Fm-3m"})
+    assert met_conditions == {"num_atoms": True, "spacegroup": True, "spacegroup_0.1": True}
+    assert met(SALT, {"num_atoms": "9-12"}) == {"num_atoms": False}
+    assert met(SALT, {"num_atoms": (8, 8)}) == {"num_atoms": True}
+    assert met(None, {"num_atoms": "5-10"}) == {"num_atoms": False}
+    assert not any(met(SALT, {"spacegroup": "P6_3/mmc"}).values())
+
+
 def test_two_tolerances_of_the_space_group():
     perovskite = Structure.from_spacegroup(
         "Pm-3m", Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5] * 3, [0.5, 0.5, 0]]
