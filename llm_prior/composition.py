@@ -28,6 +28,9 @@ def composition_conditions(formula: Any) -> dict[str, Any]:
     Args:
         formula: all atoms of the crystal; see `llm_prior.prompts.parse_composition`.
 
+    Returns:
+        `formula` and `num_atoms`, as `propose` takes them.
+
     Raises:
         PriorError: if it is not a formula.
     """

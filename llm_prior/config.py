@@ -57,7 +57,7 @@ class Architecture:
 class Lora:
     """Low-rank adapter (Hu et al. 2021, arXiv 2106.09685).
 
-    The defaults of `r` and `alpha` are those of CrystalLLM (arXiv 2402.04379).
+    CrystalLLM (arXiv 2402.04379) uses the default values of `r` and `alpha`.
 
     Attributes:
         r: rank of the update of each weight matrix.

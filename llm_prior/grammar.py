@@ -1,7 +1,7 @@
 """The grammar of constrained decoding: the tokens that may follow, so that the text is a crystal.
 
 Each field of the text (`llm_prior.fields`) is a trie of the token sequences with which the
-tokenizer writes its values. The tokens are therefore exactly those of training texts, with any
+tokenizer writes its values. The text is therefore tokenised exactly as in training, with any
 tokenizer: one token per field, one per digit, or anything between. Some fields depend on the text
 before them: the third angle closes a cell, an atom does not stand on another, and the elements
 meet the conditions (`llm_prior.composition`).

@@ -42,8 +42,8 @@ def element_probabilities(
     """Return the model's probabilities of the elements for a masked one in each crystal.
 
     p(e) ~ p_model(e, end of sequence | prompt) ^ (1 / temperature), normalised over the candidates.
-    If the tokens of no element begin those of another, as with the compact tokenizer, the end of
-    sequence carries no information and is left out.
+    If no element's tokens are a prefix of another element's, as with the compact tokenizer, the end
+    of sequence carries no information and is left out.
 
     Args:
         prior: the model.
@@ -148,11 +148,11 @@ class _AnswerTree:
     """The tokens of all element strings as a tree; node 0 is the end of the prompt.
 
     Attributes:
-        tokens: (N,) token of each node from 1 on; a node's token follows that of its parent.
+        tokens: (N,) token of each node from 1 on; it follows the token of its parent.
         depths: (N,) tokens from the end of the prompt, from 1 on.
         ancestors: (N, N) True if node column + 1 is node row + 1 or above it.
         steps: for each element of `SYMBOLS` the (node, next token) pairs whose log-probabilities
-            sum to that of the element.
+            add up to the log-probability of the element.
         depth: the largest of `depths`, or 0.
     """
 

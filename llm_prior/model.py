@@ -168,6 +168,9 @@ class Prior:
             merge: add an adapter to the weights of its base, so that the model needs no base;
                 quantised weights are converted to `dtype` first.
 
+        Returns:
+            The prior in evaluation mode.
+
         Raises:
             PriorError: if the folder or its weights are missing or damaged, if it has no
                 `prior.json` (a language model that was not trained on crystals), if an adapter is

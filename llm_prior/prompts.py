@@ -339,6 +339,9 @@ def known_conditions(structure: Structure, properties: Mapping[str, Any]) -> dic
     Args:
         structure: tells formula, elements and number of atoms.
         properties: values of the other conditions by name; missing ones (None, NaN) are left out.
+
+    Returns:
+        name -> value, in the order of `ATTRIBUTES`.
     """
     known = {}
     for attribute in ATTRIBUTES:

@@ -71,6 +71,9 @@ def log_likelihood(
             these conditions) allows share the probability.
         batch_size: texts per forward pass; bounds the memory and changes nothing else.
 
+    Returns:
+        One score per crystal, in order.
+
     Raises:
         PriorError: if a condition is unknown or a crystal has no value of it, or the text format
             cannot write a crystal, or its text is longer than the model's context.
@@ -119,6 +122,9 @@ def score_texts(
         answers: one for each prompt.
         constraints: constraint on each answer, or None for the plain likelihood.
         batch_size: texts per forward pass; bounds the memory.
+
+    Returns:
+        One score per answer, in order.
 
     Raises:
         PriorError: if a text is longer than the context, or the batch size is below 1.

@@ -119,6 +119,9 @@ def encode(structure: Structure, fmt: TextFormat, translation: ArrayLike | None 
         fmt: decimals and size limit.
         translation: (3,) fractional shift added to every site first.
 
+    Returns:
+        Lines joined by newlines, with none at the end.
+
     Raises:
         PriorError: if the crystal has partial occupancies, an unknown species or too many sites.
     """
@@ -177,6 +180,9 @@ def decode(text: str, fmt: TextFormat, *, complete: bool = True) -> Structure:
         text: as `encode` writes it, with any number of decimals.
         fmt: its `max_atoms` is the size limit.
         complete: False if generation hit the token limit before the end of the sequence.
+
+    Returns:
+        The structure, with fractional coordinates in [0, 1) and sites in the order of the text.
 
     Raises:
         ParseError: if the text is not a crystal, with the first reason that was found.

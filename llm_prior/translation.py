@@ -64,6 +64,9 @@ def increase_in_perplexity(
         first_index: index of the first crystal in a larger run.
         batch_size: texts per forward pass; bounds the memory.
 
+    Returns:
+        One result per crystal, in order.
+
     Raises:
         PriorError: if there is no translation, the seed is negative, or a crystal cannot be scored.
     """

@@ -130,7 +130,7 @@ def refused(call: Callable[[], object], *words: str) -> str:
 
 
 class Script:
-    """Texts in the order in which they are asked for, in place of a language model."""
+    """Texts in the order in which questions come, in place of a language model."""
 
     def __init__(self, *rounds: Sequence[str | tuple[str, bool]]) -> None:
         self.answers = [a if isinstance(a, tuple) else (a, True) for r in rounds for a in r]
