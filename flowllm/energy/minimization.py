@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
-    from flowllm.runs.records import Frames
+    from flowllm.runs.records import Frame
 
 # Raised by calculators when a crystal falls apart or has an element that they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
@@ -38,9 +39,7 @@ class RelaxationConfig(Options):
     stress_limit: float = option(
         0.5, "Largest component of the stress at the end.", unit="GPa", above=0
     )
-    step_limit: int = option(
-        500, "Most steps; a crystal that needs more has failed.", minimum=1
-    )
+    step_limit: int = option(500, "Most steps; a crystal that needs more has failed.", minimum=1)
     time_limit: float = option(
         600.0,
         "Most time for a crystal; which crystals it stops depends on the load of the machine.",
@@ -61,7 +60,7 @@ class Relaxation:
         steps: of the optimizer.
         failure: why there is no structure, else None.
         frames: the crystal at every step, the given one first, with the `energy` (eV per cell);
-            None if they were not kept or there is none.
+            None if they were not kept, or there is no step.
     """
 
     structure: Structure | None
@@ -69,7 +68,7 @@ class Relaxation:
     initial_energy_per_atom: float | None = None
     steps: int
     failure: str | None = None
-    frames: Frames | None = None
+    frames: Sequence[Frame] | None = None
 
 
 def relax_structure(
@@ -152,8 +151,7 @@ class _Path:
         self.keep_crystals = keep_crystals
         self.steps = 0
         self.energies: list[float] = []  # eV per cell
-        self.lattices: list[np.ndarray] = []  # (3, 3)
-        self.coords: list[np.ndarray] = []  # (N, 3)
+        self.frames: list[Frame] = []
 
     def add(self, atoms: Atoms) -> str | None:
         """Add a step and return its problem, or None."""
@@ -165,9 +163,15 @@ class _Path:
             return f"the cell went to {volume:.3g} A^3 an atom"
         self.energies.append(energy)
         if self.keep_crystals:
-            self.lattices.append(np.array(atoms.cell))
-            self.coords.append(atoms.positions.copy())
+            self._keep(atoms, energy)
         return None
+
+    def _keep(self, atoms: Atoms, energy: float) -> None:
+        from flowllm.runs.records import Frame
+
+        coords = atoms.get_scaled_positions(wrap=False)  # an atom moves without jumps
+        lattice = np.array(atoms.cell)
+        self.frames.append(Frame(lattice=lattice, frac_coords=coords, info={"energy": energy}))
 
     def failed(self, reason: str) -> Relaxation:
         return self.result(None, f"relaxation: {reason}")
@@ -180,16 +184,5 @@ class _Path:
             initial_energy_per_atom=energies[0] if energies else None,
             steps=self.steps,
             failure=failure,
-            frames=self._frames(),
-        )
-
-    def _frames(self) -> Frames | None:
-        from flowllm.runs.records import Frames
-
-        if not self.lattices:
-            return None
-        return Frames(
-            lattice=np.array(self.lattices),
-            cart_coords=np.array(self.coords),
-            info={"energy": np.array(self.energies)},
+            frames=self.frames or None,
         )

@@ -162,7 +162,7 @@ def relax_crystals(
         "initial_energy_per_atom": pa.float64(),
         "steps": pa.int64(),
     }
-    outcome = publish_crystals(run, columns, trajectories=config.trajectories)
+    outcome = publish_crystals(run, columns)
     if new := len(crystals) - before:
         minutes = (time.monotonic() - start) / 60
         logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)

@@ -54,7 +54,7 @@ def claimed(
             file system without locks.
     """
     out = Path(out)
-    _refuse_foreign(out, name)
+    check_folder(out, name)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         remove_temporaries(out)
@@ -140,8 +140,17 @@ def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     return run, info
 
 
-def _refuse_foreign(out: Path, name: str) -> None:
-    """Refuse a path before the first byte is written: other people's folders stay as they are."""
+def check_folder(out: str | Path, name: str) -> None:
+    """Refuse a path that cannot be the folder of a run, before the first byte is written there.
+
+    Args:
+        out: the folder, which need not exist.
+        name: name of the file with the identity.
+
+    Raises:
+        UserError: if `out` is a file, or holds other files than those of a run.
+    """
+    out = Path(out)
     if not out.exists():
         return
     if not out.is_dir():

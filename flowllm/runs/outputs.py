@@ -21,7 +21,7 @@ from pymatgen.core import Structure
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.io import Crystal, write
 from flowllm.crystals.noble_gases import electronegativity_unheard
-from flowllm.runs.records import CrystalRecord, Frames, read_records
+from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
 
 # Of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula` and
@@ -63,19 +63,17 @@ def publish_crystals(
     columns: Mapping[str, pa.DataType],
     *,
     table_only: Collection[str] = (),
-    trajectories: bool = False,
 ) -> Outcome:
     """Write `samples.parquet`, `samples.extxyz`, `cif/` and `trajectories/` of a complete run.
 
     Each appears whole or not at all, and only if it is absent. The table has a row for every
     record: `CORE_COLUMNS`, then the command's own. The other files hold the crystals that were
-    made, or nothing is written where there are none.
+    made, and an extxyz file for each record with a trajectory; without any they are not written.
 
     Args:
         folder: the run; its shards hold `CrystalRecord`s.
         columns: names and types of the command's own columns, the `properties` of the records.
         table_only: those of them that the extxyz file and `Outcome.crystals` do not have.
-        trajectories: write an extxyz file for each record with a trajectory.
 
     Returns:
         The crystals and the counts of failures.
@@ -104,7 +102,7 @@ def publish_crystals(
     if crystals:
         folder.publish("samples.extxyz", lambda path: write(crystals, path))
         folder.publish("cif", lambda path: _write_cifs(names, cifs(), path))
-    if trajectories:
+    if any(record.trajectory is not None for record in records):
         folder.publish(
             "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
         )
@@ -181,19 +179,15 @@ def _write_trajectories(names: Sequence[str], records: Iterable[CrystalRecord], 
     for name, record in zip(names, records, strict=True):
         if record.trajectory is None or record.initial_structure is None:
             continue
-        frames = _atoms(record.initial_structure.atomic_numbers, record.trajectory)
+        numbers = record.initial_structure.atomic_numbers
+        frames = [_atoms(numbers, frame) for frame in record.trajectory]
         ase.io.write(path / f"{name}.extxyz", frames, format="extxyz")
 
 
-def _atoms(numbers: Sequence[int], trajectory: Frames) -> list[Atoms]:
-    frames = []
-    for k, (lattice, coords) in enumerate(
-        zip(trajectory.lattice, trajectory.cart_coords, strict=True)
-    ):
-        atoms = Atoms(numbers=numbers, positions=coords, cell=lattice, pbc=True)
-        info = {name: float(values[k]) for name, values in trajectory.info.items()}
-        if "energy" in info:  # where ASE looks for it
-            atoms.calc = SinglePointCalculator(atoms, energy=info.pop("energy"))
-        atoms.info.update(info)
-        frames.append(atoms)
-    return frames
+def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:
+    atoms = Atoms(numbers=numbers, scaled_positions=frame.frac_coords, cell=frame.lattice, pbc=True)
+    info = dict(frame.info)
+    if "energy" in info:  # where ASE looks for it
+        atoms.calc = SinglePointCalculator(atoms, energy=info.pop("energy"))
+    atoms.info.update(info)
+    return atoms

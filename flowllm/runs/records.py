@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,38 +14,38 @@ from pymatgen.core import Structure
 from flowllm.errors import UserError
 from flowllm.runs.sharded import LAYOUT, RunFolder
 
-_DECIMALS = 8  # of an Angstrom in a trajectory, as many as extxyz keeps
+_DECIMALS = 8  # in a trajectory, as many as extxyz keeps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frames:
-    """The states of a crystal of N atoms on its way, F of them in the order of time.
+class Frame:
+    """One state of a crystal of N atoms on its way from the initial to the final crystal.
 
     Attributes:
-        lattice: (F, 3, 3) rows a, b, c, Angstrom.
-        cart_coords: (F, N, 3) in the order of the crystal's sites, Angstrom.
-        info: (F,) numbers by name, such as the time `t` of a flow. `energy` is in eV per cell.
+        lattice: (3, 3) rows a, b, c, Angstrom.
+        frac_coords: (N, 3) in the order of the crystal's sites.
+        info: numbers by name, such as the time `t` of a flow or the `energy` in eV per cell.
     """
 
-    lattice: NDArray[np.float64]
-    cart_coords: NDArray[np.float64]
-    info: Mapping[str, NDArray[np.float64]]
+    lattice: NDArray[np.floating]
+    frac_coords: NDArray[np.floating]
+    info: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the frames as plain JSON, rounded to 1e-8 Angstrom."""
+        """Return the state as plain JSON, rounded to eight decimals."""
         return {
-            "lattice": np.round(self.lattice, _DECIMALS).tolist(),
-            "cart_coords": np.round(self.cart_coords, _DECIMALS).tolist(),
-            "info": {name: np.asarray(values).tolist() for name, values in self.info.items()},
+            "lattice": _rounded(self.lattice),
+            "frac_coords": _rounded(self.frac_coords),
+            "info": dict(self.info),
         }
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Frames:
-        """Return the frames that `to_json` has written."""
+    def from_json(cls, content: Mapping[str, Any]) -> Frame:
+        """Return the state that `to_json` has written."""
         return cls(
             lattice=np.array(content["lattice"], dtype=float),
-            cart_coords=np.array(content["cart_coords"], dtype=float),
-            info={name: np.array(v, dtype=float) for name, v in content["info"].items()},
+            frac_coords=np.array(content["frac_coords"], dtype=float),
+            info=content["info"],
         )
 
 
@@ -59,9 +59,9 @@ class CrystalRecord:
         initial_structure: the crystal before the last step: the prior's sample, the crystal as it
             was read, the mutation as it was proposed; None if there was none.
         failure: why there is no final crystal, else None.
-        properties: values of the command's own columns by name; those that do not exist are absent.
+        properties: values of the command's own columns by name; missing ones are absent.
         rejects: answers of the prior that were refused, by reason.
-        trajectory: the states from the initial to the final crystal; None unless requested.
+        trajectory: states in the order of time; None unless requested, empty if left out.
     """
 
     id: str
@@ -70,7 +70,7 @@ class CrystalRecord:
     failure: str | None = None
     properties: dict[str, float | int | str] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
-    trajectory: Frames | None = None
+    trajectory: Sequence[Frame] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON; structures as pymatgen dicts, which keep every bit."""
@@ -87,7 +87,7 @@ class CrystalRecord:
         if odd:
             content["non_finite"] = odd
         if self.trajectory is not None:
-            content["trajectory"] = self.trajectory.to_json()
+            content["trajectory"] = [frame.to_json() for frame in self.trajectory]
         return content
 
     @classmethod
@@ -96,10 +96,10 @@ class CrystalRecord:
 
         Args:
             content: plain JSON.
-            trajectory: False leaves the trajectory out, the largest part.
+            trajectory: False leaves the states out, the largest part.
         """
         odd = {name: float(text) for name, text in content.get("non_finite", {}).items()}
-        frames = content.get("trajectory") if trajectory else None
+        frames = content.get("trajectory")
         return cls(
             id=content["id"],
             structure=_structure(content["structure"]),
@@ -107,7 +107,9 @@ class CrystalRecord:
             failure=content["failure"],
             properties={**content["properties"], **odd},
             rejects=dict(content["rejects"]),
-            trajectory=None if frames is None else Frames.from_json(frames),
+            trajectory=None
+            if frames is None
+            else [Frame.from_json(f) for f in frames if trajectory],
         )
 
 
@@ -116,7 +118,7 @@ def read_records(folder: RunFolder, *, trajectories: bool = True) -> Iterator[Cr
 
     Args:
         folder: a run of a command that makes crystals.
-        trajectories: False leaves the trajectories out, the largest part.
+        trajectories: False leaves the states out, the largest part.
 
     Raises:
         UserError: if shards are missing or damaged, or are of another version of this program.
@@ -128,6 +130,10 @@ def read_records(folder: RunFolder, *, trajectories: bool = True) -> Iterator[Cr
         )
     for content in folder.records():
         yield CrystalRecord.from_json(content, trajectory=trajectories)
+
+
+def _rounded(values: NDArray[np.floating]) -> list[Any]:
+    return np.round(values.astype(float), _DECIMALS).tolist()
 
 
 def _is_json(value: float | int | str) -> bool:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -35,11 +35,12 @@ Setup = Callable[[], Any]
 Progress = Callable[[int], None]
 """Takes the number of records that were finished since its last call."""
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _LOG_EVERY = 30.0  # seconds
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Records `start` to `start + count - 1` of a run; they make shard number `index`."""
 
     index: int
@@ -118,9 +119,9 @@ class RunFolder:
         Raises:
             UserError: if `path` is not a run folder, or its manifest is damaged.
         """
-        run, info = read_identity(Path(path), _MANIFEST)
+        run, info = read_identity(Path(path), MANIFEST)
         if not (isinstance(run.get("total"), int) and isinstance(run.get("batch_size"), int)):
-            raise UserError(f"{path}/{_MANIFEST} is of another program; choose another folder")
+            raise UserError(f"{path}/{MANIFEST} is of another program; choose another folder")
         return cls(Path(path), run, info)
 
     @property
@@ -271,7 +272,7 @@ def run_job(
             raise UserError(f"{name} is {value}; give {minimum} or more")
     out = Path(out)
     run = {**manifest, "layout": LAYOUT, "total": total, "batch_size": batch_size}
-    with claimed(out, _MANIFEST, run, info=info or {}):
+    with claimed(out, MANIFEST, run, info=info or {}):
         folder = RunFolder.open(out)
         _resume(folder)
         missing = folder.missing
