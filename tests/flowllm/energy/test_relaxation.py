@@ -17,6 +17,8 @@ from ase import units
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from click.testing import CliRunner
+from flowllm.energy.relaxed_run import RelaxedRun, read_relaxed
+from flowllm.runs.outcome import Outcome
 from pymatgen.core import Lattice, Structure
 
 from flowllm.cli import cli
@@ -26,9 +28,7 @@ from flowllm.energy import relaxation as relaxing
 from flowllm.energy.formation import formation_energy_per_atom, read_references
 from flowllm.energy.minimization import relax
 from flowllm.energy.relaxation import relax_crystals
-from flowllm.energy.relaxed_run import RelaxedRun, read_relaxed
 from flowllm.errors import UserError
-from flowllm.runs.outcome import Outcome
 from flowllm.runs.sharded import run_job
 from flowllm.system.isolation import Isolated
 
