@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from flowllm.errors import UserError
 
 
@@ -13,6 +11,8 @@ def pick_device(device: str) -> str:
     Raises:
         UserError: another name, or a GPU that is not there.
     """
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

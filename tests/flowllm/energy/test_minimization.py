@@ -10,7 +10,7 @@ from ase.calculators.lj import LennardJones
 from pymatgen.core import Lattice, Structure
 
 from flowllm.energy.calculators import load_calculator
-from flowllm.energy.minimization import relax
+from flowllm.energy.minimization import relax_structure
 from flowllm.errors import UserError
 from support import SHARED
 
@@ -29,18 +29,18 @@ def argon() -> Calculator:
 
 def test_argon_relaxes_to_the_known_lattice() -> None:
     # fcc Lennard-Jones crystal: nearest neighbours at 1.09 sigma, so a = 1.09 * sqrt(2) * 3.4.
-    found = relax(ARGON, argon(), stress_limit=1e-3)
+    found = relax_structure(ARGON, argon(), stress_limit=1e-3)
     assert found.failure is None
     assert found.structure.lattice.a == pytest.approx(1.09 * 2**0.5 * 3.4, rel=0.01)
     assert found.energy_per_atom < 0
     assert ARGON.lattice.a == 5.4
-    stopped = relax(ARGON, argon(), stress_limit=1e-3, step_limit=1)
+    stopped = relax_structure(ARGON, argon(), stress_limit=1e-3, step_limit=1)
     assert stopped.failure == "relaxation: not converged in 1 steps"
 
 
 @pytest.mark.skipif(not POTENTIAL.is_dir(), reason="the MatPES potential is not at hand")
 def test_rock_salt_relaxes_with_matgl() -> None:
-    found = relax(NACL, load_calculator(f"matgl:{POTENTIAL}"))
+    found = relax_structure(NACL, load_calculator(f"matgl:{POTENTIAL}"))
     # a = 5.69 Angstrom of the conventional cell, PBE.
     assert (4 * found.structure.volume) ** (1 / 3) == pytest.approx(5.69, abs=0.03)
 

@@ -1,9 +1,11 @@
-"""mutate: what it computes, writes and refuses."""
+"""mutate: its draws, files and refusals."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from pymatgen.core import Lattice, Structure
 
 from flowllm.cli import cli
 from flowllm.crystals.io import Crystal, read, write
+from flowllm.energy import calculators
 from flowllm.generation import mutation as mutate
+from flowllm.generation.mutation import MutationConfig
+from flowllm.system.options import specs
 from llm_prior.swaps import allowed_swaps
 
 NACL = Structure(
@@ -41,7 +46,7 @@ def call(*arguments: object) -> Result:
 
 
 class Blind(Calculator):
-    """A potential that holds every crystal for relaxed, and knows no sodium."""
+    """A potential that takes every crystal for relaxed, and has no parameters for sodium."""
 
     implemented_properties = ["energy", "forces", "stress"]
 
@@ -57,10 +62,11 @@ class Blind(Calculator):
 def test_options_are_the_functions_arguments_with_their_defaults() -> None:
     arguments = inspect.signature(mutate.mutate).parameters
     values = cli.commands["mutate"].make_context("mutate", ["x", "-n", "1", "--out", "y"]).params
-    assert values.keys() == arguments.keys() - {"progress"}
+    own = arguments.keys() - {"progress", "config", "options"}
+    assert values.keys() == own | specs(MutationConfig).keys()
     for key in values:
-        default = arguments[key].default
-        assert default is inspect.Parameter.empty or values[key] == default, key
+        default = arguments[key].default if key in own else None
+        assert default is inspect.Parameter.empty or values[key] in (None, default), key
 
 
 @pytest.mark.parametrize("method", ["llm", "uniform"])
@@ -98,10 +104,68 @@ def test_mutations_change_one_element_and_nothing_else(
     assert lost.read_bytes() == before
 
 
+@pytest.mark.parametrize("method", ["llm", "uniform"])
+def test_a_mutation_depends_on_its_index_and_not_on_the_batch(
+    file: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swaps(n: int, name: str) -> list[tuple[Any, ...]]:
+        outcome = mutate.mutate(file, n, out=tmp_path / name, method=method, seed=4, device="cpu")
+        return [(c.properties["parent"], c.properties["swap"]) for c in outcome.crystals]
+
+    whole = swaps(20, "whole")
+    assert len(set(whole)) > 3
+    monkeypatch.setattr(mutate, "_BATCH_SIZE", 3)
+    assert swaps(20, "small") == whole
+    assert swaps(7, "few") == whole[:7]
+
+
+def test_too_few_different_swaps_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Na has no partner of its size, and Cl only N: all eight are NaN, sodium nitride.
+    salt = write([Crystal(id="salt", structure=NACL)], tmp_path / "salt.jsonl")
+    asked: dict[str, Any] = {"method": "uniform", "progress": False}
+    outcome = mutate.mutate(salt, 8, out=tmp_path / "many", **asked)
+    assert {c.properties["swap"] for c in outcome.crystals} == {"Cl->N"}
+    (message,) = caplog.messages
+    assert message == (
+        f"the crystals of {salt} allow 1 different swaps (none for Na), so that some of the 8 "
+        "mutations are repeated; give more crystals or leave the swap table out (--no-swap-table)"
+    )
+    caplog.clear()
+    mutate.mutate(salt, 1, out=tmp_path / "one", **asked)
+    assert not caplog.messages
+
+
+def test_a_run_is_relaxed_crystal_by_crystal(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calculators, "load_calculator", lambda potential, check: Blind())
+    monkeypatch.setattr(calculators, "potential_identity", lambda potential: {"name": potential})
+    config = MutationConfig(method="uniform", potential="CHGNet")
+    mutate.mutate(file, 5, config, out=tmp_path / "run", progress=False)
+    assert len(list((tmp_path / "run" / "shards").iterdir())) == 5
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())["run"]
+    assert manifest["potential"] == {"name": "chgnet"}
+
+
+def test_settings_can_be_checked_without_torch() -> None:
+    code = """
+import sys
+from flowllm.generation.mutation import MutationConfig
+try:
+    MutationConfig(potential="no potential")
+except ValueError as error:
+    assert "unknown potential" in str(error)
+assert not {"torch", "transformers", "chgnet"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_failed_relaxation_is_recorded_alone(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mutate, "load_calculator", lambda potential, check: Blind())
+    monkeypatch.setattr(calculators, "load_calculator", lambda potential, check: Blind())
     result = call(
         *("mutate", file, "-n", 12, "--method", "uniform"),
         *("--potential", "blind:Blind", "--out", tmp_path / "run"),
@@ -112,7 +176,7 @@ def test_a_failed_relaxation_is_recorded_alone(
         failed = row["parent"] == "salt"
         assert (row["structure"] is None) == failed
         assert row["failure"] == ("relaxation: no parameters for Na" if failed else None)
-        assert row["proposed"] is not None
+        assert row["initial_structure"] is not None
     assert {row["parent"] for row in rows} == {"salt", "blende"}
     assert "failed: relaxation: no parameters for Na" in result.stderr
 
@@ -120,7 +184,10 @@ def test_a_failed_relaxation_is_recorded_alone(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mutate", "FILE", "-n", 1, "--out", "OUT", "--temperature", -1), "temperature -1"),
+        (("mutate", "FILE", "-n", 1, "--out", "OUT", "--temperature", -1), "temperature is -1"),
+        (("mutate", "FILE", "-n", 0, "--out", "OUT"), "n is 0; give a number at least 1"),
+        (("mutate", "nowhere.cif", "-n", 1, "--out", "OUT"), "nowhere.cif: no such file"),
+        (("mutate", "FILE", "-n", 1, "--out", "FILE"), "is a file; choose a new folder"),
         (
             ("mutate", "FILE", "-n", 1, "--out", "OUT", "--method", "uniform", "--no-swap-table"),
             "method uniform draws from the swap table",
