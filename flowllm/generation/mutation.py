@@ -198,7 +198,7 @@ def _load(
 
 def _choices(structure: Structure, swap_table: bool) -> dict[str, list[str]]:
     """Return the elements that may replace each element of a crystal, for those that have any."""
-    from llm_prior.swaps import allowed_swaps
+    from llm_prior import allowed_swaps
     from llm_prior.text import SYMBOLS
 
     present = [element.symbol for element in structure.composition.elements]
@@ -295,7 +295,7 @@ def _chances(
     """Return the probabilities of the candidates for each crystal; even ones without a prior."""
     if prior is None:
         return [dict.fromkeys(symbols, 1 / len(symbols)) for symbols in candidates]
-    from llm_prior.infill import element_probabilities
+    from llm_prior import element_probabilities
 
     return element_probabilities(
         prior, structures, olds, temperature=temperature, candidates=candidates
