@@ -133,7 +133,8 @@ def read_records(folder: RunFolder, *, trajectories: bool = True) -> Iterator[Cr
 
 
 def _rounded(values: NDArray[np.floating]) -> list[Any]:
-    return np.round(values.astype(float), _DECIMALS).tolist()
+    rounded: list[Any] = (np.round(values.astype(float), _DECIMALS) + 0.0).tolist()  # no -0.0
+    return rounded
 
 
 def _is_json(value: float | int | str) -> bool:

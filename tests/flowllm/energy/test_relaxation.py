@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import math
@@ -29,7 +28,6 @@ from flowllm.energy.relaxation import RelaxedRun, read_relaxed, relax, relax_cry
 from flowllm.errors import UserError
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome
 from flowllm.runs.sharded import run_job
-from flowllm.system.isolation import Isolated
 from flowllm.system.options import specs
 
 # What a potential may do: silver ends the process, gold hangs, palladium has no finite energy.
@@ -207,21 +205,6 @@ def test_a_cell_that_explodes_is_stopped() -> None:
     exploded = relax_structure(CRYSTALS[0].structure, Slow(-10.0), step_limit=10000)
     assert exploded.failure is not None
     assert "A^3 an atom" in exploded.failure
-
-
-def test_a_process_that_cannot_be_set_up_is_an_error(capfd: pytest.CaptureFixture) -> None:
-    isolated = Isolated(functools.partial(int, "x"), max, what="potential x")
-    with pytest.raises(UserError, match="potential x could not be loaded .* exit code 1"):
-        isolated(1, time_limit=10)
-
-
-def test_a_process_that_died_between_two_crystals_is_replaced() -> None:
-    isolated = Isolated(functools.partial(int, "1"), max, what="potential x")
-    assert isolated(2, time_limit=60) == 2
-    isolated._process.kill()
-    isolated._process.join()
-    assert isolated(3, time_limit=60) == 3
-    isolated.close()
 
 
 def test_the_command_has_the_functions_arguments(tmp_path: Path) -> None:
