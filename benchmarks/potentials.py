@@ -24,8 +24,8 @@ import numpy as np
 from flowllm.crystals.io import read
 from flowllm.energy.formation import read_references
 from flowllm.energy.hull import read_hull
-from flowllm.energy.relaxation import POTENTIAL, relax_crystals
-from flowllm.energy.relaxed_run import read_relaxed
+from flowllm.energy.calculators import POTENTIAL
+from flowllm.energy.relaxation import read_relaxed, relax_crystals
 from flowllm.metrics.refinement import refinement, refinement_figures
 from flowllm.metrics.stability import hull_distances
 

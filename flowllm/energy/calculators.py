@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystals.crystal import to_atoms
-from flowllm.energy.minimization import CALCULATOR_ERRORS, relax
+from flowllm.energy.minimization import CALCULATOR_ERRORS, relax_structure
 from flowllm.errors import UserError, one_line
 from flowllm.system.files import sha256_folder
 
@@ -45,6 +45,22 @@ _MATGL_SCHEMES: dict[str, EnergyScheme] = {
 }
 _NOT_IN_MPTRJ = frozenset({"Po", "At", "Rn", "Fr", "Ra"})
 _VOLUME_TOLERANCE = 0.10  # of the volume, 3% of a length: what functionals differ by among them
+
+
+def check_potential_name(potential: str) -> str:
+    """Return the canonical form of the name of a potential; nothing is loaded.
+
+    Raises:
+        UserError: if there is no such kind of potential.
+    """
+    if not isinstance(potential, str):
+        raise _unknown(potential)
+    if potential.casefold() == "chgnet":
+        return "chgnet"
+    module, colon, name = potential.partition(":")
+    if not (module and colon and name):
+        raise _unknown(potential)
+    return potential
 
 
 def load_calculator(potential: str, *, check: bool = True) -> Calculator:
@@ -116,7 +132,7 @@ def check_calculator(potential: str, calculator: Calculator) -> None:
                 energies.append(float(atoms.get_potential_energy()))
             if not energies[0] < energies[1]:
                 raise _wrong(potential, f"it puts {name} above {other}")
-            relaxed = relax(right, calculator, step_limit=100).structure
+            relaxed = relax_structure(right, calculator, step_limit=100).structure
             if relaxed is None:
                 raise _wrong(potential, f"{name} does not relax")
             error = relaxed.volume / right.volume - 1

@@ -1,51 +1,66 @@
-"""Relaxing one crystal, cell and positions, with an interatomic potential."""
+"""Relaxation of one crystal, cell and positions, with an interatomic potential.
+
+ASE and pymatgen are imported with the first relaxation, so that bad options are refused at once.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import Atoms, units
-from ase.calculators.calculator import Calculator
-from ase.filters import FrechetCellFilter
-from ase.optimize import FIRE
-from numpy.typing import NDArray
-from pymatgen.core import Structure
 
-from flowllm.crystals.crystal import to_atoms, to_structure
 from flowllm.errors import InvalidCrystal, one_line
+from flowllm.system.options import Options, from_arguments, option
 
-FORCE_LIMIT = 0.05  # eV/Angstrom
-STRESS_LIMIT = 0.5  # GPa; half a meV an atom in a crystal of bulk modulus 50 GPa
-STEP_LIMIT = 500
-TIME_LIMIT = 600.0  # seconds for one crystal
-# What calculators are seen to raise when a crystal falls apart or has an element they do not know.
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import Calculator
+    from pymatgen.core import Structure
+
+    from flowllm.runs.records import Frame
+
+# Raised by calculators when a crystal falls apart or has an element that they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
-_VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3 an atom; beyond it a crystal has collapsed or exploded
+_VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3/atom; beyond it a crystal has collapsed or exploded
 
 
-class Frame(NamedTuple):
-    """A crystal on its way: atoms in the order of the crystal."""
+@dataclass(frozen=True, kw_only=True)
+class RelaxationConfig(Options):
+    """When a relaxation ends, and whether its steps are kept."""
 
-    lattice: NDArray[np.float64]  # (3, 3), Angstrom
-    cart_coords: NDArray[np.float64]  # (N, 3), Angstrom
-    energy: float  # eV per cell
+    force_limit: float = option(
+        0.05, "Largest force on an atom at the end.", unit="eV/Angstrom", above=0
+    )
+    # Half a meV/atom in a crystal of bulk modulus 50 GPa.
+    stress_limit: float = option(
+        0.5, "Largest component of the stress at the end.", unit="GPa", above=0
+    )
+    step_limit: int = option(500, "Most steps; a crystal that needs more has failed.", minimum=1)
+    time_limit: float = option(
+        600.0,
+        "Most time for a crystal; which crystals it stops depends on the load of the machine.",
+        unit="seconds",
+        above=0,
+    )
+    trajectories: bool = option(False, "Keep every step, in trajectories/ID.extxyz.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Relaxation:
-    """What became of one crystal.
+    """The outcome for one crystal.
 
     Attributes:
-        structure: relaxed, or None if that failed.
-        energy_per_atom: eV/atom of `structure` by the potential, or None.
-        initial_energy_per_atom: eV/atom of the crystal as it came, or None if there is none.
-        steps: of the optimiser.
+        structure: the relaxed crystal; None if it failed.
+        energy_per_atom: of `structure` by the potential, eV/atom; None if it failed.
+        initial_energy_per_atom: of the given crystal, eV/atom; None if it has no energy.
+        steps: of the optimizer.
         failure: why there is no structure, else None.
-        frames: the way there, the crystal as it came first; only on request.
+        frames: the crystal at every step, the given one first, with the `energy` (eV per cell);
+            None if they were not kept, or there is no step.
     """
 
     structure: Structure | None
@@ -53,109 +68,121 @@ class Relaxation:
     initial_energy_per_atom: float | None = None
     steps: int
     failure: str | None = None
-    frames: tuple[Frame, ...] | None = None
+    frames: Sequence[Frame] | None = None
 
 
-def relax(
+def relax_structure(
     structure: Structure,
     calculator: Calculator,
     *,
-    force_limit: float = FORCE_LIMIT,
-    stress_limit: float = STRESS_LIMIT,
-    step_limit: int = STEP_LIMIT,
-    time_limit: float | None = None,
-    keep_frames: bool = False,
+    config: RelaxationConfig | None = None,
+    **options: Any,
 ) -> Relaxation:
-    """Move atoms and cell to the nearest minimum of the energy.
+    """Relax one crystal to the nearest minimum of the energy at zero pressure.
 
     FIRE (Bitzek et al. 2006, PRL 97, 170201) on positions and cell together (ASE's
-    `FrechetCellFilter`), at zero pressure.
+    `FrechetCellFilter`).
 
     Args:
         structure: an ordered crystal; not changed.
         calculator: energy, forces and stress in ASE's units (eV, Angstrom).
-        force_limit: the largest force on an atom at the end, eV/Angstrom.
-        stress_limit: the largest component of the stress at the end, GPa.
-        step_limit: most steps; a crystal that needs more has failed.
-        time_limit: most seconds, looked at after every step; None: as long as it takes.
-        keep_frames: keep the crystal of every step.
+        config: limits; None: the defaults.
+        **options: fields of `RelaxationConfig`, in place of those of `config`.
 
     Returns:
-        The crystal, or why there is none: a failure is this crystal's alone.
+        The relaxed crystal, or why there is none.
+
+    Raises:
+        UserError: if an option is unknown or out of range.
     """
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE
+
+    from flowllm.crystals.crystal import to_atoms, to_structure
+
+    limits = from_arguments(RelaxationConfig, options, base=config)
     atoms = to_atoms(structure)
     atoms.calc = calculator
     start = time.monotonic()
-    walk = _Walk(len(atoms), keep_frames)
+    path = _Path(len(atoms), limits.trajectories)
     try:
         optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
         # fmax 0 is never reached: ASE's own rule takes force and stress for one number.
-        for _ in optimizer.irun(fmax=0.0, steps=step_limit):
-            walk.steps = optimizer.nsteps
-            if (wrong := walk.add(atoms)) is not None:
-                return walk.failed(wrong)
-            if _converged(atoms, force_limit, stress_limit):
+        for _ in optimizer.irun(fmax=0.0, steps=limits.step_limit):
+            path.steps = optimizer.nsteps
+            if (problem := path.add(atoms)) is not None:
+                return path.failed(problem)
+            if _converged(atoms, limits):
                 break
-            if time_limit is not None and time.monotonic() - start > time_limit:
-                return walk.failed(f"over the time limit of {time_limit:g} s")
+            if time.monotonic() - start > limits.time_limit:
+                return path.failed(f"over the time limit of {limits.time_limit:g} s")
         else:
-            return walk.failed(f"not converged in {step_limit} steps")
+            return path.failed(f"not converged in {limits.step_limit} steps")
         relaxed = to_structure(atoms)
     except InvalidCrystal as error:
-        return walk.failed(error.detail)
+        return path.failed(error.detail)
     except CALCULATOR_ERRORS as error:
-        return walk.failed(one_line(error))
-    return walk.result(relaxed, None)
+        return path.failed(one_line(error))
+    return path.result(relaxed, None)
 
 
-def failed(why: str) -> Relaxation:
-    """A relaxation that came to nothing before its first step was known."""
-    return _Walk(1, False).failed(why)
+def failed(reason: str) -> Relaxation:
+    """Return a relaxation that failed before its first step.
+
+    Args:
+        reason: follows `relaxation: ` in the failure.
+    """
+    return _Path(1, False).failed(reason)
 
 
-def _converged(atoms: Atoms, force_limit: float, stress_limit: float) -> bool:
+def _converged(atoms: Atoms, limits: RelaxationConfig) -> bool:
+    from ase import units
+
     force = np.linalg.norm(atoms.get_forces(), axis=1).max()
     stress = np.abs(atoms.get_stress()).max() / units.GPa
-    return bool(force <= force_limit and stress <= stress_limit)
+    return bool(force <= limits.force_limit and stress <= limits.stress_limit)
 
 
-class _Walk:
-    """The energies, and if wanted the crystals, that the optimiser came by."""
+class _Path:
+    """The energies, and on request the crystals, at the steps of the optimizer."""
 
-    def __init__(self, num_atoms: int, keep_frames: bool) -> None:
+    def __init__(self, num_atoms: int, keep_crystals: bool) -> None:
         self.num_atoms = num_atoms
+        self.keep_crystals = keep_crystals
         self.steps = 0
-        self.first: float | None = None  # eV per cell
-        self.last: float | None = None
-        self.frames: list[Frame] | None = [] if keep_frames else None
+        self.energies: list[float] = []  # eV per cell
+        self.frames: list[Frame] = []
 
     def add(self, atoms: Atoms) -> str | None:
-        """Look at a step; what is wrong with it, or None."""
+        """Add a step and return its problem, or None."""
         energy = float(atoms.get_potential_energy())
         if not math.isfinite(energy):
             return "the energy is not finite"
         low, high = _VOLUME_RANGE
         if not low <= (volume := atoms.cell.volume / self.num_atoms) <= high:
             return f"the cell went to {volume:.3g} A^3 an atom"
-        self.first = energy if self.first is None else self.first
-        self.last = energy
-        if self.frames is not None:
-            self.frames.append(Frame(np.array(atoms.cell), atoms.positions.copy(), energy))
+        self.energies.append(energy)
+        if self.keep_crystals:
+            self._keep(atoms, energy)
         return None
 
-    def failed(self, why: str) -> Relaxation:
-        return self.result(None, f"relaxation: {why}")
+    def _keep(self, atoms: Atoms, energy: float) -> None:
+        from flowllm.runs.records import Frame
+
+        coords = atoms.get_scaled_positions(wrap=False)  # an atom moves without jumps
+        lattice = np.array(atoms.cell)
+        self.frames.append(Frame(lattice=lattice, frac_coords=coords, info={"energy": energy}))
+
+    def failed(self, reason: str) -> Relaxation:
+        return self.result(None, f"relaxation: {reason}")
 
     def result(self, structure: Structure | None, failure: str | None) -> Relaxation:
-        first, last = (
-            None if energy is None else energy / self.num_atoms
-            for energy in (self.first, self.last)
-        )
+        energies = [energy / self.num_atoms for energy in self.energies]
         return Relaxation(
             structure=structure,
-            energy_per_atom=None if structure is None else last,
-            initial_energy_per_atom=first,
+            energy_per_atom=None if structure is None else energies[-1],
+            initial_energy_per_atom=energies[0] if energies else None,
             steps=self.steps,
             failure=failure,
-            frames=None if self.frames is None else tuple(self.frames),
+            frames=self.frames or None,
         )

@@ -1,98 +1,88 @@
-"""Many crystals relaxed as a run folder, each where it can harm no other."""
+"""Relaxation of many crystals as a run folder, each crystal isolated from the others.
+
+Heavy libraries are imported when the work begins, so that bad arguments are refused at once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ase.io
-import pyarrow as pa
-import pyarrow.parquet as pq
-from ase import Atoms
-from ase.calculators.calculator import Calculator
-from ase.calculators.singlepoint import SinglePointCalculator
-from pymatgen.core import Structure
-
-from flowllm.crystals.cells import NIGGLI_TOLERANCE
-from flowllm.crystals.cif import cif_text
-from flowllm.crystals.io import Crystal, read, write
-from flowllm.crystals.noble_gases import electronegativity_unheard
-from flowllm.energy.calculators import POTENTIAL, energy_scheme, load_calculator, potential_identity
-from flowllm.energy.minimization import (
-    FORCE_LIMIT,
-    STEP_LIMIT,
-    STRESS_LIMIT,
-    TIME_LIMIT,
-    Relaxation,
-    failed,
-    relax,
+from flowllm.energy.calculators import (
+    POTENTIAL,
+    check_potential_name,
+    energy_scheme,
+    load_calculator,
+    potential_identity,
 )
+from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
 from flowllm.errors import UserError
-from flowllm.runs.outcome import Outcome, file_names, write_cifs
-from flowllm.runs.sharded import RunFolder, run_job
-from flowllm.system.isolation import Isolated, Lost
-from flowllm.system.versions import versions
+from flowllm.system.options import from_arguments
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+    from pymatgen.core import Structure
+
+    from flowllm.crystals.crystal import Crystal
+    from flowllm.runs.outputs import Outcome
+    from flowllm.runs.sharded import Batch, Progress
+    from flowllm.system.isolation import Isolated
 
 logger = logging.getLogger(__name__)
 
 _GRACE = 30.0  # seconds in which a step that began within the time limit may end
 _TOO_MANY_FAILED = 0.05
-_TABLE = pa.schema(
-    {
-        **dict.fromkeys(("id", "formula"), pa.string()),
-        "num_atoms": pa.int64(),
-        **dict.fromkeys(("cif", "structure", "initial_structure"), pa.string()),
-        **dict.fromkeys(("energy_per_atom", "initial_energy_per_atom"), pa.float64()),
-        "steps": pa.int64(),
-        "failure": pa.string(),
-    }
-)
 
 
-def relax_file(
+def relax(
     file: str | Path,
     *,
-    potential: str = POTENTIAL,
     out: str | Path,
-    force_limit: float = FORCE_LIMIT,
-    stress_limit: float = STRESS_LIMIT,
-    step_limit: int = STEP_LIMIT,
-    time_limit: float = TIME_LIMIT,
-    trajectories: bool = False,
+    potential: str = POTENTIAL,
+    config: RelaxationConfig | None = None,
     limit: int | None = None,
     skip_invalid: bool = False,
     workers: int = 1,
     progress: bool = True,
+    **options: Any,
 ) -> Outcome:
-    """Relax the crystals of `file`, anything that `flowllm.crystals.io.read` reads.
+    """Relax the crystals of a file, cell and positions, into a run folder; see `relax_crystals`.
 
     Args:
-        file: the crystals.
-        limit: the first so many rows only.
+        file: crystals, anything that `flowllm.crystals.io.read` reads.
+        out: the run folder.
+        potential: see `flowllm.energy.calculators.load_calculator`.
+        config: limits of each relaxation; None: the defaults.
+        limit: relax the first `limit` rows only.
         skip_invalid: leave bad rows out and count them.
+        workers: crystals at a time.
+        progress: show a bar on a terminal.
+        **options: fields of `RelaxationConfig`, in place of those of `config`.
 
-    The others are those of `relax_crystals`.
+    Returns:
+        The relaxed crystals and the failures.
 
     Raises:
-        UserError: bad file, potential, limit or folder.
+        UserError: if the file, the potential, an option or the folder is bad.
     """
-    crystals = read(file, skip_invalid=skip_invalid, limit=limit)
+    potential = check_potential_name(potential)
+    config = from_arguments(RelaxationConfig, options, base=config)
+    from flowllm.crystals.io import read
+
     return relax_crystals(
-        crystals,
-        potential=potential,
+        read(file, skip_invalid=skip_invalid, limit=limit),
         out=out,
-        force_limit=force_limit,
-        stress_limit=stress_limit,
-        step_limit=step_limit,
-        time_limit=time_limit,
-        trajectories=trajectories,
+        potential=potential,
+        config=config,
         workers=workers,
         progress=progress,
     )
@@ -101,65 +91,57 @@ def relax_file(
 def relax_crystals(
     crystals: Sequence[Crystal],
     *,
-    potential: str = POTENTIAL,
     out: str | Path,
-    force_limit: float = FORCE_LIMIT,
-    stress_limit: float = STRESS_LIMIT,
-    step_limit: int = STEP_LIMIT,
-    time_limit: float = TIME_LIMIT,
-    trajectories: bool = False,
+    potential: str = POTENTIAL,
+    config: RelaxationConfig | None = None,
     workers: int = 1,
     progress: bool = True,
+    **options: Any,
 ) -> Outcome:
     """Relax crystals, cell and positions, with a potential on the CPU.
 
-    Every crystal is relaxed in a process that may fall apart, hang or die with it: that is
-    recorded and the others go on.
+    Every crystal is relaxed in a process that may hang or die with it. That is recorded as its
+    failure, and the other crystals go on.
 
     Args:
-        crystals: each with its own id.
+        crystals: each with an id of its own.
+        out: run folder: `manifest.json`, `shards/` (one crystal each), then the files of
+            `flowllm.runs.outputs.publish_crystals`. Called again, a killed run goes on.
         potential: see `flowllm.energy.calculators.load_calculator`.
-        out: run folder: `manifest.json`, `shards/` (a crystal each), then `samples.parquet` (a row
-            each, the failed ones with why), `samples.extxyz` and `cif/`; called again, it goes on
-            where it was killed.
-        force_limit: the largest force on an atom at the end, eV/Angstrom.
-        stress_limit: the largest component of the stress at the end, GPa.
-        step_limit: most steps for a crystal.
-        time_limit: most seconds for a crystal; what it stops depends on how busy the machine is.
-        trajectories: keep every step, in `trajectories/ID.extxyz`.
-        workers: crystals at a time, in a process with one thread each.
+        config: limits of each relaxation; None: the defaults.
+        workers: crystals at a time, each in a process with one thread.
         progress: show a bar on a terminal.
+        **options: fields of `RelaxationConfig`, in place of those of `config`.
 
     Returns:
-        The folder, and the relaxed crystals in the order of `crystals`, with energy_per_atom,
-        initial_energy_per_atom (eV/atom) and steps.
+        The folder and the relaxed crystals in the order of `crystals`, with `energy_per_atom`,
+        `initial_energy_per_atom` (eV/atom) and `steps`.
 
     Raises:
-        UserError: no crystals, an id twice, a bad potential, limit or folder.
+        UserError: if there are no crystals, an id occurs twice, or the potential, an option or the
+            folder is bad.
     """
+    potential = check_potential_name(potential)
+    config = from_arguments(RelaxationConfig, options, base=config)
     if not crystals:
         raise UserError("there are no crystals to relax")
     repeated = [name for name, count in Counter(c.id for c in crystals).items() if count > 1]
     if repeated:
         raise UserError(f"the id {repeated[0]!r} occurs twice; give every crystal its own")
-    limits = {
-        "force_limit": force_limit,
-        "stress_limit": stress_limit,
-        "step_limit": step_limit,
-        "time_limit": time_limit,
-    }
-    for name, value in limits.items():
-        if not value > 0:
-            raise UserError(f"{name} is {value}; give more than 0")
-    scheme = energy_scheme(potential, load_calculator(potential))
+    import pyarrow as pa
+
+    from flowllm.crystals.cells import NIGGLI_TOLERANCE
+    from flowllm.runs.outputs import publish_crystals
+    from flowllm.runs.sharded import run_job
+    from flowllm.system.versions import versions
+
     manifest = {
         "command": "relax",
         "input": _sha256(crystals),
         "potential": potential_identity(potential),
-        "energy_scheme": scheme,
+        "energy_scheme": energy_scheme(potential, load_calculator(potential)),
         "niggli_tolerance": NIGGLI_TOLERANCE,
-        "trajectories": trajectories,
-        **limits,
+        **dataclasses.asdict(config),
     }
     start = time.monotonic()
     before = len(list(Path(out).glob("shards/*.jsonl")))
@@ -167,15 +149,20 @@ def relax_crystals(
         out,
         manifest=manifest,
         total=len(crystals),
-        batch_size=1,  # a kill loses the crystals at work, and no worker waits for another's
-        work=functools.partial(_relax_shard, crystals, time_limit),
-        setup=functools.partial(_isolate, potential, limits, trajectories),
+        batch_size=1,  # a kill loses the crystals at work, and no worker waits for another one
+        work=functools.partial(_relax_batch, crystals, config.time_limit),
+        setup=functools.partial(_isolate, potential, config),
         info=versions(),
         workers=workers,
         progress=progress,
         description="relaxing",
     )
-    outcome = _publish(run)
+    columns = {
+        "energy_per_atom": pa.float64(),
+        "initial_energy_per_atom": pa.float64(),
+        "steps": pa.int64(),
+    }
+    outcome = publish_crystals(run, columns)
     if new := len(crystals) - before:
         minutes = (time.monotonic() - start) / 60
         logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)
@@ -188,119 +175,125 @@ def relax_crystals(
     return outcome
 
 
-def _isolate(
-    potential: str, limits: Mapping[str, Any], keep_frames: bool
-) -> Isolated[Structure, Relaxation]:
+def _isolate(potential: str, config: RelaxationConfig) -> Isolated[Structure, Relaxation]:
+    from flowllm.system.isolation import Isolated
+
     return Isolated(
         functools.partial(load_calculator, potential, check=False),  # the parent has tested it
-        functools.partial(_relax_one, dict(limits), keep_frames),
+        functools.partial(_relax_one, config),
         what=f"potential {potential}",
     )
 
 
 def _relax_one(
-    limits: Mapping[str, Any], keep_frames: bool, calculator: Calculator, structure: Structure
+    config: RelaxationConfig, calculator: Calculator, structure: Structure
 ) -> Relaxation:
-    calculator.reset()  # nothing of the crystal before
-    return relax(structure, calculator, keep_frames=keep_frames, **limits)
+    calculator.reset()  # it must not take anything from the crystal before
+    return relax_structure(structure, calculator, config=config)
 
 
-def _relax_shard(
+def _relax_batch(
     crystals: Sequence[Crystal],
     time_limit: float,
     isolated: Isolated[Structure, Relaxation],
-    index: int,
-    start: int,
-    count: int,
+    batch: Batch,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
+    from flowllm.runs.records import CrystalRecord
+    from flowllm.system.isolation import Lost
+
     records = []
-    for crystal in crystals[start : start + count]:
+    for crystal in crystals[batch.start : batch.stop]:
         try:
             relaxed = isolated(crystal.structure, time_limit=time_limit + _GRACE)
         except Lost as error:
             relaxed = failed(str(error))
-        record = {
-            "id": crystal.id,
-            "structure": _plain(relaxed.structure),
-            "initial_structure": _plain(crystal.structure),
+        energies = {
             "energy_per_atom": relaxed.energy_per_atom,
             "initial_energy_per_atom": relaxed.initial_energy_per_atom,
-            "steps": relaxed.steps,
-            "failure": relaxed.failure,
         }
-        if relaxed.frames is not None:
-            record["frames"] = [
-                [frame.lattice.tolist(), frame.cart_coords.tolist(), frame.energy]
-                for frame in relaxed.frames
-            ]
-        records.append(record)
+        record = CrystalRecord(
+            id=crystal.id,
+            structure=relaxed.structure,
+            initial_structure=crystal.structure,
+            failure=relaxed.failure,
+            properties={
+                **{name: energy for name, energy in energies.items() if energy is not None},
+                "steps": relaxed.steps,
+            },
+            trajectory=relaxed.frames,
+        )
+        records.append(record.to_json())
+        progress(1)
     return records
-
-
-def _plain(structure: Structure | None) -> dict[str, Any] | None:
-    return None if structure is None else structure.as_dict(verbosity=0)
 
 
 def _sha256(crystals: Sequence[Crystal]) -> str:
     digest = hashlib.sha256()
     for crystal in crystals:
-        digest.update(json.dumps([crystal.id, _plain(crystal.structure)]).encode())
+        content = [crystal.id, crystal.structure.as_dict(verbosity=0)]
+        digest.update(json.dumps(content).encode())
     return digest.hexdigest()
 
 
-def _publish(folder: RunFolder) -> Outcome:
-    """Write the files for people from the shards, each whole or not at all."""
-    rows, crystals = [], []
-    for record in folder.records():
-        record.pop("frames", None)  # large: never all in memory
-        rows.append(_row(record))
-        if record["structure"] is not None:
-            names = ("energy_per_atom", "initial_energy_per_atom", "steps")
-            crystals.append(
-                Crystal(
-                    id=record["id"],
-                    structure=Structure.from_dict(record["structure"]),
-                    properties={name: record[name] for name in names},
-                )
-            )
-    table = pa.Table.from_pylist(rows, schema=_TABLE)
-    folder.publish("samples.parquet", lambda path: pq.write_table(table, path, compression="zstd"))
-    if crystals:
-        folder.publish("samples.extxyz", lambda path: write(crystals, path))
-        folder.publish("cif", functools.partial(write_cifs, crystals))
-    if folder.run["trajectories"]:
-        ids = [row["id"] for row in rows]
-        folder.publish(
-            "trajectories", lambda path: _write_trajectories(folder.records(), ids, path)
-        )
-    failures = Counter(row["failure"] for row in rows if row["failure"] is not None)
-    return Outcome(folder.path, crystals, failures)
+@dataclass(frozen=True, kw_only=True)
+class RelaxedRun:
+    """A finished run of `flowllm relax`, N crystals in their order.
+
+    Attributes:
+        ids: N names.
+        initial: the crystals as they were given.
+        structures: the relaxed crystals; None for those that failed.
+        energies_per_atom: of `structures` by the potential, eV/atom; None for those that failed.
+        initial_energies_per_atom: of `initial`, eV/atom; None for those without an energy.
+        steps: of the optimizer.
+        failures: why there is no structure, else None.
+        potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
+        scheme: of the energies; see `flowllm.energy.calculators.EnergyScheme`.
+    """
+
+    ids: tuple[str, ...]
+    initial: tuple[Structure, ...]
+    structures: tuple[Structure | None, ...]
+    energies_per_atom: tuple[float | None, ...]
+    initial_energies_per_atom: tuple[float | None, ...]
+    steps: tuple[int, ...]
+    failures: tuple[str | None, ...]
+    potential: Mapping[str, Any]
+    scheme: str
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
-    row = dict(record)
-    initial = Structure.from_dict(record["initial_structure"])
-    with electronegativity_unheard():
-        row["formula"] = initial.composition.reduced_formula
-    row["num_atoms"] = len(initial)
-    row["initial_structure"] = initial.to(fmt="json")
-    if record["structure"] is not None:
-        structure = Structure.from_dict(record["structure"])
-        row |= {"structure": structure.to(fmt="json"), "cif": cif_text(structure)}
-    return row
+def read_relaxed(path: str | Path) -> RelaxedRun:
+    """Read a finished run folder of `flowllm relax`.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        UserError: if it is no such folder, or the run is not finished.
+    """
+    from flowllm.runs.records import read_records
+    from flowllm.runs.sharded import RunFolder
+
+    folder = RunFolder.open(path)
+    if folder.run.get("command") != "relax":
+        raise UserError(f"{path} is no run of flowllm relax; relax its crystals first")
+    records = list(read_records(folder, trajectories=False))
+    return RelaxedRun(
+        ids=tuple(r.id for r in records),
+        initial=tuple(r.initial_structure for r in records if r.initial_structure is not None),
+        structures=tuple(r.structure for r in records),
+        energies_per_atom=tuple(_number(r.properties, "energy_per_atom") for r in records),
+        initial_energies_per_atom=tuple(
+            _number(r.properties, "initial_energy_per_atom") for r in records
+        ),
+        steps=tuple(int(r.properties["steps"]) for r in records),
+        failures=tuple(r.failure for r in records),
+        potential=folder.run["potential"],
+        scheme=folder.run["energy_scheme"],
+    )
 
 
-def _write_trajectories(
-    records: Iterator[Mapping[str, Any]], ids: Sequence[str], path: Path
-) -> None:
-    path.mkdir()
-    for record, name in zip(records, file_names(ids), strict=True):
-        if not record.get("frames"):  # its process was lost, or it had no energy
-            continue
-        numbers = Structure.from_dict(record["initial_structure"]).atomic_numbers
-        frames = []
-        for lattice, cart_coords, energy in record["frames"]:
-            atoms = Atoms(numbers=numbers, positions=cart_coords, cell=lattice, pbc=True)
-            atoms.calc = SinglePointCalculator(atoms, energy=energy)
-            frames.append(atoms)
-        ase.io.write(path / f"{name}.extxyz", frames, format="extxyz")
+def _number(properties: Mapping[str, float | int | str], name: str) -> float | None:
+    value = properties.get(name)
+    return None if value is None else float(value)

@@ -17,7 +17,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 
 from flowllm.crystals.io import Crystal, read
 from flowllm.errors import UserError, one_line
-from flowllm.runs.outcome import file_names
+from flowllm.runs.outputs import file_names
 from flowllm.system.files import publish
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,7 @@ from flowllm.energy.calculators import (
 )
 from flowllm.energy.formation import References
 from flowllm.energy.hull import Hull
-from flowllm.energy.relaxation import relax_crystals
-from flowllm.energy.relaxed_run import read_relaxed
+from flowllm.energy.relaxation import read_relaxed, relax_crystals
 from flowllm.evaluation.measured import Known, Measured
 from flowllm.evaluation.sets import GeneratedSet
 from flowllm.metrics.intervals import bootstrap

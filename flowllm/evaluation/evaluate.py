@@ -33,7 +33,7 @@ from flowllm.evaluation.sets import GeneratedSet, read_generated
 from flowllm.metrics.composition_scale import CompositionScale, read_scale
 from flowllm.metrics.validity import OXIDATION_STATES, check_oxidation_states
 from flowllm.runs.identity import claimed
-from flowllm.runs.outcome import file_names
+from flowllm.runs.outputs import file_names
 from flowllm.system.extras import require
 from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions

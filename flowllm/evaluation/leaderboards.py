@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flowllm.errors import UserError
 from flowllm.evaluation.sets import GeneratedSet
-from flowllm.runs.outcome import file_names
+from flowllm.runs.outputs import file_names
 from flowllm.system.files import publish
 
 logger = logging.getLogger(__name__)

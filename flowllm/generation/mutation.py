@@ -1,72 +1,72 @@
-"""New crystals from known ones, with one element given to another: the template method of
-CrystalLLM (Gruver et al. 2024, arXiv 2402.04379), as a run folder."""
+"""New crystals from known ones by swapping one element, as a run folder.
+
+The template method of CrystalLLM (Gruver et al. 2024, arXiv 2402.04379). Heavy libraries are
+imported when the work begins, so that bad arguments are refused at once.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from ase.calculators.calculator import Calculator
-from pymatgen.core import Structure
 
-from flowllm.crystals.cells import NIGGLI_TOLERANCE
-from flowllm.crystals.cif import cif_text
-from flowllm.crystals.io import Crystal, read, write
-from flowllm.energy.calculators import load_calculator, potential_identity
-from flowllm.energy.minimization import TIME_LIMIT, relax
+from flowllm.energy.calculators import check_potential_name
 from flowllm.errors import UserError
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
-from flowllm.runs.outcome import Outcome
-from flowllm.runs.sharded import RunFolder, batch_seed, run_job
+from flowllm.runs.identity import check_folder
+from flowllm.runs.sharded import MANIFEST, Batch, Progress, run_job, sample_seed
 from flowllm.system.device import pick_device
-from flowllm.system.files import sha256_path
+from flowllm.system.options import Options, from_arguments, option
 from flowllm.system.versions import versions
-from llm_prior import Prior, warn_of_untrained
-from llm_prior.infilling import allowed_swaps, element_probabilities, replace_element
-from llm_prior.text import SYMBOLS
 
-_BATCH_SIZE = 16  # few: a relaxation that is killed loses at most as many
-_TABLE = pa.schema(
-    {
-        **dict.fromkeys(("id", "parent", "swap"), pa.string()),
-        "probability": pa.float64(),
-        "formula": pa.string(),
-        "num_atoms": pa.int64(),
-        **dict.fromkeys(("cif", "structure", "proposed"), pa.string()),
-        "energy_per_atom": pa.float64(),
-        "steps": pa.int64(),
-        "failure": pa.string(),
-    }
-)
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+    from pymatgen.core import Structure
+
+    from flowllm.crystals.crystal import Crystal
+    from flowllm.runs.outputs import Outcome
+    from llm_prior import Prior
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZE = 16  # crystals that the prior takes at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mutation:
-    """What a run asks for, apart from the models: plain JSON, part of its identity.
+class MutationConfig(Options):
+    """How mutations are drawn, and whether they are relaxed."""
 
-    Attributes:
-        method: `llm` draws the new element from the prior's infilling distribution, `uniform`
-            evenly from the swap table.
-        temperature: of the infilling distribution.
-        swap_table: only swaps that the table allows.
-        seed: decides every draw.
-    """
-
-    method: Literal["llm", "uniform"] = "llm"
-    temperature: float = 1.0
-    swap_table: bool = True
-    seed: int = 0
+    method: Literal["llm", "uniform"] = option(
+        "llm",
+        "Draw the new element from the prior's infilling distribution, or evenly from the swap "
+        "table.",
+        section="Mutation",
+        choices=("llm", "uniform"),
+    )
+    temperature: float = option(
+        1.0,
+        "Divides the log-probabilities of the elements; 0 takes the likeliest.",
+        section="Mutation",
+        minimum=0,
+    )
+    swap_table: bool = option(
+        True, "Draw only swaps that the swap table allows.", section="Mutation"
+    )
+    potential: str | None = option(
+        None,
+        "Relax the crystals with it: chgnet, matgl:NAME-OR-FOLDER or MODULE:FACTORY.",
+        section="Mutation",
+        parse=check_potential_name,
+    )
+    seed: int = option(0, "Seed of every draw.", section="Mutation", minimum=0)
 
     def __post_init__(self) -> None:
-        if self.method not in ("llm", "uniform"):
-            raise UserError(f"unknown method {self.method!r}; use llm or uniform")
+        super().__post_init__()
         if self.method == "uniform" and not self.swap_table:
             raise UserError("method uniform draws from the swap table; leave no_swap_table out")
         if self.method == "uniform" and self.temperature != 1:
@@ -76,101 +76,131 @@ class Mutation:
 def mutate(
     file: str | Path,
     n: int,
+    config: MutationConfig | None = None,
     *,
     out: str | Path,
-    method: Literal["llm", "uniform"] = "llm",
     prior: str | Path | None = None,
-    temperature: float = 1.0,
-    swap_table: bool = True,
-    potential: str | None = None,
-    seed: int = 0,
     skip_invalid: bool = False,
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
+    **options: Any,
 ) -> Outcome:
-    """Propose `n` crystals by swapping one element of a crystal of `file`.
+    """Propose `n` crystals by swapping one element of a crystal of a file.
 
-    A parent is drawn evenly, then one of its elements, then the element that takes all its sites;
-    cell and positions stay. Elements that the parent has already are no choice, so that every
-    crystal keeps its number of elements, and parents without any allowed swap are not drawn.
+    A parent is drawn evenly, then one of its elements, then the element that takes all its sites.
+    Cell and positions stay. Elements of the parent are no choice, so that every crystal keeps its
+    number of elements, and parents without any allowed swap are not drawn. Mutation k is a function
+    of (`config.seed`, k).
 
     Args:
         file: the parents, anything that `flowllm.crystals.io.read` reads.
-        n: how many.
-        out: run folder: `manifest.json`, `shards/`, then `samples.parquet` (with parent, swap,
-            probability of the swap given parent and element), `samples.extxyz` and `cif/`; called
-            again, it goes on where it was killed.
-        method: `llm` or `uniform`; see `Mutation`.
-        prior: folder or hub id for method `llm`; None takes the bundled one.
-        temperature: of the infilling distribution.
-        swap_table: only swaps that `llm_prior.infilling.allowed_swaps` has.
-        potential: relax with this (`flowllm.energy.calculators.load_calculator`); a crystal that
-            fails to relax is recorded as it was proposed, with why.
-        seed: decides every draw.
-        skip_invalid: leave bad rows of `file` and too large crystals out.
-        workers: processes; how many does not change the result.
-        device: of the prior: `cpu`, `cuda` or `auto`.
+        n: number of mutations.
+        config: how they are drawn; None: the defaults.
+        out: run folder: `manifest.json`, `shards/`, then the files of
+            `flowllm.runs.outputs.publish_crystals`, with the parent, the swap and its probability
+            given parent and element. A crystal that fails to relax is recorded with its failure
+            and, as `initial_structure`, its proposal. Called again, a killed run goes on.
+        prior: folder or hub id for method `llm`; None takes the bundled prior.
+        skip_invalid: leave out bad rows of `file` and too large crystals.
+        workers: number of processes; it does not change the result.
+        device: of the prior: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a bar on a terminal.
+        **options: fields of `MutationConfig`, in place of those of `config`.
+
+    Returns:
+        The crystals and the failures.
 
     Raises:
-        UserError, PriorError: bad file, request, model, potential or folder, or no crystal in
-            `file` that can be mutated.
+        UserError: if an option, the file, the potential or the folder is bad, or no crystal of
+            `file` can be mutated.
+        PriorError: if the prior is bad.
     """
+    config = from_arguments(MutationConfig, options, base=config)
     file = Path(file)
-    settings = Mutation(method=method, temperature=temperature, swap_table=swap_table, seed=seed)
-    if prior is not None and method == "uniform":
+    if n < 1:
+        raise UserError(f"n is {n}; give a number at least 1")
+    if prior is not None and config.method == "uniform":
         raise UserError("a prior is given and not used; leave it out, or use method llm")
+    if not file.exists():
+        raise UserError(f"{file}: no such file or folder; check the path")
+    check_folder(out, MANIFEST)
     where = pick_device(device)
-    folder = resolve(prior, BUNDLED_PRIOR) if method == "llm" else None
-    load = functools.partial(_load, folder, potential, where)
+    folder = resolve(prior, BUNDLED_PRIOR) if config.method == "llm" else None
+
+    import pyarrow as pa
+
+    from flowllm.crystals.cells import NIGGLI_TOLERANCE
+    from flowllm.crystals.io import read
+    from flowllm.energy.calculators import potential_identity
+    from flowllm.runs.outputs import publish_crystals
+    from flowllm.system.files import sha256_path
+
+    load = functools.partial(_load, folder, config.potential, where)
     models = load()
-    if models[0] is not None:
-        warn_of_untrained(models[0], infill=True)
     max_atoms = models[0].fmt.max_atoms if models[0] is not None else None
     crystals = read(file, skip_invalid=skip_invalid, max_atoms=max_atoms)
-    parents = [crystal for crystal in crystals if _choices(crystal.structure, swap_table)]
+    parents = [crystal for crystal in crystals if _choices(crystal.structure, config.swap_table)]
     if not parents:
         raise UserError(
             f"the swap table has no element for any crystal of {file}; leave the table out "
             "(--no-swap-table, method llm)"
         )
+    _warn_of_repeats(parents, n, config, file)
     manifest = {
         "command": "mutate",
         "device": where,
         "input": sha256_path(file),
         "prior": identity(folder) if folder is not None else None,
-        "potential": potential_identity(potential) if potential is not None else None,
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,
-        **vars(settings),
+        **vars(config),
+        "potential": None if config.potential is None else potential_identity(config.potential),
     }
     run = run_job(
         out,
         manifest=manifest,
         total=n,
-        batch_size=_BATCH_SIZE,
-        work=functools.partial(_mutate_batch, parents, settings),
+        # A relaxation takes much longer than a draw: a kill then loses those at work alone.
+        batch_size=_BATCH_SIZE if config.potential is None else 1,
+        work=functools.partial(_mutate_batch, parents, config),
         setup=functools.partial(load, check=False) if workers > 1 else lambda: models,
         info=versions(),
         workers=workers,
         progress=progress,
         description="mutating",
     )
-    return _publish(run)
+    columns = {
+        "parent": pa.string(),
+        "swap": pa.string(),
+        "probability": pa.float64(),
+        "energy_per_atom": pa.float64(),
+        "steps": pa.int64(),
+    }
+    return publish_crystals(run, columns, table_only=("steps",))
 
 
 def _load(
     prior: Path | None, potential: str | None, device: str, *, check: bool = True
 ) -> tuple[Prior | None, Calculator | None]:
-    return (
-        None if prior is None else Prior.from_pretrained(prior, device=device),
-        None if potential is None else load_calculator(potential, check=check),
-    )
+    from flowllm.energy.calculators import load_calculator
+
+    calculator = None if potential is None else load_calculator(potential, check=check)
+    if prior is None:
+        return None, calculator
+    from llm_prior import Prior, warn_of_untrained
+
+    model = Prior.from_pretrained(prior, device=device)
+    if check:
+        warn_of_untrained(model, infill=True)
+    return model, calculator
 
 
 def _choices(structure: Structure, swap_table: bool) -> dict[str, list[str]]:
-    """For each element of a crystal those that may replace it; elements without any are absent."""
+    """Return the elements that may replace each element of a crystal, for those that have any."""
+    from llm_prior import allowed_swaps
+    from llm_prior.text import SYMBOLS
+
     present = [element.symbol for element in structure.composition.elements]
     swaps = allowed_swaps()
     found = {
@@ -179,95 +209,94 @@ def _choices(structure: Structure, swap_table: bool) -> dict[str, list[str]]:
     return {old: new for old, new in found.items() if new}
 
 
+def _warn_of_repeats(
+    parents: Sequence[Crystal], n: int, config: MutationConfig, file: Path
+) -> None:
+    """Log that the crystals allow fewer different mutations than `n`, if they do."""
+    count = 0
+    fixed: set[str] = set()
+    for parent in parents:
+        choices = _choices(parent.structure, config.swap_table)
+        count += sum(len(new) for new in choices.values())
+        fixed |= {element.symbol for element in parent.structure.composition.elements} - set(
+            choices
+        )
+        if count >= n:
+            return
+    none = f" (none for {', '.join(sorted(fixed))})" if fixed else ""
+    remedy = " or leave the swap table out (--no-swap-table)" if config.swap_table else ""
+    logger.warning(
+        "the crystals of %s allow %d different swaps%s, so that some of the %d mutations are "
+        "repeated; give more crystals%s",
+        *(file, count, none, n, remedy),
+    )
+
+
 def _mutate_batch(
     parents: Sequence[Crystal],
-    settings: Mutation,
+    config: MutationConfig,
     models: tuple[Prior | None, Calculator | None],
-    index: int,
-    start: int,
-    count: int,
+    batch: Batch,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
+    from flowllm.energy.minimization import relax_structure
+    from flowllm.runs.records import CrystalRecord
+    from llm_prior.infilling import replace_element
+
     prior, calculator = models
-    rng = np.random.default_rng(batch_seed(settings.seed, index))
-    drawn = [parents[int(rng.integers(len(parents)))] for _ in range(count)]
-    choices = [_choices(parent.structure, settings.swap_table) for parent in drawn]
-    olds = [str(rng.choice(sorted(options))) for options in choices]
+    indices = range(batch.start, batch.stop)
+    generators = [np.random.default_rng(sample_seed(config.seed, index)) for index in indices]
+    drawn = [parents[int(rng.integers(len(parents)))] for rng in generators]
+    choices = [_choices(parent.structure, config.swap_table) for parent in drawn]
+    olds = [
+        str(rng.choice(sorted(options))) for rng, options in zip(generators, choices, strict=True)
+    ]
     candidates = [options[old] for options, old in zip(choices, olds, strict=True)]
-    if prior is None:
-        distributions = [dict.fromkeys(new, 1 / len(new)) for new in candidates]
-    else:
-        distributions = element_probabilities(
-            prior,
-            [parent.structure for parent in drawn],
-            olds,
-            temperature=settings.temperature,
-            candidates=candidates,
-        )
+    structures = [parent.structure for parent in drawn]
+    chances = _chances(prior, structures, olds, candidates, config.temperature)
     records = []
-    for number, (parent, old, chances) in enumerate(
-        zip(drawn, olds, distributions, strict=True), start
-    ):
-        new = str(rng.choice(list(chances), p=list(chances.values())))
-        proposed = replace_element(parent.structure, old, new)
-        record: dict[str, Any] = {
-            "id": f"mutation-{number:05d}",
-            "parent": parent.id,
-            "swap": f"{old}->{new}",
-            "probability": chances[new],
-            "proposed": proposed.as_dict(verbosity=0),
-            "structure": proposed.as_dict(verbosity=0),
-            "energy_per_atom": None,
-            "steps": None,
-            "failure": None,
+    for k, index in enumerate(indices):
+        # By symbol: the order of the likelihoods may depend on the batch in the last digits.
+        weights = [chances[k][symbol] for symbol in candidates[k]]
+        new = str(generators[k].choice(candidates[k], p=np.array(weights) / sum(weights)))
+        proposed = replace_element(structures[k], olds[k], new)
+        final: Structure | None = proposed
+        failure = None
+        properties: dict[str, float | int | str] = {
+            "parent": drawn[k].id,
+            "swap": f"{olds[k]}->{new}",
+            "probability": chances[k][new],
         }
         if calculator is not None:
-            relaxed = relax(proposed, calculator, time_limit=TIME_LIMIT)
-            structure = relaxed.structure
-            record |= {
-                "structure": None if structure is None else structure.as_dict(verbosity=0),
-                "energy_per_atom": relaxed.energy_per_atom,
-                "steps": relaxed.steps,
-                "failure": relaxed.failure,
-            }
-        records.append(record)
+            relaxed = relax_structure(proposed, calculator)
+            final, failure = relaxed.structure, relaxed.failure
+            properties["steps"] = relaxed.steps
+            if relaxed.energy_per_atom is not None:
+                properties["energy_per_atom"] = relaxed.energy_per_atom
+        record = CrystalRecord(
+            id=f"mutation-{index:05d}",
+            structure=final,
+            initial_structure=proposed,
+            failure=failure,
+            properties=properties,
+        )
+        records.append(record.to_json())
+        progress(1)
     return records
 
 
-def _publish(folder: RunFolder) -> Outcome:
-    """Write the files for people from the shards, each whole or not at all."""
-    records = list(folder.records())
-    crystals = [
-        Crystal(
-            id=record["id"],
-            structure=Structure.from_dict(record["structure"]),
-            properties={
-                name: record[name]
-                for name in ("parent", "swap", "probability", "energy_per_atom")
-                if record[name] is not None
-            },
-        )
-        for record in records
-        if record["structure"] is not None
-    ]
-    folder.publish("samples.parquet", functools.partial(_write_table, records))
-    if crystals:
-        folder.publish("samples.extxyz", lambda path: write(crystals, path))
-        folder.publish("cif", lambda path: write(crystals, path))
-    failures = Counter(record["failure"] for record in records if record["failure"] is not None)
-    return Outcome(folder.path, crystals, failures)
+def _chances(
+    prior: Prior | None,
+    structures: Sequence[Structure],
+    olds: Sequence[str],
+    candidates: Sequence[Sequence[str]],
+    temperature: float,
+) -> list[dict[str, float]]:
+    """Return the probabilities of the candidates for each crystal; even ones without a prior."""
+    if prior is None:
+        return [dict.fromkeys(symbols, 1 / len(symbols)) for symbols in candidates]
+    from llm_prior import element_probabilities
 
-
-def _write_table(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    rows = []
-    for record in records:
-        row = dict(record)
-        for name in ("structure", "proposed"):
-            if record[name] is not None:
-                row[name] = Structure.from_dict(record[name]).to(fmt="json")
-        if record["structure"] is not None:
-            structure = Structure.from_dict(record["structure"])
-            row["cif"] = cif_text(structure)
-            row["formula"] = structure.composition.reduced_formula
-            row["num_atoms"] = len(structure)
-        rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_TABLE), path, compression="zstd")
+    return element_probabilities(
+        prior, structures, olds, temperature=temperature, candidates=candidates
+    )

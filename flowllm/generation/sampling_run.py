@@ -287,4 +287,5 @@ def _publish(folder: Any, columns: list[str], *, scored: bool) -> Outcome:
 
     types = {"prompt": pa.string(), "text": pa.string(), "attempts": pa.int64()}
     names = [*columns, *(SCORE_COLUMNS if scored else ())]
-    return publish_crystals(folder, {name: types.get(name, pa.float64()) for name in names})
+    columns_by_name = {name: types.get(name, pa.float64()) for name in names}
+    return publish_crystals(folder, columns_by_name, table_only=columns)

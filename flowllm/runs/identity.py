@@ -1,62 +1,117 @@
-"""A folder that belongs to one run: what was asked is written first, and compared ever after.
+"""Ownership of a run folder: one process at a time, one run for good.
 
-The file (`manifest.json`, `run.json`) has two sections: `run`, the identity, which a later start
-must repeat to go on, and `info` (versions), which is recorded and not compared.
+A run folder holds a file (`manifest.json`, `run.json`) with two sections: `run` is the identity of
+the run, which a later start has to repeat; `info` (versions) is recorded and not compared.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from flowllm.errors import UserError
 from flowllm.system.files import is_temporary, remove_temporaries, write_atomic
 
 _LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
 def claimed(
-    out: str | Path, name: str, run: Mapping[str, Any], *, info: Mapping[str, Any]
+    out: str | Path,
+    name: str,
+    run: Mapping[str, Any],
+    *,
+    info: Mapping[str, Any],
+    extendable: Collection[str] = (),
 ) -> Iterator[Path]:
-    """Hold `out` for the run `run`: created and named by the file `name`, or recognised by it.
+    """Hold the folder `out` for a run, which is recorded in it or compared with the record.
 
-    A call that fails before anything is made gives the folder back: the mended one is another run.
+    If the body raises before it has made a file, the record is taken back, so that the corrected
+    call can use the folder.
+
+    Args:
+        out: the run folder; made if it does not exist.
+        name: name of the file with the identity.
+        run: identity of the run, plain JSON.
+        info: recorded beside the identity and not compared.
+        extendable: top-level keys of `run` that may be given later: where the record has None or
+            lacks the key, a given value is added to it.
+
+    Yields:
+        `out` as a path.
 
     Raises:
-        UserError: `out` is a file, holds another run or foreign files, or is in use.
+        UserError: if `out` is a file, holds another run or other files, is in use, or lies on a
+            file system without locks.
     """
     out = Path(out)
-    _refuse_foreign(out, name)
+    check_folder(out, name)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        identity = json.dumps({"run": run, "info": info}, indent=2, allow_nan=False)
-        asked = json.loads(identity)["run"]  # as JSON gives it back: a tuple is a list
         remove_temporaries(out)
-        if not (out / name).exists():
-            write_atomic(out / name, identity + "\n")
-        if differing := list(_differences(read_identity(out, name)[0], asked)):
-            raise UserError(
-                f"{out} holds another run ({'; '.join(differing)}); "
-                "choose another folder, or repeat the arguments of that run to resume it"
-            )
+        given = json.loads(
+            json.dumps(dict(run), allow_nan=False)
+        )  # as JSON has it: lists, no tuples
+        before = _files(out)
+        replaced = _record(out, name, given, info, extendable)
         try:
             yield out
         except BaseException:
+            if replaced is not None and _files(out) == before:
+                write_atomic(out / name, replaced)
             _give_back_if_empty(out, name)
             raise
 
 
+def _record(
+    out: Path,
+    name: str,
+    given: dict[str, Any],
+    info: Mapping[str, Any],
+    extendable: Collection[str],
+) -> bytes | None:
+    """Write, compare or extend the identity; return the content that was replaced, if any."""
+    file = out / name
+    if not file.exists():
+        write_atomic(file, _content(given, info))
+        return None
+    recorded, recorded_info = read_identity(out, name)
+    extended = dict(recorded)
+    for key in extendable:
+        if recorded.get(key) is None:
+            extended[key] = given.setdefault(key, None)
+    if differing := list(_differences(extended, given)):
+        raise UserError(
+            f"{out} holds another run ({'; '.join(differing)}); "
+            "choose another folder, or repeat the arguments of that run to resume it"
+        )
+    if all(recorded.get(key) == extended[key] for key in extendable):
+        return None
+    replaced = file.read_bytes()
+    write_atomic(file, _content(extended, recorded_info))
+    return replaced
+
+
+def _content(run: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    return json.dumps({"run": run, "info": info}, indent=2, allow_nan=False) + "\n"
+
+
+def _files(out: Path) -> set[Path]:
+    return {path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()}
+
+
 def _give_back_if_empty(out: Path, name: str) -> None:
-    """Take away the name and folders that hold no file; nothing if something has been made."""
-    files = (path for path in out.rglob("*") if path.is_symlink() or not path.is_dir())
-    if any(path.name not in (name, _LOCK) for path in files):
+    """Remove the identity and the empty folders in `out`, unless there is any other file."""
+    if any(path.name not in (name, _LOCK) for path in _files(out)):
         return
     for path in out.iterdir():
         if path.is_dir():
@@ -65,10 +120,14 @@ def _give_back_if_empty(out: Path, name: str) -> None:
 
 
 def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The two sections, `run` and `info`, of the file `name` in a run folder.
+    """Return the sections `run` and `info` of the file with the identity.
+
+    Args:
+        folder: the run folder.
+        name: name of the file.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: if there is no such file, or it is damaged.
     """
     file = folder / name
     if not file.is_file():
@@ -81,8 +140,17 @@ def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     return run, info
 
 
-def _refuse_foreign(out: Path, name: str) -> None:
-    """Look before the first byte is written: other people's folders stay as they are."""
+def check_folder(out: str | Path, name: str) -> None:
+    """Refuse a path that cannot be the folder of a run, before the first byte is written there.
+
+    Args:
+        out: the folder, which need not exist.
+        name: name of the file with the identity.
+
+    Raises:
+        UserError: if `out` is a file, or holds other files than those of a run.
+    """
+    out = Path(out)
     if not out.exists():
         return
     if not out.is_dir():
@@ -100,43 +168,66 @@ def _refuse_foreign(out: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the operating system lets go even after a kill."""
-    with open(folder / _LOCK, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder} is in use by another process; wait for its end or choose another folder"
-            ) from None
+    """Hold the lock of a folder; the operating system releases it even after a kill.
+
+    Args:
+        folder: an existing folder; the lock is its file `.lock`, which stays.
+
+    Raises:
+        UserError: if another process holds the lock, or the folder cannot be locked.
+    """
+    # A soft lock, filelock's way out on file systems without locks, would outlive a kill.
+    lock = FileLock(folder / _LOCK, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another process; wait for its end or choose another folder"
+        ) from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{folder} cannot be locked: its {_LOCK} is a folder; remove that, or choose another "
+            "folder for the run"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise UserError(
+            f"{folder} cannot be locked: its file system has no locks; choose a folder on another "
+            "file system"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def _differences(there: Any, asked: Any, key: str = "") -> Iterator[str]:
-    """One phrase for each key (nested ones dotted) in which two JSON values differ."""
-    if isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
-        there, asked = (dict(enumerate(values, start=1)) for values in (there, asked))
-    if isinstance(there, dict) and isinstance(asked, dict):
+def _differences(there: Any, here: Any, key: str = "") -> Iterator[str]:
+    """Return one phrase for each key (nested ones dotted) in which two JSON values differ."""
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        there, here = (dict(enumerate(values, start=1)) for values in (there, here))
+    if isinstance(there, dict) and isinstance(here, dict):
         for kind in ("command", "stage"):  # all else differs with these
-            if there.get(kind) != asked.get(kind):
-                yield f"it is of {there.get(kind)}, not of {asked.get(kind)}"
+            if there.get(kind) != here.get(kind):
+                yield f"it is of {there.get(kind)}, not of {here.get(kind)}"
                 return
-        if there.get("sha256") != asked.get("sha256"):
-            yield f"{key} is {_shown(there)} there, {_shown(asked)} here"
+        if there.get("sha256") != here.get("sha256"):
+            yield f"{key} is {_shown(there)} there, {_shown(here)} here"
             return
-        for name in sorted(there.keys() | asked.keys()):
+        for name in sorted(there.keys() | here.keys()):
             dotted = f"{key}.{name}" if key else name
-            if name not in asked:
+            if name not in here:
                 yield f"{dotted} is {_shown(there[name])} there, not given here"
             elif name not in there:
-                yield f"{dotted} is not given there, {_shown(asked[name])} here"
+                yield f"{dotted} is not given there, {_shown(here[name])} here"
             else:
-                yield from _differences(there[name], asked[name], dotted)
-    elif there != asked:
-        yield f"{key} is {_shown(there)} there, {_shown(asked)} here"
+                yield from _differences(there[name], here[name], dotted)
+    elif there != here:
+        yield f"{key} is {_shown(there)} there, {_shown(here)} here"
 
 
 def _shown(value: Any) -> str:
-    """A value as short as it can be told: a model or a file as its name and a piece of its hash."""
+    """Return a value in few characters: a model or file as its name and a part of its hash."""
     if isinstance(value, dict):
         words = [_shown(value[name]) for name in ("name", "sha256") if name in value]
         return " ".join(words) or "given"

@@ -1,9 +1,9 @@
 """Long jobs in shards: resumable after `kill -9`, the same result for any number of workers.
 
-A run folder holds `manifest.json` (what was asked), `shards/NNNNN.jsonl` (a batch each, a JSON
-record a line) and, once all shards are there, whatever the caller publishes from them. A shard is
-a function of the manifest and its own index and appears whole or not at all, so restarting comes
-down to computing the shards that are absent.
+A run folder holds `manifest.json` (the identity of the run), `shards/NNNNN.jsonl` (a batch each, a
+JSON record per line) and, once all shards exist, the files that the caller publishes from them. A
+shard is a function of the manifest and its own index and appears whole or not at all. To resume a
+run is to compute the shards that are absent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -24,37 +24,74 @@ from flowllm.errors import UserError
 from flowllm.runs.identity import claimed, locked, read_identity
 from flowllm.system.executors import for_each
 from flowllm.system.files import publish, remove_temporaries, write_atomic
+from flowllm.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
+LAYOUT = 2  # of the records and the draws in shards; a run of another layout is another run
+
 Record = dict[str, Any]
 Setup = Callable[[], Any]
-Work = Callable[[Any, int, int, int], list[Record]]
+Progress = Callable[[int], None]
+"""Takes the number of records that were finished since its last call."""
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 _LOG_EVERY = 30.0  # seconds
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Records `start` to `start + count - 1` of a run; they make shard number `index`."""
 
     index: int
     start: int
     count: int
 
+    @property
+    def stop(self) -> int:
+        """The record after the last one."""
+        return self.start + self.count
+
+
+Work = Callable[[Any, Batch, Progress], list[Record]]
+
 
 def batch_seed(seed: int, index: int) -> int:
-    """Seed of batch `index` in a run with `seed`, in [0, 2**63): numpy and torch both take it.
+    """Return the seed of batch `index` in a run with `seed`, in [0, 2**63), for numpy and torch.
 
-    Batches of one run and runs with neighbouring seeds are statistically independent (numpy's
+    The batches of one run and runs with neighbouring seeds are statistically independent (numpy's
     `SeedSequence` with a spawn key).
 
+    Args:
+        seed: of the run, 0 or more.
+        index: of the batch.
+
     Raises:
-        UserError: `seed` is negative.
+        UserError: if `seed` is negative.
     """
+    return _spawned(seed, (index,))
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """Return the seed of record `index` in a run with `seed`, in [0, 2**63), for numpy and torch.
+
+    Draws from it do not depend on how the records are cut into batches. Independent of
+    `batch_seed`.
+
+    Args:
+        seed: of the run, 0 or more.
+        index: place of the record in the run.
+
+    Raises:
+        UserError: if `seed` is negative.
+    """
+    return _spawned(seed, (index, 0))
+
+
+def _spawned(seed: int, key: tuple[int, ...]) -> int:
     if seed < 0:
         raise UserError(f"seed {seed} is negative; give 0 or more")
-    words = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
+    words = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))
 
 
@@ -64,8 +101,8 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        run: what was asked, with `total` and `batch_size`, as plain JSON: the identity of the run.
-        info: recorded and never compared (versions, time, host).
+        run: identity of the run with `layout`, `total` and `batch_size`, plain JSON.
+        info: recorded and never compared (versions).
     """
 
     path: Path
@@ -76,22 +113,25 @@ class RunFolder:
     def open(cls, path: str | Path) -> RunFolder:
         """Open an existing run folder for reading.
 
+        Args:
+            path: the folder.
+
         Raises:
-            UserError: `path` is not a run folder, or its manifest is damaged.
+            UserError: if `path` is not a run folder, or its manifest is damaged.
         """
-        run, info = read_identity(Path(path), _MANIFEST)
+        run, info = read_identity(Path(path), MANIFEST)
         if not (isinstance(run.get("total"), int) and isinstance(run.get("batch_size"), int)):
-            raise UserError(f"{path}/{_MANIFEST} is of another program; choose another folder")
+            raise UserError(f"{path}/{MANIFEST} is of another program; choose another folder")
         return cls(Path(path), run, info)
 
     @property
     def total(self) -> int:
-        """Number of records asked for."""
-        return self.run["total"]
+        """Number of records of the finished run."""
+        return int(self.run["total"])
 
     @property
     def batches(self) -> list[Batch]:
-        """All batches of the run, done or not."""
+        """All batches of the run, finished or not."""
         size = self.run["batch_size"]
         starts = range(0, self.total, size)
         return [Batch(i, start, min(size, self.total - start)) for i, start in enumerate(starts)]
@@ -103,25 +143,28 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether all shards are there."""
+        """True if all shards exist."""
         return not self.missing
 
     def shard(self, index: int) -> Path:
-        """The file of batch `index`."""
+        """Return the path of the shard of batch `index`."""
         return self.path / "shards" / f"{index:05d}.jsonl"
 
     def read_shard(self, batch: Batch) -> list[Record]:
-        """The records of one finished batch.
+        """Return the records of one finished batch.
+
+        Args:
+            batch: one of `batches`.
 
         Raises:
-            UserError: the file is not what was written (disk trouble, or edited by hand).
+            UserError: if the file is not as it was written (disk trouble, or edited by hand).
         """
         file = self.shard(batch.index)
-        mend = "delete it and run again to have it made again"
+        remedy = "delete it and run again to have it made again"
         *lines, end = file.read_bytes().split(b"\n")
         if end or len(lines) != batch.count:
             found = f"{len(lines)} whole lines" + (" and a broken one" if end else "")
-            raise UserError(f"{file} is damaged: {found}, not {batch.count}; {mend}")
+            raise UserError(f"{file} is damaged: {found}, not {batch.count}; {remedy}")
         records = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -129,28 +172,33 @@ class RunFolder:
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{file} is damaged: line {number} is no JSON object; {mend}")
+                raise UserError(f"{file} is damaged: line {number} is no JSON object; {remedy}")
             records.append(record)
         return records
 
     def records(self) -> Iterator[Record]:
-        """All records in the order of their ids 0 ... total - 1, shard by shard from the disk.
+        """Yield all records in the order 0 ... total - 1, shard by shard from the disk.
 
         Raises:
-            UserError: shards are missing or damaged.
+            UserError: if shards are missing or damaged.
         """
         self._require_complete()
         for batch in self.batches:
             yield from self.read_shard(batch)
 
     def publish(self, name: str, write: Callable[[Path], object]) -> Path:
-        """Make the output `name` (a file or a folder) of a complete run once and for all.
+        """Make an output of a complete run, unless it exists; a kill leaves it whole or absent.
 
-        `write(temporary path)` is called only where the output is absent; a kill leaves the output
-        whole or absent. See `flowllm.system.files.publish`.
+        Args:
+            name: of the file or folder.
+            write: makes it at the temporary path that it is given; see
+                `flowllm.system.files.publish`.
+
+        Returns:
+            The path of the output.
 
         Raises:
-            UserError: shards are missing, or another process works in the folder.
+            UserError: if shards are missing, or another process works in the folder.
         """
         self._require_complete()
         with locked(self.path):
@@ -183,65 +231,96 @@ def run_job(
 ) -> RunFolder:
     """Compute the missing shards of a run of `total` records and return the complete folder.
 
-    `work(context, index, start, count)` returns the `count` records with the ids `start`,
-    `start + 1`, ... of batch `index`, each a dict of plain JSON without NaN. It must be a function
-    of the manifest and `index` alone: draw random numbers from `batch_seed(seed, index)`.
-    `setup()` makes the context (loads the models); it is called once per process, and not at all
-    where nothing is missing.
-
-    With `workers` > 1 both run in that many spawned processes and must be picklable (top-level
-    functions or `functools.partial` of them). Every process computes with one torch thread,
-    a single one as well: another number of threads sums in another order, and then the number of
+    With several workers, `work` and `setup` run in as many spawned processes and must be picklable
+    (top-level functions or `functools.partial` of them). Every process computes with one torch
+    thread, a single one as well: another number of threads sums in another order, and the number of
     workers would show in the result.
 
     Args:
         out: the run folder; made if absent, resumed if it holds this run.
-        manifest: what was asked (models with their hashes, seed, arguments), plain JSON; `total`
-            and `batch_size` are added.
-        info: recorded with the manifest but not compared upon resume (versions, time).
+        manifest: identity of the run (models with their hashes, seed, arguments), plain JSON;
+            `layout`, `total` and `batch_size` are added.
+        total: number of records.
+        batch_size: records in a shard; a killed run loses the shards at work.
+        work: `work(context, batch, progress)` returns the `batch.count` records of a batch, each a
+            dict of plain JSON without NaN. It must be a function of the manifest and the batch
+            alone: draw random numbers from `sample_seed` or `batch_seed`. It may call
+            `progress(count)` when it has finished `count` further records; with several workers
+            the bar moves by shards instead.
+        setup: makes the context (loads the models); called once per process, and not at all if
+            nothing is missing. None: the context is None.
+        info: recorded with the manifest and not compared on resume (versions).
+        workers: number of processes.
         progress: show a bar on stderr, or where that is no terminal a log line now and then.
+        description: stands before the bar.
+
+    Returns:
+        The folder with all shards.
 
     Raises:
-        UserError: `out` holds another run or other files, is in use by another process, or has a
-            damaged shard; a worker process was killed.
-        ValueError: `work` returned another number of records, or records that are not plain JSON.
-        Exception: whatever `setup` or `work` raises. Batches that other workers have begun are
-            finished first and all finished shards stay; where there are none, the folder is given
-            back.
+        UserError: if `out` holds another run or other files, is in use by another process, or has a
+            damaged shard, or if a worker process was killed.
+        ValueError: if `work` returned another number of records, or records that are not plain
+            JSON.
+        Exception: as `setup` or `work` raises it. Batches that other workers have begun are
+            finished first, and all finished shards stay; if there are none, the folder is given
+            back. Ctrl-C leaves the finished shards as well.
     """
     sizes = {"total": (total, 0), "batch_size": (batch_size, 1), "workers": (workers, 1)}
     for name, (value, minimum) in sizes.items():
         if value < minimum:
             raise UserError(f"{name} is {value}; give {minimum} or more")
     out = Path(out)
-    run = {**manifest, "total": total, "batch_size": batch_size}
-    with claimed(out, _MANIFEST, run, info=info or {}):
+    run = {**manifest, "layout": LAYOUT, "total": total, "batch_size": batch_size}
+    with claimed(out, MANIFEST, run, info=info or {}):
         folder = RunFolder.open(out)
         _resume(folder)
         missing = folder.missing
         done = total - sum(batch.count for batch in missing)
         if done:
-            logger.info("%s: %d of %d records are there already", out, done, total)
-        with tqdm(
-            total=total,
-            initial=done,
-            desc=description or None,
-            unit=" records",
-            disable=None if progress else True,  # None: silent where stderr is no terminal
+            logger.info("%s: %d of %d records exist already", out, done, total)
+        with progress_bar(
+            total=total, initial=done, description=description, unit="records", show=progress
         ) as bar:
-            pace = _Pace(total, done)
+            pace = _Pace(total, done) if bar.disable and progress else None
+            meter = _Meter(bar, pace)
 
             def save(batch: Batch, shard: bytes) -> None:
                 write_atomic(folder.shard(batch.index), shard)
-                bar.update(batch.count)
-                if bar.disable and progress:
-                    pace.add(batch.count)
+                meter.end(batch)
 
             # Only this process, which holds the lock, writes: a worker that outlives its killed
-            # parent for a moment cannot touch a folder that somebody else has resumed by then.
-            make_shard = functools.partial(_make_shard, work)
+            # parent for a moment cannot touch a folder that another process has resumed by then.
+            report = meter.add if workers == 1 else _ignore
+            make_shard = functools.partial(_make_shard, work, report)
             for_each(missing, make_shard, save, setup=setup, workers=workers)
     return folder
+
+
+class _Meter:
+    """The records that are finished, shown as they come."""
+
+    def __init__(self, bar: tqdm, pace: _Pace | None) -> None:
+        self.bar = bar
+        self.pace = pace
+        self.in_batch = 0  # of the batch at work, already counted
+
+    def add(self, count: int) -> None:
+        """Count records of the batch at work."""
+        self.in_batch += count
+        self._show(count)
+
+    def end(self, batch: Batch) -> None:
+        """Count the rest of a batch."""
+        self._show(batch.count - self.in_batch)
+        self.in_batch = 0
+
+    def _show(self, count: int) -> None:
+        if count == 0:
+            return
+        self.bar.update(count)
+        if self.pace is not None:
+            self.pace.add(count)
 
 
 class _Pace:
@@ -249,21 +328,25 @@ class _Pace:
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.before, self.done = total, done, done
-        self.start = self.told = time.monotonic()
+        self.start = self.logged = time.monotonic()
 
     def add(self, count: int) -> None:
         """Count finished records."""
         self.done += count
         now = time.monotonic()
-        if now - self.told >= _LOG_EVERY:
-            self.told = now
+        if now - self.logged >= _LOG_EVERY:
+            self.logged = now
             rate = (self.done - self.before) / (now - self.start)
             left = (self.total - self.done) / rate
             logger.info("%d of %d records, %.1f/s, %.0f s left", self.done, self.total, rate, left)
 
 
+def _ignore(count: int) -> None:
+    """Report nothing: a worker cannot reach the bar."""
+
+
 def _resume(folder: RunFolder) -> None:
-    """Clear what a kill left among the shards, and look at every finished one."""
+    """Remove what a kill left among the shards, and check every finished one."""
     shards = folder.path / "shards"
     shards.mkdir(exist_ok=True)
     remove_temporaries(shards)
@@ -273,9 +356,9 @@ def _resume(folder: RunFolder) -> None:
             folder.read_shard(batch)  # a damaged shard is reported now and not hours later
 
 
-def _make_shard(work: Work, context: Any, batch: Batch) -> bytes:
-    """Compute one batch, as the bytes of its file."""
-    records = work(context, *batch)
+def _make_shard(work: Work, progress: Progress, context: Any, batch: Batch) -> bytes:
+    """Compute one batch and return the bytes of its file."""
+    records = work(context, batch, progress)
     if len(records) != batch.count:
         raise ValueError(f"batch {batch.index}: {len(records)} records returned, not {batch.count}")
     try:

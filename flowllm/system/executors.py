@@ -35,15 +35,21 @@ def for_each(
 ) -> None:
     """Call `save(item, work(context, item))` for every item, in the order in which they end.
 
-    `context` is what `setup()` returns (None without one), called once per process before its
-    first item. One worker is this process; more are spawned ones, for which `work` and `setup`
-    must be picklable (top-level functions or `functools.partial` of them). `save` always runs in
-    this process. A spawned process ends at once when this one is killed.
+    Args:
+        items: the work, one call each.
+        work: computes the result of an item from the context and the item. With several workers it
+            must be picklable (a top-level function or a `functools.partial` of one).
+        save: takes an item and its result; always runs in this process.
+        setup: makes the context, once per process and before its first item; picklable as `work`.
+            None: the context is None.
+        workers: number of processes. One is this process; several are spawned, and end at once when
+            this one is killed.
 
     Raises:
-        UserError: a worker process was killed.
-        Exception: the first that `setup` or `work` raises, with its type. No item is begun after
-            it, but those that other workers have begun are finished and saved first.
+        UserError: if a worker process was killed.
+        Exception: the first that `setup` or `work` raises, with its type, or the
+            `KeyboardInterrupt` of this process. No item is begun after it, but those that other
+            workers have begun are finished and saved first.
     """
     if workers == 1:
         call = _Call(work, setup)
@@ -72,7 +78,14 @@ def for_each(
                     failure = error
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            try:
+                finished = wait(running, return_when=FIRST_COMPLETED).done
+            except KeyboardInterrupt as error:
+                if isinstance(failure, KeyboardInterrupt):  # the second: wait for nothing
+                    raise
+                failure = error
+                continue
+            for future in finished:
                 item = running.pop(future)
                 if (raised := future.exception()) is None:
                     save(item, future.result())
@@ -81,7 +94,7 @@ def for_each(
     if isinstance(failure, BrokenProcessPool):
         raise UserError(
             "a worker process ended without a result (killed, out of memory, or failed at its "
-            "start: see above); what is finished is kept: run again to go on, with fewer workers "
+            "start: see above); all finished work is kept: run again to go on, with fewer workers "
             "if memory ran out"
         ) from failure
     if failure is not None:
@@ -91,8 +104,8 @@ def for_each(
 class _Call:
     """`work` with its context, which is made at the first call.
 
-    Not at the start of the process, because only what an item raises reaches the caller with its
-    type.
+    Not at the start of the process, because only an exception of an item reaches the caller with
+    its type.
     """
 
     def __init__(self, work: Callable[[Any, Any], Any], setup: Callable[[], Any] | None) -> None:
@@ -116,21 +129,24 @@ def _start_worker(work: Callable[[Any, Any], Any], setup: Callable[[], Any] | No
     global _call
     _call = _Call(work, setup)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # at Ctrl-C one traceback is enough
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _call_in_worker(item: Any) -> Any:
     return _call(item)
 
 
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def end_with_parent() -> None:
+    """Wait in a thread of a spawned process for the end of its parent, then end this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only spawned processes call this"
+    parent.join()
     os._exit(1)
 
 
 @contextlib.contextmanager
 def _one_thread_in_children() -> Iterator[None]:
-    """OpenMP reads its variable when a library loads, so a process must be born with it."""
+    """Set OMP_NUM_THREADS, which OpenMP reads when a library loads, for processes spawned here."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

@@ -1,4 +1,4 @@
-"""Work in a process of its own, which may hang or die without harm to anybody else."""
+"""Work in a process of its own, which may hang or die without harm to the rest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from flowllm.errors import UserError
+from flowllm.system.executors import end_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,14 +21,19 @@ _SETUP_LIMIT = 600.0  # seconds
 
 
 class Lost(Exception):
-    """The process came to no result: why."""
+    """The end of an isolated process without a result; the message says how it ended."""
 
 
 class Isolated(Generic[Item, Result]):
-    """`work(context, item)` in a spawned process, with the context that `setup()` makes there.
+    """A function that runs in a spawned process, one item after the other.
 
-    The process computes with one thread. It starts at the first call, serves one call after the
-    other, and is replaced after it was lost. Both functions must be picklable.
+    The process computes with one thread. It starts at the first call, and another one takes its
+    place after it was lost.
+
+    Args:
+        setup: makes the context in the process; picklable.
+        work: computes the result from the context and an item; picklable.
+        what: name of the context for error messages.
     """
 
     def __init__(
@@ -35,66 +42,76 @@ class Isolated(Generic[Item, Result]):
         self._setup = setup
         self._work = work
         self._what = what
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: BaseProcess | None = None
         self._pipe: Connection
 
     def __call__(self, item: Item, *, time_limit: float) -> Result:
-        """The result for one item.
+        """Return the result for one item.
+
+        Args:
+            item: sent to the process; picklable.
+            time_limit: seconds after which the process is killed.
 
         Raises:
-            Lost: none after `time_limit` seconds (the process is killed), or the process died.
-            UserError: no process could be set up.
+            Lost: if there is no result within the time limit, or the process died.
+            UserError: if no process could be set up.
         """
         if self._process is not None and not self._process.is_alive():
-            self._stop()  # it died while it had nothing to do: no fault of this item
-        if self._process is None:
-            self._start()
+            self._stop(self._process)  # it died between two items, which is no fault of this one
         try:
-            self._pipe.send(item)
-            return self._receive(time_limit)
-        except BrokenPipeError:
-            raise Lost(self._stop()) from None
+            process = self._process or self._start()
+            try:
+                self._pipe.send(item)
+            except BrokenPipeError:
+                raise Lost(self._stop(process)) from None
+            result: Result = self._receive(process, time_limit)
+        except KeyboardInterrupt:  # the next item must not get the result of this one
+            if self._process is not None:
+                self._process.kill()
+                self._stop(self._process)
+            raise
+        return result
 
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
-            self._stop()
+            self._stop(self._process)
 
-    def _start(self) -> None:
+    def _start(self) -> BaseProcess:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, other = spawn.Pipe()
-        self._process = spawn.Process(
-            target=_serve, args=(other, self._setup, self._work), daemon=True
-        )
-        self._process.start()
+        process = spawn.Process(target=_serve, args=(other, self._setup, self._work), daemon=True)
+        self._process = process
+        process.start()
         other.close()  # so that the end of the process is the end of the pipe
         try:
-            self._receive(_SETUP_LIMIT)
+            self._receive(process, _SETUP_LIMIT)
         except Lost as error:
             raise UserError(
                 f"{self._what} could not be loaded in a process of its own: {error}; see above, "
                 "and use fewer workers if memory ran out"
             ) from error
+        return process
 
-    def _receive(self, time_limit: float) -> Any:
+    def _receive(self, process: BaseProcess, time_limit: float) -> Any:
         try:
             if not self._pipe.poll(time_limit):
-                self._stop()
+                self._stop(process)
                 raise Lost(f"hung, killed after {time_limit:g} s")
             return self._pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise Lost(self._stop()) from None
+            raise Lost(self._stop(process)) from None
 
-    def _stop(self) -> str:
-        """End the process; how it ended."""
-        process, self._process = self._process, None
+    def _stop(self, process: BaseProcess) -> str:
+        """End the process and return how it ended."""
+        self._process = None
         self._pipe.close()
         process.join(1.0)  # one that died itself has its own exit code
         process.kill()
         process.join()
         code = process.exitcode
         process.close()
-        if code < 0:
+        if code is not None and code < 0:
             return f"its process was killed by {signal.Signals(-code).name}"
         return f"its process ended with exit code {code}"
 
@@ -102,7 +119,7 @@ class Isolated(Generic[Item, Result]):
 def _serve(pipe: Connection, setup: Callable[[], Any], work: Callable[[Any, Any], Any]) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # before any library that reads it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends, and this one with it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     context = setup()
     pipe.send(None)
     while True:
@@ -111,8 +128,3 @@ def _serve(pipe: Connection, setup: Callable[[], Any], work: Callable[[Any, Any]
         except EOFError:
             return
         pipe.send(work(context, item))
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -167,8 +167,15 @@ def plain_types(config: type[Options]) -> dict[str, type | None]:
     return found
 
 
-def from_arguments(config: type[Config], arguments: dict[str, Any]) -> Config:
+def from_arguments(
+    config: type[Config], arguments: dict[str, Any], *, base: Config | None = None
+) -> Config:
     """Make a config from keyword arguments; an unknown one is an error that lists the known ones.
+
+    Args:
+        config: the class.
+        arguments: values by field name.
+        base: has the values of the other fields; None: the defaults.
 
     Raises:
         UserError: an unknown name or a bad value.
@@ -177,7 +184,7 @@ def from_arguments(config: type[Config], arguments: dict[str, Any]) -> Config:
     for name in arguments:
         if name not in known:
             raise UserError(f"unknown option {name!r}; known are {', '.join(sorted(known))}")
-    return config(**arguments)
+    return config(**arguments) if base is None else dataclasses.replace(base, **arguments)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.io import Crystal, read
-from flowllm.runs.sharded import run_job
+from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from flowllm.training.pairing.records import PairingOutcome, publish_pairs, record
@@ -97,9 +97,9 @@ def _atoms(structure: Structure) -> frozenset[tuple[int, int]]:
 
 
 def _align_batch(
-    candidates: Sequence[Candidate], context: None, index: int, start: int, count: int
+    candidates: Sequence[Candidate], context: None, batch: Batch, progress: Progress
 ) -> list[dict[str, Any]]:
     return [
         record(name, base, None if reject else target, rejects={reject: 1} if reject else {})
-        for name, base, target, reject in candidates[start : start + count]
+        for name, base, target, reject in candidates[batch.start : batch.stop]
     ]

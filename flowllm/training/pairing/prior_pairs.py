@@ -16,7 +16,7 @@ from flowllm.crystals.io import Crystal, read
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.generation.pipeline import BATCH_SIZE
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
-from flowllm.runs.sharded import batch_seed, run_job
+from flowllm.runs.sharded import Batch, Progress, batch_seed, run_job
 from flowllm.system.device import pick_device
 from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
@@ -148,17 +148,16 @@ def _pair_batch(
     seed: int,
     sampling: dict[str, Any],
     prior: Prior,
-    index: int,
-    start: int,
-    count: int,
+    batch: Batch,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    part = targets[start : start + count]
+    part = targets[batch.start : batch.stop]
     requests = [composition_conditions(target.structure.formula) for target in part]
     proposals = propose(
         prior,
         requests,
-        seed=batch_seed(seed, index),
-        slots=-(-count // 2),  # what is finished makes room for the other half
+        seed=batch_seed(seed, batch.index),
+        slots=-(-batch.count // 2),  # what is finished makes room for the other half
         **sampling,
     )
     return [_proposed(target, proposal) for target, proposal in zip(part, proposals, strict=True)]

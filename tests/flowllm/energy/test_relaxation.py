@@ -1,8 +1,7 @@
-"""Relaxing: one crystal, and many of which some bring their process down."""
+"""Relaxation of one crystal, and of many of which some bring their process down."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import math
@@ -24,13 +23,12 @@ from flowllm.crystals.crystal import to_atoms
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.energy import relaxation as relaxing
 from flowllm.energy.formation import formation_energy_per_atom, read_references
-from flowllm.energy.minimization import relax
-from flowllm.energy.relaxation import relax_crystals
-from flowllm.energy.relaxed_run import RelaxedRun, read_relaxed
+from flowllm.energy.minimization import RelaxationConfig, relax_structure
+from flowllm.energy.relaxation import RelaxedRun, read_relaxed, relax, relax_crystals
 from flowllm.errors import UserError
-from flowllm.runs.outcome import Outcome
+from flowllm.runs.outputs import CORE_COLUMNS, Outcome
 from flowllm.runs.sharded import run_job
-from flowllm.system.isolation import Isolated
+from flowllm.system.options import specs
 
 # What a potential may do: silver ends the process, gold hangs, palladium has no finite energy.
 FAULTY = """
@@ -109,6 +107,10 @@ def test_a_crystal_that_hangs_or_ends_its_process_is_recorded_alone(
     assert outcome.failures.total() == 4
     rows = pq.read_table(outcome.folder / "samples.parquet").to_pylist()
     assert [row["id"] for row in rows] == list(run.ids)
+    assert list(rows[0]) == [
+        *CORE_COLUMNS,
+        *("energy_per_atom", "initial_energy_per_atom", "steps"),
+    ]
     assert [row["structure"] is None for row in rows] == [f is not None for f in run.failures]
     assert len(read(outcome.folder / "samples.extxyz")) == 3
     assert len(list((outcome.folder / "cif").iterdir())) == 3
@@ -189,44 +191,30 @@ class Slow(Calculator):
 
 
 def test_limits_end_a_relaxation() -> None:
-    timed = relax(CRYSTALS[0].structure, Slow(1e-2), time_limit=1e-9)
+    timed = relax_structure(CRYSTALS[0].structure, Slow(1e-2), time_limit=1e-9)
     assert timed.failure == "relaxation: over the time limit of 1e-09 s"
     assert timed.steps == 0
     assert timed.initial_energy_per_atom == 1.0
-    stepped = relax(CRYSTALS[0].structure, Slow(1e-2), step_limit=3)
+    stepped = relax_structure(CRYSTALS[0].structure, Slow(1e-2), step_limit=3)
     assert stepped.failure == "relaxation: not converged in 3 steps"
     # 1e-2 eV/A^3 is 1.6 GPa.
-    assert relax(CRYSTALS[0].structure, Slow(1e-2), stress_limit=1.7).failure is None
+    assert relax_structure(CRYSTALS[0].structure, Slow(1e-2), stress_limit=1.7).failure is None
 
 
 def test_a_cell_that_explodes_is_stopped() -> None:
-    exploded = relax(CRYSTALS[0].structure, Slow(-10.0), step_limit=10000)
+    exploded = relax_structure(CRYSTALS[0].structure, Slow(-10.0), step_limit=10000)
     assert exploded.failure is not None
     assert "A^3 an atom" in exploded.failure
 
 
-def test_a_process_that_cannot_be_set_up_is_an_error(capfd: pytest.CaptureFixture) -> None:
-    isolated = Isolated(functools.partial(int, "x"), max, what="potential x")
-    with pytest.raises(UserError, match="potential x could not be loaded .* exit code 1"):
-        isolated(1, time_limit=10)
-
-
-def test_a_process_that_died_between_two_crystals_is_replaced() -> None:
-    isolated = Isolated(functools.partial(int, "1"), max, what="potential x")
-    assert isolated(2, time_limit=60) == 2
-    isolated._process.kill()
-    isolated._process.join()
-    assert isolated(3, time_limit=60) == 3
-    isolated.close()
-
-
 def test_the_command_has_the_functions_arguments(tmp_path: Path) -> None:
-    arguments = inspect.signature(relaxing.relax_file).parameters
+    arguments = inspect.signature(relax).parameters
     values = cli.commands["relax"].make_context("relax", ["x", "--out", "y"]).params
-    assert values.keys() == arguments.keys() - {"progress"}
+    own = arguments.keys() - {"progress", "config", "options"}
+    assert values.keys() == own | specs(RelaxationConfig).keys()
     for key in values:
-        default = arguments[key].default
-        assert default is inspect.Parameter.empty or values[key] == default, key
+        default = arguments[key].default if key in own else None
+        assert default is inspect.Parameter.empty or values[key] in (None, default), key
 
 
 def test_the_command_reports_what_failed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import read, write
 from flowllm.errors import UserError
 from flowllm.evaluation.evaluate import evaluate
-from flowllm.runs.sample_files import SAMPLES_SCHEMA
+from flowllm.runs.outputs import CORE_COLUMNS
 
 pytest.importorskip("smact", reason="smact is not installed")
 pytest.importorskip("matminer", reason="matminer is not installed")
@@ -53,7 +53,7 @@ def run_folder(path: Path) -> Path:
             {"id": "sample-00001", "cif": None, "failure": "no answer that decodes"},
         ]
     ).to_parquet(path / "samples.parquet")
-    assert {"id", "cif", "failure"} <= set(SAMPLES_SCHEMA.names)
+    assert {"id", "cif", "failure"} <= set(CORE_COLUMNS)
     manifest = {"run": {"conditions": {"formula": "NaCl", "num_atoms": "2"}}, "info": {}}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path

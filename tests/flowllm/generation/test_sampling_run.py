@@ -17,8 +17,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 
@@ -26,10 +24,9 @@ import rfm
 from flowllm import FlowLLM, Sample, UserError
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.generation import sampling_run as runs
+from flowllm.generation.sample import SCORE_COLUMNS
 from flowllm.generation.sampling_run import Outcome, refine, sample
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
-from flowllm.runs.outcome import file_names
-from flowllm.runs.refined import SCORE_COLUMNS
 from flowllm.runs.sharded import RunFolder
 from flowllm.system.files import sha256_folder
 from flowllm.system.versions import versions
@@ -474,14 +471,6 @@ def test_an_element_beyond_the_network_fails_alone(tmp_path: Path) -> None:
     outcome = refine(file, out=tmp_path / "run", steps=1, device="cpu")
     assert [c.id for c in outcome.crystals] == ["good"]
     assert outcome.failures == {"refiner: bad_input": 1}
-
-
-@settings(deadline=None)
-@given(ids=st.lists(st.text(min_size=1), unique=True, max_size=30))
-def test_any_ids_give_file_names_of_their_own(ids: list[str]) -> None:
-    names = file_names(ids)
-    assert len(names) == len(ids) == len({name.casefold() for name in names})
-    assert all(re.fullmatch(r"\w[\w.-]{0,150}", name, re.ASCII) for name in names)
 
 
 def test_an_element_that_the_refiner_does_not_know_is_refused_before_the_folder_is_claimed(

@@ -23,7 +23,7 @@ from pymatgen.core import Lattice, Structure
 from flowllm.cli import cli
 from flowllm.crystals.io import Crystal, write
 
-PREPARED = [f"flowllm.{name}" for name in ("runs", "pairing", "train_llm", "train_rfm")]
+PREPARED = ["flowllm.generation.pipeline", "flowllm.runs.outputs", "flowllm.training.pairing.run"]
 SHARDS = 12
 processes = multiprocessing.get_context("forkserver")
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
-import pty
 import random
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import termios
 import time
 from functools import partial
 from pathlib import Path
@@ -25,109 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowllm.errors import UserError
-from flowllm.runs import sharded as jobs
-from flowllm.runs.sharded import RunFolder, batch_seed, run_job
-from support import ROOT
-
-# A module of its own, as spawned processes import what they run by name.
-JOB = """
-import os, pathlib, signal, sys, time
-import numpy as np
-from flowllm.runs.sharded import batch_seed, run_job
-
-def setup():
-    return "context"
-
-def work(context, index, start, count, pause=0.0, stall_at=20):
-    assert context == "context"
-    draws = np.random.default_rng(batch_seed(7, index)).random(count)
-    time.sleep(60 if index >= stall_at else pause)
-    return [{"id": start + i, "x": float(x)} for i, x in enumerate(draws)]
-
-def note_process(folder, context, index, start, count):
-    (pathlib.Path(folder) / str(os.getpid())).touch()
-    return work(context, index, start, count, pause=60)
-
-def note_threads(context, index, start, count):
-    return [{"omp": os.environ["OMP_NUM_THREADS"], "torch": "torch" in sys.modules}] * count
-
-def too_few(context, index, start, count):
-    return work(context, index, start, count)[: count - (index == 2)]
-
-class Odd(RuntimeError):
-    pass
-
-def fail_at_two(error, context, index, start, count):
-    if index == 2:
-        raise error
-    return work(context, index, start, count, pause=0.1 * index)
-
-def fail_in_setup(error):
-    raise error
-
-def die(signal_number, context, index, start, count):
-    if index == 2:
-        os.kill(os.getpid(), signal_number)
-    return work(context, index, start, count)
-
-def infinite(context, index, start, count):
-    return [{"energy": float("inf")}] * count
-
-if __name__ == "__main__":
-    from functools import partial
-    out, workers, stall_at, *pids = sys.argv[1:]
-    slow = partial(note_process, *pids) if pids else partial(
-        work, pause=0.02, stall_at=int(stall_at))
-    run_job(out, manifest={"seed": 7}, total=58, batch_size=3, work=slow, setup=setup,
-            workers=int(workers), description="test")
-"""
-TOTAL, SIZE = 58, 3  # as in the script: 19 whole batches and one of a single record
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("job") / "slow_job_of_test.py"
-    path.write_text(JOB)
-    return path
-
-
-@pytest.fixture
-def job(script: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(script.parent))
-    return importlib.import_module(script.stem)
-
-
-def start(script: Path, *arguments: object, stderr: int | None = None) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stderr=stderr)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def wait_until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.003)
-
-
-def run(job: ModuleType, out: Path, **changes) -> RunFolder:
-    arguments = {
-        "manifest": {"seed": 7},
-        "total": TOTAL,
-        "batch_size": SIZE,
-        "work": job.work,
-        "setup": job.setup,
-    }
-    return run_job(out, **(arguments | changes))
-
+from flowllm.runs.sharded import Batch, RunFolder, batch_seed, run_job, sample_seed
+from run_jobs import contents, run, start, wait_until
 
 # Killed and resumed
 
@@ -150,6 +43,34 @@ def test_a_run_killed_again_and_again_ends_like_an_undisturbed_one(
         assert len(list(out.glob("shards/*.jsonl"))) <= shards_before + 4
     assert start(script, out, workers, 20).wait() == 0
     assert contents(out) == contents(undisturbed.path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_leaves_the_finished_shards(
+    script: Path, job: ModuleType, tmp_path: Path, workers: int
+) -> None:
+    undisturbed = run(job, tmp_path / "undisturbed")
+    out = tmp_path / "interrupted"
+    process = start(script, out, workers, 20, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: len(list(out.glob("shards/*.jsonl"))) >= 3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait() == -signal.SIGINT
+    assert 3 <= len(list(out.glob("shards/*.jsonl"))) < 20
+    assert not list(out.rglob("*.flowllm-tmp"))
+    assert start(script, out, workers, 20).wait() == 0
+    assert contents(out) == contents(undisturbed.path)
+
+
+def test_an_interrupt_of_the_parent_alone_keeps_the_batches_at_work(
+    script: Path, job: ModuleType, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(script, out, 2, 20, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(out.glob("shards/*.jsonl"))) >= 3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == -signal.SIGINT
+    assert len(list(out.glob("shards/*.jsonl"))) >= 4
+    assert run(job, out).complete
 
 
 def test_no_worker_outlives_a_killed_run(script: Path, tmp_path: Path) -> None:
@@ -207,8 +128,8 @@ def test_a_finished_run_is_left_alone(job: ModuleType, tmp_path: Path) -> None:
 def test_records_come_in_the_order_of_their_ids(
     total: int, batch_size: int, lost: set[int]
 ) -> None:
-    def work(context: None, index: int, start: int, count: int) -> list[dict]:
-        return [{"id": start + i, "batch": index} for i in range(count)]
+    def work(context: None, batch: Batch, progress: object) -> list[dict]:
+        return [{"id": i, "batch": batch.index} for i in range(batch.start, batch.stop)]
 
     out = Path(tempfile.mkdtemp())
     arguments = {"manifest": {}, "total": total, "batch_size": batch_size, "work": work}
@@ -248,72 +169,12 @@ def test_batch_seeds_are_those_of_numpy_and_all_different() -> None:
         batch_seed(-1, 0)
 
 
-# Folders that are refused
-
-
-def test_two_processes_cannot_share_a_folder(script: Path, job: ModuleType, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(script, out, 1, 3)
-    try:
-        wait_until(lambda: len(list(out.glob("shards/*.jsonl"))) > 0)
-        with pytest.raises(UserError, match="run is in use by another process"):
-            run(job, out)
-    finally:
-        process.kill()
-        process.wait()
-    assert run(job, out).complete  # the lock went with the process
-
-
-def test_another_run_is_refused_key_by_key(job: ModuleType, tmp_path: Path) -> None:
-    models = {"prior": {"path": "a", "sha256": "00"}, "refiner": None}
-    out = run(job, tmp_path / "run", manifest={"seed": 7, "models": models, "top_p": 0.9}).path
-    before = contents(out)
-    asked = {"seed": 8, "models": {"prior": {"path": "a", "sha256": "11"}, "refiner": None}}
-    with pytest.raises(UserError) as caught:
-        run(job, out, manifest=asked | {"formula": "NaCl"}, total=60)
-    assert str(caught.value) == (
-        f"{out} holds another run ("
-        'formula is not given there, "NaCl" here; '
-        'models.prior is "00" there, "11" here; '
-        "seed is 7 there, 8 here; "
-        "top_p is 0.9 there, not given here; "
-        "total is 58 there, 60 here); "
-        "choose another folder, or repeat the arguments of that run to resume it"
-    )
-    assert contents(out) == before
-
-
-def test_a_tuple_in_the_manifest_is_the_list_that_json_makes_of_it(
-    job: ModuleType, tmp_path: Path
-) -> None:
-    run(job, tmp_path / "run", manifest={"elements": ("Na", "Cl")})
-    assert run(job, tmp_path / "run", manifest={"elements": ["Na", "Cl"]}).complete
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("thesis.tex", "text", r"is not empty \(it holds thesis.tex\)"),
-        ("manifest.json", '{"name": "a web app"}', "manifest.json is damaged or of another"),
-        ("manifest.json", '{"run": {"total": 5', "manifest.json is damaged or of another"),
-        ("manifest.json", "[]", "manifest.json is damaged or of another"),
-    ],
-)
-def test_a_foreign_folder_is_refused_and_untouched(
-    job: ModuleType, tmp_path: Path, name: str, content: str, message: str
-) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        run(job, tmp_path)
-    assert contents(tmp_path) == {name: content.encode()}
-
-
-def test_a_file_and_a_folder_without_a_run_are_refused(job: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is a file; choose a new folder"):
-        run(job, tmp_path / "file")
-    with pytest.raises(UserError, match="is not a run folder"):
-        RunFolder.open(tmp_path)
+def test_the_seeds_of_records_are_all_different_from_each_other_and_from_those_of_batches() -> None:
+    seeds = {draw(s, i) for draw in (batch_seed, sample_seed) for s in (0, 1) for i in range(200)}
+    assert len(seeds) == 800
+    assert min(seeds) >= 0 and max(seeds) < 2**63
+    with pytest.raises(UserError, match="seed -1 is negative"):
+        sample_seed(-1, 0)
 
 
 @pytest.mark.parametrize("argument", ["total", "batch_size", "workers"])
@@ -392,96 +253,3 @@ def test_a_batch_that_is_too_short_is_an_error(job: ModuleType, tmp_path: Path) 
 def test_infinity_is_no_json(job: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch 0: a record is not plain JSON"):
         run(job, tmp_path, work=job.infinite)
-
-
-# Outputs
-
-
-def test_an_output_is_published_once(job: ModuleType, tmp_path: Path) -> None:
-    folder = run(job, tmp_path)
-
-    def write(path: Path) -> None:
-        path.mkdir()
-        for record in folder.records():
-            (path / f"{record['id']}.json").write_text(json.dumps(record))
-
-    published = folder.publish("cif", write)
-    assert published == tmp_path / "cif"
-    assert len(list(published.iterdir())) == TOTAL
-    folder.publish("cif", partial(job.fail_in_setup, AssertionError("written again")))
-
-
-def test_a_failed_output_leaves_nothing_and_is_made_again(job: ModuleType, tmp_path: Path) -> None:
-    folder = run(job, tmp_path)
-    before = contents(tmp_path)
-
-    def fail(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        folder.publish("samples.extxyz", fail)
-    assert contents(tmp_path) == before
-    folder.publish("samples.extxyz", lambda path: path.write_text("whole"))
-    assert (tmp_path / "samples.extxyz").read_text() == "whole"
-
-
-def test_an_unfinished_run_has_no_records_and_no_outputs(job: ModuleType, tmp_path: Path) -> None:
-    folder = run(job, tmp_path)
-    folder.shard(3).unlink()
-    with pytest.raises(UserError, match=r"not finished \(19 of 20 shards\)"):
-        next(folder.records())
-    with pytest.raises(UserError, match="not finished"):
-        folder.publish("samples.extxyz", lambda path: path.write_text("some"))
-
-
-# Progress
-
-
-def test_the_bar_counts_resumed_records_and_shows_a_rate(
-    script: Path, job: ModuleType, tmp_path: Path
-) -> None:
-    folder = run(job, tmp_path / "run")
-    for index in range(10, 20):
-        folder.shard(index).unlink()
-    here, there = pty.openpty()
-    termios.tcsetwinsize(there, (25, 100))
-    process = start(script, folder.path, 1, 20, stderr=there)
-    process.wait()
-    os.close(there)
-    shown = b""
-    try:
-        while chunk := os.read(here, 4096):
-            shown += chunk
-    except OSError:  # how Linux says that the other end of a terminal is closed
-        pass
-    os.close(here)
-    first, *_, last = shown.decode().strip().split("\r")
-    assert "test" in first and "30/58" in first
-    assert "58/58" in last and "records/s" in last
-
-
-def test_without_a_terminal_the_log_tells_the_rate_now_and_then(
-    job: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    arguments = {"manifest": {}, "total": 30, "batch_size": 10, "setup": job.setup}
-    caplog.set_level("INFO")
-    run_job(tmp_path / "quick", work=job.work, **arguments)
-    assert not caplog.messages  # not every time
-    monkeypatch.setattr(jobs, "_LOG_EVERY", 0.0)
-    run_job(tmp_path / "slow", work=job.work, **arguments)
-    rate = r"\d+\.\d/s, \d+ s left"
-    for message, done in zip(caplog.messages, (10, 20, 30), strict=True):
-        assert re.fullmatch(rf"{done} of 30 records, {rate}", message)
-    caplog.clear()
-    run_job(tmp_path / "quiet", work=job.work, progress=False, **arguments)
-    assert not caplog.messages
-
-
-def test_no_bar_without_a_terminal(script: Path, tmp_path: Path) -> None:
-    process = start(script, tmp_path / "run", 1, 20, stderr=subprocess.PIPE)
-    assert process.communicate()[1] == b""
-    assert process.returncode == 0

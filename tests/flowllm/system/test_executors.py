@@ -1,4 +1,4 @@
-"""What `test_jobs.py` does not show of the processes below it."""
+"""Work in this process and in spawned ones; `tests/flowllm/runs` kills the latter."""
 
 from __future__ import annotations
 

@@ -1,0 +1,193 @@
+"""The files that a run of crystals ends with: a table, an extxyz file, CIFs and trajectories."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from pymatgen.core import Structure
+
+from flowllm.crystals.cif import cif_text
+from flowllm.crystals.io import Crystal, write
+from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.runs.records import CrystalRecord, Frame, read_records
+from flowllm.runs.sharded import RunFolder
+
+# Of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula` and
+# `num_atoms` are of the final crystal, or of the initial one where there is no final one.
+CORE_COLUMNS = {
+    "id": pa.string(),
+    "formula": pa.string(),
+    "num_atoms": pa.int64(),
+    "cif": pa.string(),
+    "structure": pa.string(),
+    "initial_structure": pa.string(),
+    "failure": pa.string(),
+    "rejects": pa.string(),
+}
+_LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
+_ROWS = 1000  # of the table that are in memory at a time
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run of crystals.
+
+    Attributes:
+        folder: the run folder.
+        crystals: those that were made, in the order of their records, with their properties.
+        failures: the others, by reason.
+        rejects: answers of the prior that were refused, by reason; those given before a crystal
+            was made included.
+    """
+
+    folder: Path
+    crystals: list[Crystal]
+    failures: Counter[str]
+    rejects: Counter[str] = field(default_factory=Counter)
+
+
+def publish_crystals(
+    folder: RunFolder,
+    columns: Mapping[str, pa.DataType],
+    *,
+    table_only: Collection[str] = (),
+) -> Outcome:
+    """Write `samples.parquet`, `samples.extxyz`, `cif/` and `trajectories/` of a complete run.
+
+    Each appears whole or not at all, and only if it is absent. The table has a row for every
+    record: `CORE_COLUMNS`, then the command's own. The other files hold the crystals that were
+    made, and an extxyz file for each record with a trajectory; without any they are not written.
+
+    Args:
+        folder: the run; its shards hold `CrystalRecord`s.
+        columns: names and types of the command's own columns, the `properties` of the records.
+        table_only: those of them that the extxyz file and `Outcome.crystals` do not have.
+
+    Returns:
+        The crystals and the counts of failures.
+
+    Raises:
+        UserError: if shards are missing or damaged, or another process works in the folder.
+    """
+    records = list(read_records(folder, trajectories=False))
+    names = file_names([record.id for record in records])
+    properties = [name for name in columns if name not in table_only]
+    crystals = [
+        Crystal(
+            id=record.id,
+            structure=record.structure,
+            properties={n: record.properties[n] for n in properties if n in record.properties},
+        )
+        for record in records
+        if record.structure is not None
+    ]
+
+    @functools.cache
+    def cifs() -> list[str | None]:  # for the table and for the folder
+        return [None if r.structure is None else cif_text(r.structure) for r in records]
+
+    folder.publish("samples.parquet", lambda path: _write_table(records, cifs(), columns, path))
+    if crystals:
+        folder.publish("samples.extxyz", lambda path: write(crystals, path))
+        folder.publish("cif", lambda path: _write_cifs(names, cifs(), path))
+    if any(record.trajectory is not None for record in records):
+        folder.publish(
+            "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
+        )
+    failures = Counter(record.failure for record in records if record.failure is not None)
+    rejects = sum((Counter(record.rejects) for record in records), Counter[str]())
+    return Outcome(folder.path, crystals, failures, rejects)
+
+
+def file_names(ids: Sequence[str]) -> list[str]:
+    """Return a name for each id that every file system takes, each different from the others.
+
+    Args:
+        ids: any strings.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for number, name in enumerate(ids):
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
+        plain = plain if re.match(r"\w", plain) else f"_{plain}"
+        while plain.casefold() in taken:  # some file systems do not distinguish CO from Co
+            plain = f"{plain}_{number}"
+        taken.add(plain.casefold())
+        names.append(plain)
+    return names
+
+
+def _write_table(
+    records: Sequence[CrystalRecord],
+    cifs: Sequence[str | None],
+    columns: Mapping[str, pa.DataType],
+    path: Path,
+) -> None:
+    schema = pa.schema({**CORE_COLUMNS, **columns})
+    with pq.ParquetWriter(path, schema, compression="zstd") as table:
+        for start in range(0, len(records), _ROWS):
+            part = slice(start, start + _ROWS)
+            rows = [
+                _row(record, cif) for record, cif in zip(records[part], cifs[part], strict=True)
+            ]
+            table.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _row(record: CrystalRecord, cif: str | None) -> dict[str, Any]:
+    named = record.structure if record.structure is not None else record.initial_structure
+    row = {
+        **record.properties,
+        "id": record.id,
+        "cif": cif,
+        "structure": _json(record.structure),
+        "initial_structure": _json(record.initial_structure),
+        "failure": record.failure,
+        "rejects": json.dumps(record.rejects),
+    }
+    if named is not None:
+        with electronegativity_unheard():
+            row["formula"] = named.composition.reduced_formula
+        row["num_atoms"] = len(named)
+    return row
+
+
+def _json(structure: Structure | None) -> str | None:
+    return None if structure is None else structure.to(fmt="json")
+
+
+def _write_cifs(names: Sequence[str], cifs: Sequence[str | None], path: Path) -> None:
+    path.mkdir()
+    for name, text in zip(names, cifs, strict=True):
+        if text is not None:
+            (path / f"{name}.cif").write_text(text, encoding="utf-8")
+
+
+def _write_trajectories(names: Sequence[str], records: Iterable[CrystalRecord], path: Path) -> None:
+    path.mkdir()
+    for name, record in zip(names, records, strict=True):
+        if record.trajectory is None or record.initial_structure is None:
+            continue
+        numbers = record.initial_structure.atomic_numbers
+        frames = [_atoms(numbers, frame) for frame in record.trajectory]
+        ase.io.write(path / f"{name}.extxyz", frames, format="extxyz")
+
+
+def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:
+    atoms = Atoms(numbers=numbers, scaled_positions=frame.frac_coords, cell=frame.lattice, pbc=True)
+    info = dict(frame.info)
+    if "energy" in info:  # where ASE looks for it
+        atoms.calc = SinglePointCalculator(atoms, energy=info.pop("energy"))
+    atoms.info.update(info)
+    return atoms

@@ -1,0 +1,149 @@
+"""The record of one crystal in the shards of a run, the same for every command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymatgen.core import Structure
+
+from flowllm.errors import UserError
+from flowllm.runs.sharded import LAYOUT, RunFolder
+
+_DECIMALS = 8  # in a trajectory, as many as extxyz keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One state of a crystal of N atoms on its way from the initial to the final crystal.
+
+    Attributes:
+        lattice: (3, 3) rows a, b, c, Angstrom.
+        frac_coords: (N, 3) in the order of the crystal's sites.
+        info: numbers by name, such as the time `t` of a flow or the `energy` in eV per cell.
+    """
+
+    lattice: NDArray[np.floating]
+    frac_coords: NDArray[np.floating]
+    info: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as plain JSON, rounded to eight decimals."""
+        return {
+            "lattice": _rounded(self.lattice),
+            "frac_coords": _rounded(self.frac_coords),
+            "info": dict(self.info),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Frame:
+        """Return the state that `to_json` has written."""
+        return cls(
+            lattice=np.array(content["lattice"], dtype=float),
+            frac_coords=np.array(content["frac_coords"], dtype=float),
+            info=content["info"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrystalRecord:
+    """One crystal of a run, or the reason why there is none.
+
+    Attributes:
+        id: its name, unique in the run.
+        structure: the final crystal; None if it failed.
+        initial_structure: the crystal before the last step: the prior's sample, the crystal as it
+            was read, the mutation as it was proposed; None if there was none.
+        failure: why there is no final crystal, else None.
+        properties: values of the command's own columns by name; missing ones are absent.
+        rejects: answers of the prior that were refused, by reason.
+        trajectory: states in the order of time; None unless requested, empty if left out.
+    """
+
+    id: str
+    structure: Structure | None
+    initial_structure: Structure | None = None
+    failure: str | None = None
+    properties: dict[str, float | int | str] = field(default_factory=dict)
+    rejects: dict[str, int] = field(default_factory=dict)
+    trajectory: Sequence[Frame] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as plain JSON; structures as pymatgen dicts, which keep every bit."""
+        # JSON has no infinity and no NaN.
+        odd = {name: str(v) for name, v in self.properties.items() if not _is_json(v)}
+        content: dict[str, Any] = {
+            "id": self.id,
+            "structure": _plain(self.structure),
+            "initial_structure": _plain(self.initial_structure),
+            "failure": self.failure,
+            "properties": {name: v for name, v in self.properties.items() if name not in odd},
+            "rejects": dict(self.rejects),
+        }
+        if odd:
+            content["non_finite"] = odd
+        if self.trajectory is not None:
+            content["trajectory"] = [frame.to_json() for frame in self.trajectory]
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], *, trajectory: bool = True) -> CrystalRecord:
+        """Return the record that `to_json` has written.
+
+        Args:
+            content: plain JSON.
+            trajectory: False leaves the states out, the largest part.
+        """
+        odd = {name: float(text) for name, text in content.get("non_finite", {}).items()}
+        frames = content.get("trajectory")
+        return cls(
+            id=content["id"],
+            structure=_structure(content["structure"]),
+            initial_structure=_structure(content["initial_structure"]),
+            failure=content["failure"],
+            properties={**content["properties"], **odd},
+            rejects=dict(content["rejects"]),
+            trajectory=None
+            if frames is None
+            else [Frame.from_json(f) for f in frames if trajectory],
+        )
+
+
+def read_records(folder: RunFolder, *, trajectories: bool = True) -> Iterator[CrystalRecord]:
+    """Yield the crystals of a complete run in their order, shard by shard.
+
+    Args:
+        folder: a run of a command that makes crystals.
+        trajectories: False leaves the states out, the largest part.
+
+    Raises:
+        UserError: if shards are missing or damaged, or are of another version of this program.
+    """
+    if folder.run.get("layout") != LAYOUT:
+        raise UserError(
+            f"{folder.path} is a run of another version of flowllm; read its samples.parquet, or "
+            "run its command again in a new folder"
+        )
+    for content in folder.records():
+        yield CrystalRecord.from_json(content, trajectory=trajectories)
+
+
+def _rounded(values: NDArray[np.floating]) -> list[Any]:
+    rounded: list[Any] = (np.round(values.astype(float), _DECIMALS) + 0.0).tolist()  # no -0.0
+    return rounded
+
+
+def _is_json(value: float | int | str) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _plain(structure: Structure | None) -> dict[str, Any] | None:
+    return None if structure is None else structure.as_dict(verbosity=0)
+
+
+def _structure(content: dict[str, Any] | None) -> Structure | None:
+    return None if content is None else Structure.from_dict(content)
