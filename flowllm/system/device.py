@@ -1,26 +1,50 @@
-"""Where to compute: one rule for training, sampling and pairing."""
+"""The device to compute on: one rule for all commands."""
 
 from __future__ import annotations
 
-import torch
+import re
 
 from flowllm.errors import UserError
 
+_NAME = re.compile(r"auto|(cpu|cuda)(:\d+)?")
 
-def pick_device(device: str) -> str:
-    """`auto` is `cuda` where there is a GPU, else `cpu`.
+
+def check_device(device: str) -> str:
+    """Check the name of a device, without importing torch.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+
+    Returns:
+        The name.
 
     Raises:
-        UserError: another name, or a GPU that is not there.
+        UserError: if the name is unknown.
     """
+    if _NAME.fullmatch(device) is None:
+        raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:NUMBER or auto")
+    return device
+
+
+def pick_device(device: str) -> str:
+    """Return the device to compute on.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:NUMBER`, or `auto` for `cuda` if there is a GPU, else `cpu`.
+
+    Returns:
+        A name for `torch.device`.
+
+    Raises:
+        UserError: if the name is unknown, or there is no such GPU.
+    """
+    if check_device(device).startswith("cpu"):
+        return device
+    import torch  # slow, and not needed for the CPU
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        wanted = None
-    if wanted is None or wanted.type not in ("cpu", "cuda"):
-        raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:NUMBER or auto")
-    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+    number = int(device.partition(":")[2] or 0)
+    if number >= torch.cuda.device_count():
         raise UserError(f"device {device} is not there; use --device cpu")
     return device

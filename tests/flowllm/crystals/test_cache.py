@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import platformdirs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from platformdirs import windows
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
@@ -154,7 +158,7 @@ def test_cache_that_cannot_be_written_only_warns(many, tmp_path, monkeypatch, ca
     (tmp_path / "occupied").write_text("a file")
     monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "occupied"))
     assert len(read(many, skip_invalid=True)) == 11
-    assert "cannot keep parsed crystals" in caplog.text
+    assert "cannot cache parsed crystals" in caplog.text
 
 
 def test_small_files_are_not_cached(tmp_path):
@@ -173,17 +177,19 @@ def test_folder_of_cifs_is_cached_by_name_and_content(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "variables", "expected"),
     [
-        ("linux", {"XDG_CACHE_HOME": "/x"}, Path("/x/flowllm")),
-        ("linux", {}, Path.home() / ".cache" / "flowllm"),
-        ("darwin", {}, Path.home() / "Library" / "Caches" / "flowllm"),
-        ("win32", {"LOCALAPPDATA": "/y"}, Path("/y/flowllm")),
-        ("linux", {"FLOWLLM_CACHE": "/z"}, Path("/z")),
+        (Unix, {"XDG_CACHE_HOME": "/x"}, Path("/x/flowllm")),
+        (Unix, {}, Path.home() / ".cache" / "flowllm"),
+        (MacOS, {}, Path.home() / "Library" / "Caches" / "flowllm"),
+        (windows.Windows, {"LOCALAPPDATA": "/y"}, Path("/y/flowllm")),
+        (Unix, {"FLOWLLM_CACHE": "/z"}, Path("/z")),
     ],
 )
-def test_cache_folder(monkeypatch, platform, variables, expected):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, platform, variables, expected):
     for name in ("FLOWLLM_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(data_cache.sys, "platform", platform)
+    monkeypatch.setattr(platformdirs, "PlatformDirs", platform)
+    # Windows itself would be asked, which is not there.
+    monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)
     assert cache_folder() == expected
