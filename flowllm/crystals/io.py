@@ -177,7 +177,7 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
     A name that begins with `POSCAR` or `CONTCAR` is a POSCAR. The file is whole or absent, even
     after a kill.
 
-    CIF (and so CSV and parquet) and extxyz keep eight decimals, JSON and POSCAR keep all. A CIF is
+    CIF (and so CSV and parquet) and extxyz keep eight decimals, POSCAR sixteen, JSON all. A CIF is
     read with its sites sorted by electronegativity; a POSCAR has its sites grouped by element. CIF
     files and POSCAR hold no properties. CSV forgets types: the string `007` comes back as 7.
     Non-finite property values are left out.

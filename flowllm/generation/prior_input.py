@@ -7,7 +7,7 @@ from pathlib import Path
 import llm_prior
 from flowllm.crystals.io import Crystals, check_input, read
 from flowllm.hub.locate import BUNDLED_PRIOR, resolve
-from flowllm.system.device import pick_device
+from flowllm.system.device import check_device, pick_device
 
 
 def read_with_prior(
@@ -35,8 +35,8 @@ def read_with_prior(
         PriorError: if the folder holds no prior.
     """
     check_input(file)
-    where = pick_device(device)
-    folder = resolve(prior, BUNDLED_PRIOR)  # before the attribute of llm_prior imports torch
-    model = llm_prior.Prior.from_pretrained(folder, device=where)
+    check_device(device)
+    folder = resolve(prior, BUNDLED_PRIOR)  # before anything imports torch
+    model = llm_prior.Prior.from_pretrained(folder, device=pick_device(device))
     crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
     return model, crystals

@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import platformdirs
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,61 +11,13 @@ from hypothesis import strategies as st
 from platformdirs import windows
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
-from pymatgen.core import Lattice, Structure
-from pymatgen.io.cif import CifWriter
 
 from flowllm.crystals import cache as data_cache
 from flowllm.crystals import io as data
 from flowllm.crystals import readers as rows
 from flowllm.crystals.io import Crystal, cache_folder, read, write
 from flowllm.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
-
-
-def perovskite(a: float = 3.905) -> Structure:
-    return Structure(
-        Lattice.cubic(a),
-        ["Sr", "Ti", "O", "O", "O"],
-        [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
-    )
-
-
-def cif(structure: Structure) -> str:
-    return str(CifWriter(structure))
-
-
-def table(path: Path, rows: list[dict]) -> Path:
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
-
-
-SYMMETRIC_CIF = """data_NaCl
-_symmetry_space_group_name_H-M 'P m -3 m'
-_cell_length_a 5.64
-_cell_length_b 5.64
-_cell_length_c 5.64
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_chemical_formula_sum 'Cs1 Cl1'
-loop_
- _symmetry_equiv_pos_as_xyz
- 'x, y, z'
- '-x, -y, -z'
-loop_
- _atom_site_type_symbol
- _atom_site_label
- _atom_site_fract_x
- _atom_site_fract_y
- _atom_site_fract_z
- _atom_site_occupancy
-  Cs Cs1 0.0 0.0 0.0 1
-  Cl Cl1 0.5 0.5 0.5 1
-"""
+from support import SYMMETRIC_CIF, cif, perovskite, table
 
 
 @pytest.fixture

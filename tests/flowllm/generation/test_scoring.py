@@ -114,7 +114,7 @@ for call in (
     lambda: score("nowhere.cif"),
     lambda: ipt(sys.argv[1], seed=-1),
     lambda: infill(sys.argv[1], "Xx"),
-    lambda: infill(sys.argv[1], "Na", prior="no/where/else", device="cpu"),
+    lambda: infill(sys.argv[1], "Na", prior="no/where/else"),
 ):
     try:
         call()
