@@ -1,3 +1,5 @@
+"""The cache of parsed files."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -1,3 +1,5 @@
+"""Parsing of CIFs: the fast path against pymatgen's parser."""
+
 from __future__ import annotations
 
 import warnings

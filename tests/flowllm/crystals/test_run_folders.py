@@ -15,6 +15,7 @@ from pymatgen.core import Lattice, Structure
 from flowllm.crystals.formulas import KnownFormulas
 from flowllm.crystals.io import Crystal, check_input, input_hash, read, read_all, run_table, write
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.evaluation.evaluate import evaluate
 from support import cif, perovskite, run_command, skewed
 
 COPPER = Structure(
@@ -203,7 +204,7 @@ def test_the_run_of_each_command_is_read(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("relax", "RUN", "--potential", "ase.calculators.lj:LennardJones"),
+        ("relax", "RELAXED", "--potential", "ase.calculators.emt:EMT"),
         ("score", "RUN"),
         ("ipt", "RUN", "--num-translations", 2),
         ("infill", "RUN", "--mask", "Na"),
@@ -219,15 +220,17 @@ def test_each_command_takes_a_run(
     runs: dict[str, Path], tmp_path: Path, arguments: tuple[object, ...]
 ) -> None:
     command, *rest = arguments
-    places = {"RUN": runs["sample"], "OUT.extxyz": tmp_path / "out.extxyz"}
+    places = {
+        "RUN": runs["sample"],
+        "RELAXED": runs["relax"],
+        "OUT.extxyz": tmp_path / "out.extxyz",
+    }
     words = [places.get(str(word), word) for word in rest]
     if command != "data":
         words += ["--out", tmp_path / "out"]
     result = run_command(command, *words)
     if command == "sample":
         assert "NaCl is among the known crystals" in result.stderr
-    elif command == "relax":
-        assert "LennardJones is wrong" in result.stderr  # the file was not the reason
     else:
         assert result.exit_code == 0, result.output
 
@@ -240,3 +243,13 @@ def test_the_energies_of_a_relaxation_select_crystals(
     )
     assert result.exit_code == 0, result.output
     assert [path.name for path in (tmp_path / "vasp").iterdir()] == ["metal"]
+
+
+def test_the_evaluation_of_a_run_is_read(runs: dict[str, Path], tmp_path: Path) -> None:
+    for module in ("smact", "plotly", "jinja2"):
+        pytest.importorskip(module)
+    evaluate([runs["sample"], runs["relax"]], out=tmp_path / "evaluation")
+    crystals = read(tmp_path / "evaluation")
+    assert {crystal.id for crystal in crystals} >= {"metal"}
+    assert {crystal.properties["set"] for crystal in crystals} == {"sample", "relax"}
+    assert crystals.skipped == Counter(failed=1)

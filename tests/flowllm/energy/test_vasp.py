@@ -1,4 +1,4 @@
-"""VASP inputs: which crystals get them, and what is in them."""
+"""VASP inputs: rules that choose crystals, and the files of each."""
 
 from __future__ import annotations
 
