@@ -1,4 +1,4 @@
-"""The release: a seed gives the same crystals in every process, and its recipe uses real commands."""
+"""The release: a seed gives the same crystals in every process; its recipe uses real commands."""
 
 from __future__ import annotations
 
