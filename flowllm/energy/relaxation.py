@@ -22,8 +22,8 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.cif import cif_text
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read, write
-from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.energy.calculators import POTENTIAL, energy_scheme, load_calculator, potential_identity
 from flowllm.energy.minimization import (
     FORCE_LIMIT,
@@ -280,7 +280,7 @@ def _publish(folder: RunFolder) -> Outcome:
 def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     row = dict(record)
     initial = Structure.from_dict(record["initial_structure"])
-    with electronegativity_unheard():
+    with ignore_missing_electronegativity():
         row["formula"] = initial.composition.reduced_formula
     row["num_atoms"] = len(initial)
     row["initial_structure"] = initial.to(fmt="json")
