@@ -64,7 +64,7 @@ def parse_plain_cif(text: str) -> Geometry | None:
         text: of the CIF.
 
     Returns:
-        The geometry, bit for bit that of `parse_cif`; None if the CIF is not plain.
+        The geometry, equal bit for bit to that of `parse_cif`; None if the CIF is not plain.
     """
     match = _PLAIN_CIF.fullmatch(text)
     if match is None:

@@ -40,8 +40,8 @@ def formula_ratios(atomic_numbers: Any) -> Ratios:
 class KnownFormulas:
     """The reduced formulas of given crystals, such as a training set.
 
-    A crystal with another formula is not in the files, whatever its structure and however two
-    structures are compared. A new structure of a known formula counts as known.
+    A crystal with another formula cannot be in the files, however two structures are compared. A
+    new structure of a known formula counts as known.
 
     Attributes:
         files: name and SHA-256 of each file, for manifests.

@@ -202,7 +202,7 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
     if writer is None:
         raise UserError(f"{path}: cannot write {path.suffix!r} files; {KNOWN}")
     if not crystals:
-        raise UserError(f"{path}: there are no crystals to write")
+        raise UserError(f"{path}: there are no crystals to write; give at least one")
     for crystal in crystals:
         try:
             geometry_of_structure(crystal.structure)
@@ -284,7 +284,7 @@ def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
 
 def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | None) -> Crystals:
     if not rows:
-        raise UserError(f"{path}: holds no crystals")
+        raise UserError(f"{path}: holds no crystals; give another file")
     crystals = Crystals()
     seen: set[str] = set()
     for row in rows:
@@ -303,7 +303,7 @@ def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | Non
         crystals.append(Crystal(id=row.id, structure=structure, properties=row.properties))
     left_out = ", ".join(f"{reason} {count}" for reason, count in crystals.skipped.most_common())
     if not crystals:
-        raise UserError(f"{path}: holds no valid crystal ({left_out})")
+        raise UserError(f"{path}: holds no valid crystal ({left_out}); give another file")
     if left_out:
         logger.warning("%s: read %d crystals, left out: %s", path, len(crystals), left_out)
     return crystals
