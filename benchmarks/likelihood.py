@@ -18,14 +18,14 @@ import click
 import torch
 
 from flowllm.crystals.io import Crystals, read, write
-from flowllm.generation.scoring import Measured, ipt, score
+from flowllm.generation.scoring import ScoreSummary, ipt, score
 from flowllm.hub.locate import BUNDLED_PRIOR, resolve
 from llm_prior import Prior
 
 CONDITIONS: tuple[tuple[str, ...], ...] = ((), ("formula",), ("formula", "num_atoms"))
 
 
-def shown(measured: Measured, digits: int) -> str:
+def shown(measured: ScoreSummary, digits: int) -> str:
     """Mean, standard error, and how many crystals have no finite value."""
     text = f"{measured.mean:.{digits}f} +- {measured.standard_error:.{digits}f}"
     lost = len(measured.rows) - len(measured.values)

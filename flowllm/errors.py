@@ -30,8 +30,8 @@ class InvalidCrystal(UserError):
 
     Attributes:
         reason: code to count by: `unreadable`, `wrong_formula`, `disorder`, `unknown_element`,
-            `bad_cell`, `not_periodic`, `too_many_atoms`, `no_reduced_cell`, `bad_property` or
-            `duplicate_id`.
+            `bad_cell`, `not_periodic`, `too_many_atoms`, `no_reduced_cell`, `bad_property`,
+            `duplicate_id`, or `failed` for a crystal that a run lists as failed.
         detail: the message.
     """
 

@@ -12,13 +12,11 @@ from flowllm.cli.options import (
     FILE,
     LIMIT,
     PRIOR,
-    SEED,
     SKIP,
     TABLE,
     Command,
     Option,
     given,
-    run_option,
 )
 
 if TYPE_CHECKING:
@@ -27,28 +25,11 @@ if TYPE_CHECKING:
 _SHOWN = 50  # crystals
 _LIKELIEST = 8  # elements of each
 
-BATCH_SIZE = run_option(
-    "--batch-size", type=click.IntRange(min=1), help="Crystals in a batch, as memory allows."
-)
 
-
-def names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    """Return the words of a comma-separated list."""
-    return tuple(word.strip() for word in value.split(",")) if value else ()
-
-
-@click.command("score", cls=Command)
+@click.command("score", cls=Command, config="flowllm.generation.scoring:ScoringConfig")
 @FILE
 @PRIOR
-@run_option(
-    "--conditions",
-    callback=names,
-    metavar="NAME,...",
-    help="Conditions in the prompt, each with the crystal's own value, such as formula,num_atoms.",
-)
-@run_option("--constrain", is_flag=True, help="Normalise over the tokens of constrained decoding.")
 @TABLE
-@BATCH_SIZE
 @LIMIT
 @SKIP
 @DEVICE
@@ -66,17 +47,10 @@ def score_command(file: Path, **arguments: Any) -> None:
         click.echo(f"left out: {len(found.rows) - count} crystals that the grammar cannot write")
 
 
-@click.command("ipt", cls=Command)
+@click.command("ipt", cls=Command, config="flowllm.generation.scoring:TranslationConfig")
 @FILE
 @PRIOR
-@run_option(
-    "--num-translations",
-    type=click.IntRange(min=1),
-    help="Random translations of each crystal.  [default: 20]",
-)
 @TABLE
-@SEED
-@BATCH_SIZE
 @LIMIT
 @SKIP
 @DEVICE
@@ -99,20 +73,13 @@ def _crystals(count: int) -> str:
     return "1 crystal" if count == 1 else f"{count} crystals"
 
 
-@click.command("infill", cls=Command)
+@click.command("infill", cls=Command, config="flowllm.generation.infilling:InfillingConfig")
 @FILE
 @click.option(
     "--mask", cls=Option, section="Request", required=True, help="Element to mask, such as Na."
 )
 @PRIOR
-@run_option(
-    "--temperature",
-    type=float,
-    help="Divides the log-probabilities; 0 keeps the likeliest element.  [default: 1.0]",
-)
-@run_option("--swap-table", is_flag=True, help="Only elements that the swap table allows.")
 @TABLE
-@BATCH_SIZE
 @LIMIT
 @SKIP
 @DEVICE

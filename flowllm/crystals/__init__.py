@@ -1,1 +1,1 @@
-"""Crystals: files to `Structure`s and back, cells, formulas."""
+"""Crystals: reading and writing files, cells, formulas."""

@@ -1,4 +1,4 @@
-"""Parsed files, kept under a hash of their content and of everything else their rows depend on."""
+"""A cache of parsed files, by a hash of their content and of all settings that affect the rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,35 +23,52 @@ from flowllm.system.files import sha256_file, write_atomic
 logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 2  # raise it when the same file would give other rows
-# What stands in the columns of a row that has no geometry.
+# The columns of a row without a geometry.
 _NOTHING = Geometry(np.zeros((3, 3)), np.zeros(0, dtype=np.uint8), np.zeros((0, 3)))
 
 
 def cache_folder() -> Path:
-    """Where parsed files are kept: `$FLOWLLM_CACHE`, else the user's cache folder."""
+    """Return the folder of cached files: `$FLOWLLM_CACHE`, else the user's cache folder.
+
+    Returns:
+        The path; the folder may not exist yet.
+    """
     if chosen := os.environ.get("FLOWLLM_CACHE"):
         return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "flowllm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "flowllm"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flowllm"
+    return platformdirs.user_cache_path("flowllm", appauthor=False, opinion=False)
 
 
-def cache_key(files: list[Path], reduce: bool, limit: int | None) -> str:
-    """Hash of everything the rows depend on: contents, settings, the versions that read them."""
+def cache_key(files: list[Path], reduce: bool, limit: int | None, *, is_run: bool = False) -> str:
+    """Return a hash of everything that the rows depend on.
+
+    Args:
+        files: to be read.
+        reduce: whether cells are reduced.
+        limit: number of rows at most.
+        is_run: whether the file is the table of a run folder.
+
+    Returns:
+        SHA-256 of the contents, the settings, and the versions of the parsers.
+    """
     contents = [
-        # Only for CIFs does the name matter: it becomes the id.
+        # The name matters only for CIFs, where it becomes the id.
         (file.name if file.suffix.lower() == ".cif" else file.suffix.lower(), sha256_file(file))
         for file in files
     ]
-    settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit]
+    settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit, is_run]
     versions = [version(package) for package in ("pymatgen", "spglib", "ase")]
     return hashlib.sha256(json.dumps([settings, versions, contents]).encode()).hexdigest()
 
 
 def store(rows: list[Row], key: str) -> None:
-    """Keep rows as KEY-DIGEST.parquet, where DIGEST is the hash of the file's own bytes."""
+    """Store rows as KEY-DIGEST.parquet, where DIGEST is the hash of the file's own bytes.
+
+    A folder that cannot be written is logged, and nothing is stored.
+
+    Args:
+        rows: parsed.
+        key: their `cache_key`.
+    """
     geometries = [row.source if isinstance(row.source, Geometry) else _NOTHING for row in rows]
     errors = [row.source if isinstance(row.source, InvalidCrystal) else None for row in rows]
     ends = np.cumsum([0] + [len(g.atomic_numbers) for g in geometries], dtype=np.int32)
@@ -79,11 +96,18 @@ def store(rows: list[Row], key: str) -> None:
             cache_folder() / f"{key}-{hashlib.sha256(content).hexdigest()}.parquet", content
         )
     except OSError as error:
-        logger.warning("cannot keep parsed crystals in %s: %s", cache_folder(), error)
+        logger.warning("cannot cache parsed crystals in %s: %s", cache_folder(), error)
 
 
 def load(key: str) -> list[Row] | None:
-    """The rows kept under a key; None if there are none, or only damaged ones."""
+    """Return the rows stored under a key.
+
+    Args:
+        key: see `cache_key`.
+
+    Returns:
+        The rows; None if there are none, or the file is damaged.
+    """
     for path in sorted(cache_folder().glob(f"{key}-*.parquet")):
         try:
             content = path.read_bytes()
@@ -91,7 +115,7 @@ def load(key: str) -> list[Row] | None:
             logger.warning("cannot read %s: %s", path, error)
             continue
         if path.stem != f"{key}-{hashlib.sha256(content).hexdigest()}":
-            logger.warning("%s is damaged and not used", path)
+            logger.warning("%s is damaged and is not used", path)
             continue
         return _rows_of_table(pq.read_table(pa.BufferReader(content)).combine_chunks())
     return None

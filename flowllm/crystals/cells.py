@@ -1,9 +1,9 @@
-"""One cell convention for the whole house: Niggli-reduced, right-handed, in standard orientation.
+"""The cell convention of the package: Niggli-reduced, right-handed, in standard orientation.
 
-The reduction itself is spglib's. pymatgen's `get_niggli_reduced_lattice` finds the same cell but
-then maps it back onto the input lattice with a tolerance of one degree, so that for 10 of the
-first 300 validation crystals of MP-20 it returns another basis. ASE's agrees and takes 25 times
-as long.
+spglib does the reduction. pymatgen's `get_niggli_reduced_lattice` finds the same cell, but maps it
+back onto the input lattice with a tolerance of one degree and returns another basis for 10 of the
+first 300 validation crystals of MP-20. ASE's function agrees with spglib and takes 25 times as
+long.
 """
 
 from __future__ import annotations
@@ -15,25 +15,29 @@ from functools import cache
 import numpy as np
 import spglib
 from numpy.typing import ArrayLike, NDArray
-from pymatgen.core import Composition, DummySpecies, Element, Lattice, Structure
+from pymatgen.core import Composition, DummySpecies, Element, IStructure, Lattice, Structure
 
 from flowllm.errors import InvalidCrystal
 
 NIGGLI_TOLERANCE = 1e-5  # recorded in every manifest; see `reduce_basis`
-MIN_VOLUME = 0.1  # A^3, far below what one hydrogen atom takes
+MIN_VOLUME = 0.1  # Angstrom^3, far below the volume of one hydrogen atom
 
 
 def reduce_cell(structure: Structure, tolerance: float = NIGGLI_TOLERANCE) -> Structure:
-    """The same crystal in its Niggli cell.
+    """Return the same crystal in its Niggli cell.
 
     The order of the sites is kept; oxidation states, labels and site properties are dropped.
 
     Args:
-        structure: an ordered crystal; see `reduce_basis` for the convention of the result.
+        structure: an ordered crystal.
         tolerance: see `reduce_basis`.
 
+    Returns:
+        A new structure; see `reduce_basis` for the convention.
+
     Raises:
-        InvalidCrystal: disorder, an unknown element, a cell without volume, or no reduced cell.
+        InvalidCrystal: if the crystal is disordered, holds an unknown element, has a cell without
+            volume, or no reduced cell is found.
     """
     lattice, frac_coords = reduce_basis(
         structure.lattice.matrix, structure.frac_coords, tolerance=tolerance
@@ -44,30 +48,30 @@ def reduce_cell(structure: Structure, tolerance: float = NIGGLI_TOLERANCE) -> St
 def reduce_basis(
     lattice: ArrayLike, frac_coords: ArrayLike, tolerance: float = NIGGLI_TOLERANCE
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Niggli-reduced basis of a lattice, and the positions in it.
+    """Return the Niggli-reduced basis of a lattice, and the positions in it.
 
-    The result depends on the crystal and not on the basis or the orientation it came in, as far as
-    a Niggli cell can: symmetry operations of the lattice still permute positions, and within
-    `tolerance` of a boundary between two Niggli types either may come out. It is right-handed, so
+    The result depends on the crystal, not on its basis or orientation, as far as a Niggli cell
+    can: symmetry operations of the lattice still permute positions, and within `tolerance` of a
+    boundary between two Niggli types either type may come out. The basis is right-handed, so that
     a chiral crystal keeps its hand, with a along x and b in the xy plane, y > 0.
 
-    Where spglib finds no reduced cell, an LLL reduction comes first (it helps inputs that are a
-    basis change with entries in the hundreds away), then the tolerance grows to 10 and 100 times
-    its value (it helps cells that lie on the edge of it: 1 of 71,355 Materials Project crystals).
+    If spglib finds no reduced cell, an LLL reduction comes first (it helps very skewed input, with
+    entries in the hundreds in the change of basis). Then the tolerance grows to 10 and 100 times
+    its value (it helps cells at the edge of the tolerance: 1 of 71,355 Materials Project crystals).
 
     Source: Grosse-Kunstleve, Sauter & Adams, Acta Cryst. A60 (2004) 1, conditions A1 to A8.
 
     Args:
-        lattice: (3, 3), rows are lattice vectors, in Angstrom.
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
         frac_coords: (N, 3), in units of the lattice vectors.
         tolerance: dimensionless; squared lengths that differ by less than this times V^(2/3)
             count as equal.
 
     Returns:
-        The reduced lattice (3, 3) and coordinates (N, 3) wrapped to [0, 1).
+        The reduced lattice (3, 3) in Angstrom, and the coordinates (N, 3) wrapped to [0, 1).
 
     Raises:
-        InvalidCrystal: a cell that is not finite or has no volume, or no reduced cell was found.
+        InvalidCrystal: if the cell is not finite or has no volume, or no reduced cell is found.
     """
     lattice = np.asarray(lattice, dtype=np.float64)
     frac_coords = np.asarray(frac_coords, dtype=np.float64)
@@ -92,7 +96,14 @@ def reduce_basis(
 
 
 def wrap(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coordinates (N, 3) modulo 1, in [0, 1); a tiny negative one becomes 0 and not 1."""
+    """Return coordinates modulo 1, in [0, 1); a tiny negative value becomes 0 and not 1.
+
+    Args:
+        frac_coords: (N, 3), in units of the lattice vectors.
+
+    Returns:
+        A new array (N, 3).
+    """
     wrapped = frac_coords - np.floor(frac_coords)
     wrapped[wrapped >= 1.0] = 0.0
     return wrapped
@@ -101,20 +112,34 @@ def wrap(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
 def make_structure(
     lattice: NDArray[np.float64], atomic_numbers: ArrayLike, frac_coords: NDArray[np.float64]
 ) -> Structure:
-    """Structure from a lattice (3, 3), atomic numbers (N,) and coordinates (N, 3).
+    """Return a structure made from arrays.
 
-    One composition object per element is shared by all sites, which makes this 1.6 times faster
-    than building from symbols. pymatgen treats compositions as immutable.
+    All sites of an element share one composition object, which makes this 1.6 times faster than
+    building from symbols. pymatgen treats compositions as immutable.
+
+    Args:
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
+        atomic_numbers: (N,).
+        frac_coords: (N, 3), in units of the lattice vectors.
+
+    Returns:
+        The structure, with its sites in the given order.
     """
     species = [_composition(number) for number in np.asarray(atomic_numbers).tolist()]
     return Structure(Lattice(lattice), species, frac_coords)
 
 
-def atomic_numbers(structure: Structure) -> NDArray[np.uint8]:
-    """Atomic numbers (N,) of an ordered crystal; deuterium and tritium count as hydrogen.
+def atomic_numbers(structure: IStructure) -> NDArray[np.uint8]:
+    """Return the atomic numbers of an ordered crystal; deuterium and tritium count as hydrogen.
+
+    Args:
+        structure: a crystal of N sites.
+
+    Returns:
+        Array (N,).
 
     Raises:
-        InvalidCrystal: partial occupancy, or a site that holds no chemical element.
+        InvalidCrystal: if a site is partially occupied or holds no chemical element.
     """
     numbers = np.empty(len(structure), dtype=np.uint8)
     for index, site in enumerate(structure):
@@ -124,14 +149,23 @@ def atomic_numbers(structure: Structure) -> NDArray[np.uint8]:
             )
         if isinstance(site.specie, DummySpecies):
             raise InvalidCrystal(
-                "unknown_element", f"site {index + 1} holds {site.specie}, which is no element"
+                "unknown_element", f"site {index + 1} holds {site.specie}, which is not an element"
             )
         numbers[index] = site.specie.Z
     return numbers
 
 
 def check_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> None:
-    """Raise `InvalidCrystal` (`bad_cell`) for a cell or positions no crystal can have."""
+    """Check that a cell and positions can belong to a crystal.
+
+    Args:
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
+        frac_coords: (N, 3).
+
+    Raises:
+        InvalidCrystal: if there are no atoms (reason `unreadable`), a number is not finite, or the
+            volume of the cell is 0 or infinite (reason `bad_cell`).
+    """
     if not len(frac_coords):
         raise InvalidCrystal("unreadable", "the crystal has no atoms")
     if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
@@ -142,13 +176,13 @@ def check_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64
 
 
 def _standard_orientation(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn a right-handed lattice so that its matrix is lower triangular, diagonal positive."""
-    upper = np.linalg.qr(lattice.T, mode="r")
+    """Rotate a right-handed lattice so that its matrix is lower triangular, diagonal positive."""
+    upper = np.linalg.qr(lattice.T).R
     return upper.T * np.sign(np.diag(upper))
 
 
 def _det(matrix: NDArray[np.float64]) -> float:
-    # By hand: a fifth of the time of numpy's, and exact for integers of moderate size.
+    # A fifth of the time of numpy.linalg.det, and exact for integers of moderate size.
     (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
@@ -166,11 +200,11 @@ def _attempts(lattice: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64
 
 
 def _niggli(lattice: NDArray[np.float64], tolerance: float) -> NDArray[np.float64] | None:
-    """Niggli-reduced lattice in the orientation of the input, or None."""
-    # spglib compares squared lengths with an absolute eps; this makes the rule free of scale.
+    """Return the Niggli-reduced lattice in the orientation of the input, or None."""
+    # spglib compares squared lengths with an absolute eps; this makes it independent of scale.
     eps = tolerance * abs(_det(lattice)) ** (2 / 3)
     with warnings.catch_warnings():
-        # spglib announces its coming change from None to SpglibError; both are handled here.
+        # spglib warns of its change from None to SpglibError; both are handled here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
         try:
             return spglib.niggli_reduce(lattice, eps=eps)

@@ -1,4 +1,4 @@
-"""The text of a CIF to a geometry, fast where it can be, and a structure to the text of a CIF."""
+"""CIF text to geometries, with a fast path for CIFs written by pymatgen, and back to text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
-from pymatgen.io.cif import CifParser, CifWriter
 
 from flowllm.crystals.crystal import (
     ATOMIC_NUMBER,
@@ -23,10 +22,10 @@ from flowllm.crystals.crystal import (
 from flowllm.errors import InvalidCrystal, one_line
 from flowllm.system.executors import for_each
 
-_WORTH_WORKERS = 5000  # CIFs for pymatgen; fewer are parsed before the processes have paid off
-_CHUNK = 250
+_WORTH_WORKERS = 5000  # CIFs for pymatgen; below that, starting processes costs more than it saves
+_CHUNK = 250  # CIFs per task of a process
 
-# By which pymatgen sorts the sites of a CIF; helium, neon and argon have no electronegativity.
+# pymatgen sorts the sites of a CIF by this; helium, neon and argon have no electronegativity.
 _SORT_KEY = {
     element.symbol: (element.X, element.symbol)
     for element in Element
@@ -35,7 +34,7 @@ _SORT_KEY = {
 
 _P = r"\d+\.\d+"
 _N = rf"-?{_P}"
-# The CIF that pymatgen writes for a structure without symmetry, word for word.
+# Exactly the CIF that pymatgen writes for a structure without symmetry.
 _PLAIN_CIF = re.compile(
     r"(?:# generated using pymatgen\n)?"
     r"data_[A-Za-z0-9.()]+\n"
@@ -55,11 +54,17 @@ _PLAIN_CIF = re.compile(
 
 
 def parse_plain_cif(text: str) -> Geometry | None:
-    """What pymatgen's parser would give for a plain CIF, 16 times faster; None if not plain.
+    """Return the geometry of a plain CIF, as pymatgen's parser does, but 16 times faster.
 
-    Whatever could make that parser do more than read numbers (symmetry, oxidation states,
-    occupancies, sites that coincide, a formula that does not match, thin cells, elements without
-    an electronegativity to sort by) is left to it.
+    A CIF is not plain if that parser would do more than read numbers: symmetry, oxidation states,
+    occupancies, coinciding sites, a formula that does not match the sites, thin cells, elements
+    without electronegativity.
+
+    Args:
+        text: of the CIF.
+
+    Returns:
+        The geometry, equal bit for bit to that of `parse_cif`; None if the CIF is not plain.
     """
     match = _PLAIN_CIF.fullmatch(text)
     if match is None:
@@ -93,7 +98,15 @@ def parse_plain_cif(text: str) -> Geometry | None:
 def parse_cifs(
     texts: Sequence[str], workers: int | None
 ) -> list[tuple[Geometry | InvalidCrystal, list[str]]]:
-    """Geometry or error of each CIF and what pymatgen remarked on it, in the order of `texts`."""
+    """Parse CIFs with pymatgen's parser, in several processes if there are many.
+
+    Args:
+        texts: CIFs.
+        workers: number of processes; None: one per core for at least 5000 CIFs, else one.
+
+    Returns:
+        The result of `parse_cif` for each text, in order.
+    """
     if workers is None:
         workers = (os.cpu_count() or 1) if len(texts) >= _WORTH_WORKERS else 1
     parsed: dict[int, list[tuple[Geometry | InvalidCrystal, list[str]]]] = {}
@@ -113,7 +126,17 @@ def _parse_chunk(
 
 
 def parse_cif(text: str) -> tuple[Geometry | InvalidCrystal, list[str]]:
-    """Geometry or error of one CIF by pymatgen's parser, and what that remarked on it."""
+    """Parse one CIF with pymatgen's parser.
+
+    Args:
+        text: of the CIF.
+
+    Returns:
+        The geometry, or the reason why there is none, and the warnings of the parser.
+    """
+    # Imported here for start-up time: plain CIFs do not need it.
+    from pymatgen.io.cif import CifParser
+
     notes: list[str] = []
     try:
         with _warnings_to(notes):
@@ -125,7 +148,7 @@ def parse_cif(text: str) -> tuple[Geometry | InvalidCrystal, list[str]]:
                 "unreadable", f"the CIF holds {len(structures)} structures; give each its own"
             )
         if mismatch.startswith(("Missing elements", "Incorrect stoichiometry")):
-            raise InvalidCrystal(  # a site line lost on the way, or hydrogen never measured
+            raise InvalidCrystal(  # a lost line of a site, or hydrogen that was not located
                 "wrong_formula",
                 f"the sites do not give the CIF's own formula: {one_line(mismatch)}",
             )
@@ -138,15 +161,24 @@ def parse_cif(text: str) -> tuple[Geometry | InvalidCrystal, list[str]]:
 
 
 def cif_text(structure: Structure) -> str:
-    """The CIF of a structure, without symmetry, as pymatgen writes it."""
+    """Return the CIF of a structure, without symmetry, as pymatgen writes it.
+
+    Args:
+        structure: an ordered crystal.
+
+    Returns:
+        The text, with eight decimals.
+    """
+    from pymatgen.io.cif import CifWriter
+
     notes: list[str] = []
-    with _warnings_to(notes):  # on elements without an electronegativity
+    with _warnings_to(notes):  # about elements without electronegativity
         return str(CifWriter(structure))
 
 
 @contextmanager
 def _warnings_to(notes: list[str]) -> Iterator[None]:
-    """Collect what pymatgen and numpy remark on the data at hand; let other warnings pass."""
+    """Collect the warnings of pymatgen and numpy about the data; let other warnings pass."""
     kinds = (UserWarning, RuntimeWarning)
     with warnings.catch_warnings(record=True) as caught:
         for kind in kinds:

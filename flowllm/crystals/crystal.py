@@ -1,8 +1,11 @@
-"""One crystal: as what users hold, as bare numbers, and from and to pymatgen and ASE."""
+"""One crystal with its id and properties, and conversions from and to pymatgen and ASE."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,20 +18,20 @@ from flowllm.crystals import cells
 from flowllm.errors import InvalidCrystal, UserError
 
 ATOMIC_NUMBER = {element.symbol: element.Z for element in Element} | {"D": 1, "T": 1}
-# What pymatgen and ASE are seen to raise on damaged input.
+# The errors that pymatgen and ASE raise on damaged input.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @dataclass(kw_only=True, slots=True)
 class Crystal:
-    """One crystal.
+    """One crystal of a data set.
 
     Attributes:
-        id: unique within its data set.
+        id: unique within the data set.
         structure: ordered, plain elements, no site properties.
-        properties: what is known of it; formation_energy_per_atom and e_above_hull in eV/atom,
-            band_gap in eV, spacegroup as a number from 1 to 230, anything else as the file has it.
-            What is not known is absent.
+        properties: formation_energy_per_atom and e_above_hull in eV/atom, band_gap in eV,
+            spacegroup as a number from 1 to 230, and any other columns of the file under their
+            names. Unknown values are absent.
     """
 
     id: str
@@ -37,19 +40,28 @@ class Crystal:
 
 
 class Geometry(NamedTuple):
-    """A crystal as numbers, the form in which it is parsed, reduced and cached."""
+    """Cell, elements and positions of one crystal: the form for parsing, reducing and caching."""
 
-    lattice: NDArray[np.float64]  # (3, 3), Angstrom
+    lattice: NDArray[np.float64]  # (3, 3), rows are lattice vectors, Angstrom
     atomic_numbers: NDArray[np.uint8]  # (N,)
     frac_coords: NDArray[np.float64]  # (N, 3)
 
 
 def to_structure(crystal: Structure | Atoms) -> Structure:
-    """A crystal from pymatgen or ASE as this house wants it: ordered, plain elements, no extras.
+    """Return a crystal from pymatgen or ASE as an ordered structure of plain elements.
+
+    Oxidation states, labels and site properties are dropped.
+
+    Args:
+        crystal: a pymatgen `Structure` or periodic ASE `Atoms`.
+
+    Returns:
+        A new structure in the same cell, with the sites in the same order.
 
     Raises:
-        UserError: neither kind of object; as `InvalidCrystal` with a reason: not periodic, no
-            atoms, disorder, an unknown element, a cell that is not finite or has no volume.
+        UserError: if it is neither kind of object.
+        InvalidCrystal: if it is not periodic, has no atoms, is disordered, holds an unknown
+            element, or has a cell that is not finite or has no volume.
     """
     if isinstance(crystal, IStructure):
         return cells.make_structure(*geometry_of_structure(crystal))
@@ -61,7 +73,17 @@ def to_structure(crystal: Structure | Atoms) -> Structure:
 
 
 def to_atoms(structure: Structure) -> Atoms:
-    """An ordered pymatgen structure as ASE Atoms, periodic in all directions."""
+    """Return an ordered pymatgen structure as ASE Atoms, periodic in all directions.
+
+    Args:
+        structure: an ordered crystal.
+
+    Returns:
+        ASE Atoms in the same cell, in the same order.
+
+    Raises:
+        InvalidCrystal: if the structure is disordered or holds an unknown element.
+    """
     return Atoms(
         numbers=cells.atomic_numbers(structure),
         cell=structure.lattice.matrix,
@@ -71,11 +93,17 @@ def to_atoms(structure: Structure) -> Atoms:
 
 
 def geometry_of_structure(structure: IStructure) -> Geometry:
-    """Cell, elements and positions of a structure, checked.
+    """Return cell, elements and positions of a pymatgen structure.
+
+    Args:
+        structure: a crystal.
+
+    Returns:
+        Its geometry, in the same cell.
 
     Raises:
-        InvalidCrystal: no atoms, disorder, an unknown element, or a cell that is not finite or has
-            no volume.
+        InvalidCrystal: if it has no atoms, is disordered, holds an unknown element, or has a cell
+            that is not finite or has no volume.
     """
     geometry = Geometry(
         structure.lattice.matrix, cells.atomic_numbers(structure), structure.frac_coords
@@ -85,18 +113,24 @@ def geometry_of_structure(structure: IStructure) -> Geometry:
 
 
 def geometry_of_atoms(atoms: Atoms) -> Geometry:
-    """Cell, elements and positions of ASE Atoms, checked.
+    """Return cell, elements and positions of ASE Atoms.
+
+    Args:
+        atoms: a crystal.
+
+    Returns:
+        Its geometry, in the same cell; positions are not wrapped.
 
     Raises:
-        InvalidCrystal: not periodic in all directions, no atoms, an unknown element, or a cell that
-            is not finite or has no volume.
+        InvalidCrystal: if it is not periodic in all directions, has no atoms, holds an unknown
+            element, or has a cell that is not finite or has no volume.
     """
     if not atoms.pbc.all():
         raise InvalidCrystal(
             "not_periodic", "not periodic in all three directions; set the cell and pbc=True"
         )
     if not np.isin(atoms.numbers, list(ATOMIC_NUMBER.values())).all():
-        raise InvalidCrystal("unknown_element", "an atom is of no element (ASE's 'X')")
+        raise InvalidCrystal("unknown_element", "an atom has no element (ASE's 'X')")
     lattice = np.array(atoms.cell)
     cells.check_geometry(lattice, atoms.positions)
     frac_coords = atoms.get_scaled_positions(wrap=False)
@@ -104,9 +138,27 @@ def geometry_of_atoms(atoms: Atoms) -> Geometry:
 
 
 def scalar(value: Any) -> float | int | str | None:
-    """A property value in Python's own type; None for what is not finite or no scalar."""
+    """Return a property value as a Python scalar, or None for any other value.
+
+    Args:
+        value: a Python or numpy value.
+
+    Returns:
+        A float, int (bool included) or str; None if the value is not finite or not a scalar.
+    """
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, int | str) else None
+
+
+@contextlib.contextmanager
+def ignore_missing_electronegativity() -> Iterator[None]:
+    """Suppress pymatgen's warning that helium, neon and argon have no electronegativity.
+
+    pymatgen emits it wherever it sorts elements for a formula; the user cannot act on it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No Pauling electronegativity", UserWarning)
+        yield

@@ -1,4 +1,4 @@
-"""Reduced formulas as numbers, and the compositions that are known already."""
+"""Reduced formulas as numbers, and the formulas of known crystals."""
 
 from __future__ import annotations
 
@@ -13,18 +13,25 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import Geometry
 from flowllm.crystals.io import read_all
+from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
-from flowllm.system.files import sha256_path
 from llm_prior.prompts import parse_composition
 
 logger = logging.getLogger(__name__)
 
 Ratios = tuple[tuple[int, int], ...]
-KNOWN_FORMULA = "known_formula"  # the reason by which answers are counted
+KNOWN_FORMULA = "known_formula"  # reason by which refused answers are counted
 
 
 def formula_ratios(atomic_numbers: Any) -> Ratios:
-    """A reduced formula as sorted (atomic number, amount): much faster than the text of one."""
+    """Return a reduced formula as numbers, which is much faster than its text.
+
+    Args:
+        atomic_numbers: (N,) of the atoms of a crystal.
+
+    Returns:
+        Pairs of atomic number and amount, sorted.
+    """
     counts = sorted(Counter(np.asarray(atomic_numbers).tolist()).items())
     divisor = int(np.gcd.reduce([count for _, count in counts]))
     return tuple((number, count // divisor) for number, count in counts)
@@ -33,41 +40,57 @@ def formula_ratios(atomic_numbers: Any) -> Ratios:
 class KnownFormulas:
     """The reduced formulas of given crystals, such as a training set.
 
-    What has none of these formulas is a crystal that the files do not hold, whatever its structure
-    and however two structures are compared; a new structure of a known formula counts as known.
+    A crystal with another formula cannot be in the files, however two structures are compared. A
+    new structure of a known formula counts as known.
+
+    Attributes:
+        files: name and SHA-256 of each file, for manifests.
     """
 
     def __init__(self, files: str | Path | Sequence[str | Path] = ()) -> None:
-        """Read the files, none, one or several; bad rows are left out and counted in the log.
+        """Read the formulas of files; bad rows are left out and counted in the log.
+
+        Args:
+            files: none, one or several inputs of `flowllm.crystals.io.read`.
 
         Raises:
-            UserError: no such file, an unknown format, or no valid crystal in one.
+            UserError: if a file does not exist, has an unknown format, or holds no valid crystal.
         """
-        self.files: list[dict[str, str]] = []  # name and hash of each, for manifests
+        self.files: list[dict[str, str]] = []
         self._ratios: set[Ratios] = set()
         for file in [files] if isinstance(files, str | Path) else files:
             rows = read_all(file, reduce=False)
             good = [row.source for row in rows if isinstance(row.source, Geometry)]
             if not good:
-                raise UserError(f"{file}: holds no valid crystal")
+                raise UserError(f"{file}: holds no valid crystal; give another file")
             if len(good) < len(rows):
                 logger.warning("%s: %d bad rows are left out", file, len(rows) - len(good))
-            self.files.append({"name": Path(file).name, "sha256": sha256_path(Path(file))})
+            self.files.append({"name": Path(file).name, "sha256": input_hash(file)})
             self._ratios |= {formula_ratios(crystal.atomic_numbers) for crystal in good}
 
     def __len__(self) -> int:
         return len(self._ratios)
 
     def refuse(self, structure: Structure) -> str | None:
-        """`known_formula` for a crystal of one of these formulas, else None."""
+        """Return the reason to refuse a crystal.
+
+        Args:
+            structure: the crystal.
+
+        Returns:
+            `known_formula` if its formula is known, else None.
+        """
         numbers = [site.specie.Z for site in structure]
         return KNOWN_FORMULA if formula_ratios(numbers) in self._ratios else None
 
     def check(self, conditions: Mapping[str, Any]) -> None:
-        """See that the conditions leave an unknown formula to find.
+        """Check that conditions leave an unknown formula to find.
+
+        Args:
+            conditions: of a sampling run, by name.
 
         Raises:
-            UserError: they ask for a known one.
+            UserError: if they fix a known formula.
         """
         if "formula" not in conditions:
             return

@@ -1,9 +1,9 @@
-"""Crystals in and out of files: CSV, parquet, CIF (a file or a folder), extxyz, JSON.
+"""Reading and writing crystals: CSV, parquet, CIF (a file or folder), extxyz, JSON, POSCAR.
 
-Zip archives of CIFs and POSCAR are read only.
+Zip archives of CIFs and run folders are read only.
 
-Reading: `rows` makes `Row`s of every format, `cif` parses those that are CIFs, `_admit` decides
-which become crystals; from there on all formats are one. Large files are cached by content.
+`readers` turns every format into `Row`s, `cif` parses those that are CIFs, and `_admit` decides
+which rows become crystals. From there on all formats are alike. Large files are cached by content.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flowllm.crystals import cells
@@ -24,8 +24,9 @@ from flowllm.crystals.crystal import (
     to_atoms,
     to_structure,
 )
-from flowllm.crystals.readers import Row, is_poscar, read_rows
-from flowllm.crystals.writers import KNOWN, WRITERS, write_folder
+from flowllm.crystals.readers import FAILED, Row, is_poscar, read_rows, read_run_rows
+from flowllm.crystals.run_folders import input_hash, run_table
+from flowllm.crystals.writers import FILE_SUFFIXES, KNOWN, write_folder, writer_for
 from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.system.files import publish
 
@@ -33,8 +34,11 @@ __all__ = [
     "Crystal",
     "Crystals",
     "cache_folder",
+    "check_input",
+    "input_hash",
     "read",
     "read_all",
+    "run_table",
     "to_atoms",
     "to_structure",
     "write",
@@ -42,13 +46,19 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_WORTH_CACHING = 500  # rows; fewer are parsed about as fast as a cache entry is read
+_WORTH_CACHING = 500  # rows; parsing fewer takes about as long as reading a cache entry
 
 
 class Crystals(list[Crystal]):
-    """What `read` returns: a list that also says how many rows were left out, by reason."""
+    """A list of crystals with the number of rows that were left out.
 
-    def __init__(self, crystals: Iterable[Crystal] = (), skipped: Counter[str] | None = None):
+    Attributes:
+        skipped: number of rows left out, by reason; see `flowllm.errors.InvalidCrystal`.
+    """
+
+    def __init__(
+        self, crystals: Iterable[Crystal] = (), skipped: Counter[str] | None = None
+    ) -> None:
         super().__init__(crystals)
         self.skipped: Counter[str] = skipped or Counter()
 
@@ -62,33 +72,42 @@ def read(
     limit: int | None = None,
     workers: int | None = None,
 ) -> Crystals:
-    """Read crystals from a file or folder; the suffix says which format.
+    """Return the crystals of a file or folder; the suffix tells the format.
 
-    `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the row number, from
-    1), and properties. `.cif`, or a folder or `.zip` of them: the id is the file name; one
-    structure a file.
-    `.extxyz`, `.xyz`: properties from the comment line. `.json`, `.jsonl`: pymatgen structure
-    dicts (one, a list, or one a line), properties from their `properties`. `.vasp`, or a name that
-    begins with `POSCAR` or `CONTCAR`: one structure, with its elements named.
+    - `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the number of the
+      row, from 1), and properties.
+    - `.cif`, or a folder or `.zip` of them: one structure per file; the id is the file name.
+    - `.extxyz`, `.xyz`: properties from the comment line.
+    - `.json`, `.jsonl`: pymatgen structure dicts (one, a list, or one per line), with properties
+      from their `properties`.
+    - `.vasp`, or a name that begins with `POSCAR` or `CONTCAR`: one structure, with its elements
+      named.
+    - The folder of a finished run of sample, refine, mutate or relax, or of an evaluation (its
+      relaxed crystals if it has some): ids and properties as the run has them. Crystals that the
+      run lists as failed are counted and left out.
 
-    CIFs come out as pymatgen's parser gives them: sites sorted by electronegativity, coordinates
-    within a ten-thousandth of 1/3 or 2/3 made exact. Deuterium and tritium become hydrogen.
-    Missing and non-finite property values are left out, and so are columns without scalars.
+    CIFs give the same as pymatgen's parser: sites sorted by electronegativity, coordinates within
+    a ten-thousandth of 1/3 or 2/3 made exact. Deuterium and tritium become hydrogen. Missing and
+    non-finite property values and columns without scalars are left out.
 
     Args:
-        path: the file, or a folder with `.cif` files.
-        skip_invalid: leave bad rows out and count them, instead of stopping at the first.
+        path: of the file or folder.
+        skip_invalid: leave out and count bad rows, instead of stopping at the first.
         reduce: bring every crystal into its Niggli cell; see `cells.reduce_basis`.
         max_atoms: a crystal with more atoms is a bad row.
-        limit: look at the first so many rows only.
-        workers: processes for CIFs that need the full parser; default: one a core where there are
-            many. They are spawned, so a script needs its `if __name__ == "__main__":`.
+        limit: read at most this many rows.
+        workers: number of processes for CIFs that need the full parser; None: one per core if
+            there are many. Processes are spawned, so a script needs `if __name__ == "__main__":`.
+
+    Returns:
+        The crystals, in the order of the file.
 
     Raises:
-        UserError: no such file, unknown suffix, no column `cif`, a file that is damaged as a
-            whole, nothing valid in it, or (without `skip_invalid`) a bad row: unreadable, sites
-            that do not add up to the CIF's formula, disorder, an unknown element, a cell that is
-            not finite or has no volume, too many atoms, a property that is no number, an id that
+        UserError: if there is no such file, its suffix is unknown, it is damaged as a whole, holds
+            no valid crystal or has no column `cif`, or a run is not finished.
+        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, sites that do
+            not add up to the formula of the CIF, disorder, an unknown element, a cell that is not
+            finite or has no volume, too many atoms, a property that is not a number, an id that
             occurs twice.
     """
     path = Path(path)
@@ -105,50 +124,85 @@ def read_all(
     limit: int | None = None,
     workers: int | None = None,
 ) -> list[Row]:
-    """Every row of a file or folder, each with a `Geometry` or the `InvalidCrystal` that it is.
+    """Return every row of a file or folder, including bad rows, for callers that count them.
 
-    For those who count the bad ones; arguments and formats as for `read`.
+    Args:
+        path: see `read`.
+        reduce: see `read`.
+        limit: see `read`.
+        workers: see `read`.
+
+    Returns:
+        The rows. The source of each is a `Geometry`, or an `InvalidCrystal` with its reason, which
+        is `failed` for a crystal that a run lists as failed.
 
     Raises:
-        UserError: no such file, unknown suffix, no column `cif`, or a file that is damaged as a
-            whole.
+        UserError: if there is no such file, its suffix is unknown, it is damaged as a whole or has
+            no column `cif`, or a run is not finished.
     """
     path = Path(path)
     for name, value in (("limit", limit), ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
-    files = _files(path)[:limit] if path.is_dir() else _files(path)
-    key = cache_key(files, reduce, limit)
+    table = run_table(path)
+    files = [table] if table else _files(path, limit)
+    key = cache_key(files, reduce, limit, is_run=table is not None)
     rows = load(key)
     if rows is None:
-        rows = list(read_rows(path, files, limit))
+        rows = read_run_rows(table, limit) if table else list(read_rows(path, files, limit))
         _resolve(rows, reduce, workers)
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
     return rows
 
 
-def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write crystals to a file in the format of its suffix, or as a folder of CIFs if it has none.
+def check_input(path: str | Path) -> None:
+    """Check that `read` knows the format of a file or folder, without reading it.
 
-    The file is whole or absent, also after a kill. CIF (and so CSV and parquet) keeps eight
-    decimals and, when read, sorts the sites by electronegativity; extxyz keeps eight decimals;
-    JSON keeps everything. CSV forgets types: the string `007` comes back as 7. A lone CIF file or a
-    folder of them holds no properties. Non-finite property values are left out.
+    Args:
+        path: see `read`.
 
     Raises:
-        UserError: the file exists and `overwrite` is not set, unknown suffix, no crystals, one
-            that `read` would refuse, ids that occur twice or cannot be file names, several crystals
-            for one CIF, or a property the format cannot hold.
+        UserError: if there is no such file, its suffix is unknown, a folder holds no CIFs, or a
+            run is not finished.
+    """
+    path = Path(path)
+    if run_table(path) is None:
+        _files(path)
+
+
+def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write crystals to a file in the format of its suffix, or to a folder of CIFs if it has none.
+
+    A name that begins with `POSCAR` or `CONTCAR` is a POSCAR. The file is whole or absent, even
+    after a kill.
+
+    CIF (and so CSV and parquet) and extxyz keep eight decimals, POSCAR sixteen, JSON all. A CIF is
+    read with its sites sorted by electronegativity; a POSCAR has its sites grouped by element. CIF
+    files and POSCAR hold no properties. CSV forgets types: the string `007` comes back as 7.
+    Non-finite property values are left out.
+
+    Args:
+        crystals: one or more.
+        path: of the file or folder.
+        overwrite: replace a file, or a folder that holds only CIFs.
+
+    Returns:
+        `path`.
+
+    Raises:
+        UserError: if the file exists and `overwrite` is not set, its suffix is unknown, there are
+            no crystals, `read` would refuse one of them, ids occur twice or cannot be file names,
+            there are several crystals for a CIF file or POSCAR, or the format cannot hold a
+            property.
     """
     path = Path(path)
     crystals = list(crystals)
-    folder = path.is_dir() or not path.suffix
-    writer = write_folder if folder else WRITERS.get(path.suffix.lower())
+    writer = writer_for(path)
     if writer is None:
         raise UserError(f"{path}: cannot write {path.suffix!r} files; {KNOWN}")
     if not crystals:
-        raise UserError(f"{path}: there are no crystals to write")
+        raise UserError(f"{path}: there are no crystals to write; give at least one")
     for crystal in crystals:
         try:
             geometry_of_structure(crystal.structure)
@@ -166,48 +220,52 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
         raise UserError(
             f"{path} exists; choose another name, or replace it with overwrite=True (--overwrite)"
         )
-    if folder and path.exists() and not _only_cifs(path):
+    if writer is write_folder and path.exists() and not _only_cifs(path):
         raise UserError(f"{path} is more than a folder of CIFs and stays; choose another name")
-
-    def make(temporary: Path) -> None:
-        writer(crystals, temporary)
-        if folder and path.exists():
-            shutil.rmtree(path)  # only now that the new one is whole
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    return publish(path, make)
+    return publish(path, lambda temporary: _replace(writer, crystals, temporary, path))
 
 
-def _files(path: Path) -> list[Path]:
+def _replace(
+    writer: Callable[[list[Crystal], Path], None],
+    crystals: list[Crystal],
+    temporary: Path,
+    path: Path,
+) -> None:
+    writer(crystals, temporary)
+    if path.is_dir():
+        shutil.rmtree(path)  # only now that the new folder is whole
+
+
+def _files(path: Path, limit: int | None = None) -> list[Path]:
+    """Return the file itself, or the first CIFs of a folder."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif" and p.is_file())
         if not files:
-            run = (path / "cif").is_dir()  # of `flowllm sample` or `refine`
-            hint = f"; it is a run folder, give {path / 'cif'}" if run else ""
-            raise UserError(f"{path}: the folder holds no .cif files{hint}")
-        return files
-    if path.suffix.lower() not in (*WRITERS, ".zip") and not is_poscar(path):
+            raise UserError(f"{path}: the folder holds no .cif files and is not a run folder")
+        return files[:limit]
+    if path.suffix.lower() not in (*FILE_SUFFIXES, ".zip") and not is_poscar(path):
         raise UserError(
-            f"{path}: cannot read {path.suffix!r} files; {KNOWN}, a .zip of CIFs, and POSCAR"
+            f"{path}: cannot read {path.suffix!r} files; {KNOWN}, a .zip of CIFs, a run folder"
         )
     return [path]
 
 
 def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
-    """Turn every row's CIF text into a geometry or an error, and reduce the cells, in place."""
+    """Turn every CIF text into a geometry or an error and reduce the cells, in place."""
     for row in rows:
         if isinstance(row.source, str):
             row.source = parse_plain_cif(row.source) or row.source
-    rest = [row for row in rows if isinstance(row.source, str)]
-    parsed = parse_cifs([row.source for row in rest], workers)
-    for row, (source, notes) in zip(rest, parsed, strict=True):
-        row.source = _at(row, source) if isinstance(source, InvalidCrystal) else source
+    rest = [(row, row.source) for row in rows if isinstance(row.source, str)]
+    parsed = parse_cifs([text for _, text in rest], workers)
+    for (row, _), (source, notes) in zip(rest, parsed, strict=True):
+        row.source = _in_column(row, source) if isinstance(source, InvalidCrystal) else source
         for note in notes:
             logger.info("%s: %s", row.place, one_line(note))
     for row in rows:
-        if isinstance(row.source, InvalidCrystal):
+        if not isinstance(row.source, Geometry):
             continue
         lattice, numbers, frac_coords = row.source
         try:
@@ -216,42 +274,44 @@ def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
                 lattice, frac_coords = cells.reduce_basis(lattice, frac_coords)
                 row.source = Geometry(lattice, numbers, frac_coords)
         except InvalidCrystal as error:
-            row.source = _at(row, error)
+            row.source = _in_column(row, error)
 
 
-def _at(row: Row, error: InvalidCrystal) -> InvalidCrystal:
+def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
     where = f"column {row.column!r}: " if row.column else ""
     return InvalidCrystal(error.reason, where + error.detail)
 
 
 def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | None) -> Crystals:
     if not rows:
-        raise UserError(f"{path}: holds no crystals")
+        raise UserError(f"{path}: holds no crystals; give another file")
     crystals = Crystals()
     seen: set[str] = set()
     for row in rows:
-        error = _refusal(row, seen, max_atoms)
-        if error is not None:
-            if not skip_invalid:
+        found = _checked(row, seen, max_atoms)
+        if isinstance(found, InvalidCrystal):
+            if not skip_invalid and found.reason != FAILED:
                 raise InvalidCrystal(
-                    error.reason,
-                    f"{path}: {row.place} (id {row.id}): {error.detail}; mend it, or leave such "
+                    found.reason,
+                    f"{path}: {row.place} (id {row.id}): {found.detail}; fix it, or leave such "
                     "crystals out with skip_invalid (--skip-invalid)",
                 )
-            crystals.skipped[error.reason] += 1
+            crystals.skipped[found.reason] += 1
             continue
         seen.add(row.id)
-        structure = cells.make_structure(*row.source)
+        structure = cells.make_structure(*found)
         crystals.append(Crystal(id=row.id, structure=structure, properties=row.properties))
     left_out = ", ".join(f"{reason} {count}" for reason, count in crystals.skipped.most_common())
     if not crystals:
-        raise UserError(f"{path}: holds no valid crystal ({left_out})")
+        raise UserError(f"{path}: holds no valid crystal ({left_out}); give another file")
     if left_out:
         logger.warning("%s: read %d crystals, left out: %s", path, len(crystals), left_out)
     return crystals
 
 
-def _refusal(row: Row, seen: set[str], max_atoms: int | None) -> InvalidCrystal | None:
+def _checked(row: Row, seen: set[str], max_atoms: int | None) -> Geometry | InvalidCrystal:
+    """Return the geometry of a row, or the reason to leave it out."""
+    assert not isinstance(row.source, str)  # `_resolve` has parsed every CIF
     if isinstance(row.source, InvalidCrystal):
         return row.source
     num_atoms = len(row.source.atomic_numbers)
@@ -259,7 +319,7 @@ def _refusal(row: Row, seen: set[str], max_atoms: int | None) -> InvalidCrystal 
         return InvalidCrystal("too_many_atoms", f"{num_atoms} atoms, over max_atoms={max_atoms}")
     if row.id in seen:
         return InvalidCrystal("duplicate_id", f"an earlier crystal has the id {row.id!r}")
-    return None
+    return row.source
 
 
 def _only_cifs(path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""What stands in a file, before anything is judged: every format becomes `Row`s.
+"""Readers: the content of a file of any format as `Row`s, before crystals are checked.
 
-A row's source is the text of a CIF, a `Geometry`, or an `InvalidCrystal` with its reason.
+The source of a row is the text of a CIF, a `Geometry`, or an `InvalidCrystal` with its reason.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ase.io
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 
 from flowllm.crystals.crystal import (
@@ -30,7 +28,10 @@ from flowllm.crystals.crystal import (
 )
 from flowllm.errors import InvalidCrystal, UserError, one_line
 
-# Names under which public data sets keep what this house calls by the name on the right.
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Columns of public data sets, and the names of the same properties here.
 FIELD_OF_COLUMN = {
     "formation_energy_per_atom": "formation_energy_per_atom",
     "band_gap": "band_gap",
@@ -40,28 +41,52 @@ FIELD_OF_COLUMN = {
     "spacegroup.number": "spacegroup",
 }
 ID_COLUMNS = ("material_id", "id")
+FAILED = "failed"  # the reason of a crystal that a run lists as failed
 
 _FIELDS = frozenset(FIELD_OF_COLUMN.values())
 _LARGEST_CIF = 10_000_000  # bytes, in an archive
+# Long texts in the table of a run, which are not properties of its crystals.
+_TEXT_COLUMNS = frozenset(
+    {
+        *("structure", "prior_structure", "initial_structure", "proposed"),
+        *("prompt", "text", "rejects"),
+    }
+)
 _MISSING = frozenset({"", "nan", "none", "null", "na", "n/a"})
 
 
 @dataclass(kw_only=True, slots=True)
 class Row:
-    """One crystal of a file and what stands beside it."""
+    """One crystal of a file with its id and properties.
 
-    place: str  # "row 3", for messages
+    Attributes:
+        place: in the file, such as `row 3`, for messages.
+        id: as the file gives it, else made from the file name or the number of the row.
+        properties: see `flowllm.crystals.crystal.Crystal`.
+        source: the text of a CIF, a geometry, or the reason why there is none.
+        column: of the table, that holds the source; else empty.
+    """
+
+    place: str
     id: str
     properties: dict[str, float | int | str]
-    source: str | Geometry | InvalidCrystal  # a string is the text of a CIF
-    column: str = ""  # where the source stands, in a table
+    source: str | Geometry | InvalidCrystal
+    column: str = ""
 
 
 def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]:
-    """The rows of a file, or of a folder's CIF `files`, bad ones included.
+    """Return the rows of a file or of a folder of CIFs, including bad rows.
+
+    Args:
+        path: of the file or folder.
+        files: the file, or the CIFs of the folder.
+        limit: number of rows at most; None: all.
+
+    Returns:
+        The rows, in the order of the file.
 
     Raises:
-        UserError: the file is damaged as a whole, or is a table without a column `cif`.
+        UserError: if the file is damaged as a whole, or is a table without a column `cif`.
     """
     match files[0].suffix.lower():
         case ".cif":
@@ -78,6 +103,42 @@ def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]
             return _poscar_rows(path)
 
 
+def read_run_rows(table: Path, limit: int | None) -> list[Row]:
+    """Return the rows of the table of a run; see `flowllm.crystals.run_folders.run_table`.
+
+    A crystal that the run lists as failed has an `InvalidCrystal` with the reason `failed`. An
+    evaluation of several sets may repeat an id: then all ids begin with the name of their set.
+
+    Args:
+        table: parquet file.
+        limit: number of rows at most; None: all.
+
+    Returns:
+        The rows without the long texts, in the order of the table.
+
+    Raises:
+        UserError: if the table is damaged, or has no column `cif`.
+    """
+    try:
+        columns = [name for name in pq.read_schema(table).names if name not in _TEXT_COLUMNS]
+        records = pq.read_table(table, columns=columns).to_pylist()
+    except (ValueError, OSError) as error:
+        raise UserError(f"{table}: not a readable .parquet file: {one_line(error)}") from error
+    _require_cif(table, columns)
+    rows = []
+    for number, record in enumerate(records, start=1):
+        source = record.pop("cif")
+        if source is None:
+            failure = record.get("failure") or "no reason is given"
+            source = InvalidCrystal(FAILED, f"the run lists it as failed: {failure}")
+        rows.append(_row(f"row {number}", str(number), record, source, column="cif"))
+    if len({row.id for row in rows}) < len(rows):
+        for row in rows:
+            if set_name := row.properties.get("set"):
+                row.id = f"{set_name}-{row.id}"
+    return rows[:limit]
+
+
 def _cif_rows(files: list[Path]) -> Iterator[Row]:
     for file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
@@ -85,8 +146,10 @@ def _cif_rows(files: list[Path]) -> Iterator[Row]:
 
 
 def _zip_rows(path: Path, limit: int | None) -> Iterator[Row]:
-    """CIFs anywhere in an archive, in the order of their names; the id is the file name, with its
-    folders where that alone occurs twice. Nothing is unpacked to the disk."""
+    """Yield the CIFs of an archive in the order of their names, without unpacking it to the disk.
+
+    The id is the file name, with its folders if two files have the same name.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = sorted(
@@ -98,7 +161,7 @@ def _zip_rows(path: Path, limit: int | None) -> Iterator[Row]:
                 name = PurePosixPath(member.filename)
                 source: str | InvalidCrystal
                 if member.file_size > _LARGEST_CIF:
-                    source = InvalidCrystal("unreadable", f"{member.file_size} bytes are no CIF")
+                    source = InvalidCrystal("unreadable", f"{member.file_size} bytes are not a CIF")
                 else:
                     source = archive.read(member).decode("utf-8", errors="replace")
                 yield Row(
@@ -112,7 +175,7 @@ def _zip_rows(path: Path, limit: int | None) -> Iterator[Row]:
 
 
 def _is_cif(name: PurePosixPath) -> bool:
-    # macOS adds a shadow, `__MACOSX/._NAME`, of every file.
+    # macOS adds a second entry, `__MACOSX/._NAME`, for every file.
     return name.suffix.lower() == ".cif" and not name.name.startswith("._")
 
 
@@ -127,8 +190,7 @@ def _table_rows(path: Path, limit: int | None) -> Iterator[Row]:
             columns = list(frame.columns)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable {path.suffix} file: {one_line(error)}") from error
-    if "cif" not in columns:
-        raise UserError(f"{path}: there is no column 'cif'; the columns are {', '.join(columns)}")
+    _require_cif(path, columns)
     for number, record in enumerate(records, start=1):
         cif = record.pop("cif")
         source = (
@@ -137,8 +199,15 @@ def _table_rows(path: Path, limit: int | None) -> Iterator[Row]:
         yield _row(f"row {number}", str(number), record, source, column="cif")
 
 
+def _require_cif(path: Path, columns: list[str]) -> None:
+    if "cif" not in columns:
+        raise UserError(f"{path}: there is no column 'cif'; the columns are {', '.join(columns)}")
+
+
 def _read_csv(path: Path, limit: int | None) -> pd.DataFrame:
-    # "NaN" is sodium nitride, not a missing formula: pandas' list of missing values is left aside.
+    import pandas as pd  # slow to import, and no other format needs it
+
+    # "NaN" is sodium nitride, not a missing formula, so pandas' own missing values are off.
     frame = pd.read_csv(
         path,
         nrows=limit,
@@ -182,6 +251,8 @@ def _json_rows(path: Path, limit: int | None) -> Iterator[Row]:
 
 
 def _extxyz_rows(path: Path, limit: int | None) -> Iterator[Row]:
+    import ase.io  # slow to import, and no other format needs it
+
     number = 0
     try:
         with open(path, encoding="utf-8") as file:
@@ -191,7 +262,7 @@ def _extxyz_rows(path: Path, limit: int | None) -> Iterator[Row]:
                     source: Geometry | InvalidCrystal = geometry_of_atoms(atoms)
                 except InvalidCrystal as error:
                     source = error
-                results = atoms.calc.results if atoms.calc else {}  # where ASE puts an energy
+                results = atoms.calc.results if atoms.calc else {}  # ASE puts an energy here
                 yield _row(f"frame {number}", str(number), {**atoms.info, **results}, source)
     except (*UNREADABLE, OSError) as error:
         raise UserError(
@@ -200,7 +271,14 @@ def _extxyz_rows(path: Path, limit: int | None) -> Iterator[Row]:
 
 
 def is_poscar(path: Path) -> bool:
-    """Whether a file is VASP's by its name: `POSCAR`, `CONTCAR` (and anything after), `.vasp`."""
+    """Return whether a file is a POSCAR by its name: `POSCAR*`, `CONTCAR*` or `*.vasp`.
+
+    Args:
+        path: of a file that need not exist.
+
+    Returns:
+        True for a POSCAR.
+    """
     return path.suffix.lower() == ".vasp" or path.name.upper().startswith(("POSCAR", "CONTCAR"))
 
 
@@ -212,7 +290,7 @@ def _poscar_rows(path: Path) -> Iterator[Row]:
     source: Geometry | InvalidCrystal
     try:
         with warnings.catch_warnings():
-            # Without a line of elements pymatgen would make them up and only warn.
+            # Without a line of elements pymatgen invents them and only warns.
             warnings.simplefilter("error", BadPoscarWarning)
             poscar = Poscar.from_str(path.read_text(encoding="utf-8"), read_velocities=False)
         source = geometry_of_structure(poscar.structure)
@@ -230,7 +308,7 @@ def _row(
     source: str | Geometry | InvalidCrystal,
     column: str = "",
 ) -> Row:
-    """A row from the values beside its crystal: the id, the properties by our names."""
+    """Return a row with its id and properties taken from the other columns of its file."""
     name = next((key for key in ID_COLUMNS if scalar(values.get(key)) is not None), None)
     row_id = fallback_id if name is None else str(scalar(values[name]))
     properties: dict[str, float | int | str] = {}
@@ -270,7 +348,7 @@ def _number(column: str, target: str, value: float | int | str) -> float | int:
 
 
 def _geometry_of_dict(item: dict[str, Any]) -> Geometry:
-    # Not Structure.from_dict: it imports and builds whatever classes the file names.
+    # Not Structure.from_dict, which imports and builds any class that the file names.
     numbers: list[int] = []
     for index, site in enumerate(item["sites"], start=1):
         occupants = site["species"]

@@ -1,6 +1,6 @@
 """Writers: crystals to a file, one function per format.
 
-`flowllm.crystals.io.write` makes the checks that all formats share.
+`flowllm.crystals.io.write` makes the checks that are common to all formats.
 """
 
 from __future__ import annotations
@@ -8,27 +8,55 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ase.io
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
 
+from flowllm.crystals.cells import make_structure
 from flowllm.crystals.cif import cif_text
-from flowllm.crystals.crystal import UNREADABLE, Crystal, scalar, to_atoms
+from flowllm.crystals.crystal import (
+    UNREADABLE,
+    Crystal,
+    geometry_of_structure,
+    scalar,
+    to_atoms,
+)
+from flowllm.crystals.readers import is_poscar
 from flowllm.errors import UserError
 
-_EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")  # the frame's own
+_EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")  # used by the format itself
+
+
+def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
+    """Return the function that writes crystals to a file or folder of this name.
+
+    Args:
+        path: of a file with a suffix, a POSCAR, or a folder, which may exist already.
+
+    Returns:
+        The function, or None if the format is unknown.
+    """
+    if path.is_dir():
+        return write_folder
+    if is_poscar(path):
+        return _write_poscar
+    return _WRITERS.get(path.suffix.lower()) if path.suffix else write_folder
 
 
 def write_folder(crystals: list[Crystal], path: Path) -> None:
-    """A new folder with one CIF a crystal, named by its id.
+    """Write a new folder with one CIF for each crystal, named by its id.
+
+    Args:
+        crystals: the crystals.
+        path: of the folder.
 
     Raises:
-        UserError: an id that cannot be a file name.
+        UserError: if an id cannot be a file name.
     """
     path.mkdir()
     for crystal in crystals:
@@ -44,6 +72,27 @@ def _write_cif(crystals: list[Crystal], path: Path) -> None:
             "give a name without a suffix for a folder"
         )
     path.write_text(cif_text(crystals[0].structure), encoding="utf-8")
+
+
+def _write_poscar(crystals: list[Crystal], path: Path) -> None:
+    if len(crystals) > 1:
+        raise UserError(
+            f"{path.name}: a POSCAR holds one crystal, not {len(crystals)}; choose another format"
+        )
+    # Slow to import, and no other format needs it.
+    from pymatgen.io.vasp.inputs import Poscar
+
+    crystal = crystals[0]
+    lattice, numbers, frac_coords = geometry_of_structure(crystal.structure)
+    if np.linalg.det(lattice) < 0:
+        # VASP needs a right-handed cell; pymatgen would invert the cell without the positions,
+        # and so write the mirror image.
+        lattice, frac_coords = -lattice, -frac_coords
+    elements = list(dict.fromkeys(numbers.tolist()))
+    order = sorted(range(len(numbers)), key=lambda i: elements.index(numbers[i]))  # stable
+    grouped = make_structure(lattice, numbers[order], frac_coords[order])
+    text = Poscar(grouped, comment=" ".join(crystal.id.split())).get_str()
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_csv(crystals: list[Crystal], path: Path) -> None:
@@ -66,6 +115,8 @@ def _write_parquet(crystals: list[Crystal], path: Path) -> None:
 
 
 def _write_extxyz(crystals: list[Crystal], path: Path) -> None:
+    import ase.io  # slow to import, and no other format needs it
+
     frames = []
     for crystal in crystals:
         atoms = to_atoms(crystal.structure)
@@ -76,13 +127,18 @@ def _write_extxyz(crystals: list[Crystal], path: Path) -> None:
 
 
 def _extxyz_value(key: str, value: float | int | str) -> float | int | str:
-    """The value, or a string (`007`, `T`, `1 2`) as the JSON that ASE reads back as that string."""
+    """Return a value in a form that ASE reads back unchanged.
+
+    A string such as `007`, `T` or `1 2` needs ASE's JSON form, else it comes back as a number.
+    """
+    from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict
+
     forms = [value]
     if isinstance(value, str):
         forms.append("_JSON " + json.dumps(value).replace("\\", "\\\\"))  # ASE undoes one escape
     for form in forms:
         with suppress(*UNREADABLE):
-            # With something after it, as in a file: a value that ends with = would swallow that.
+            # With a key after it, as in a file: a value that ends with = would swallow that key.
             text = key_val_dict_to_str({key: form}) + ' pbc="T T T"'
             back = scalar(key_val_str_to_dict(text).get(key))
             if type(back) is type(value) and back == value and key not in _EXTXYZ_KEYS:
@@ -115,7 +171,7 @@ def _written(crystal: Crystal) -> dict[str, float | int | str]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-WRITERS = {
+_WRITERS = {
     ".cif": _write_cif,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
@@ -124,4 +180,5 @@ WRITERS = {
     ".json": _write_json,
     ".jsonl": _write_jsonl,
 }
-KNOWN = f"known are {', '.join(WRITERS)} and a folder of CIFs"
+FILE_SUFFIXES = tuple(_WRITERS)
+KNOWN = f"known are {', '.join(FILE_SUFFIXES)}, .vasp, POSCAR and a folder of CIFs"

@@ -18,7 +18,7 @@ from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 from pymatgen.io.vasp.sets import MPRelaxSet
 
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import UserError, one_line
 from flowllm.runs.sharded import RunFolder
 
@@ -152,7 +152,7 @@ def mp2020_correction(structure: Structure) -> float:
     composition = structure.composition
     if len(composition) > _MOST_ELEMENTS:
         raise NoFormationEnergy(f"no MP2020 correction for more than {_MOST_ELEMENTS} elements")
-    with electronegativity_unheard(), warnings.catch_warnings():
+    with ignore_missing_electronegativity(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Failed to guess oxidation states", UserWarning)
         anion = max(composition.elements, key=lambda e: 0.0 if isnan(e.X) else e.X).symbol
         table = MPRelaxSet.CONFIG["INCAR"]["LDAUU"].get(anion, {})
@@ -199,7 +199,7 @@ def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
     entries = []
     for number, item in enumerate(items, start=1):
         try:
-            with electronegativity_unheard():
+            with ignore_missing_electronegativity():
                 entries.append(ComputedEntry.from_dict(item))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(

@@ -16,7 +16,7 @@ from pymatgen.core import Composition, Element
 from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
 
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.energy.formation import References, entries_of, lowest_elements, read_json
 from flowllm.errors import UserError, one_line
 
@@ -93,7 +93,7 @@ class Hull:
         """Whether a compound of exactly these elements is known."""
         return frozenset(e.symbol for e in composition.elements) in self._systems
 
-    @electronegativity_unheard()
+    @ignore_missing_electronegativity()
     def _of_system(
         self, elements: tuple[str, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

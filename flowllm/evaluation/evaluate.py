@@ -9,10 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from flowllm.crystals import cells
-from flowllm.crystals.crystal import Crystal
+from flowllm.crystals.crystal import Crystal, ignore_missing_electronegativity
 from flowllm.crystals.formulas import formula_ratios
-from flowllm.crystals.io import read
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.io import input_hash, read
 from flowllm.energy.formation import read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
 from flowllm.errors import UserError
@@ -35,7 +34,6 @@ from flowllm.metrics.validity import OXIDATION_STATES, check_oxidation_states
 from flowllm.runs.identity import claimed
 from flowllm.runs.outputs import file_names
 from flowllm.system.extras import require
-from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -45,7 +43,7 @@ _IDENTITY = "evaluation.json"
 _RELAXED_RUNS = "relaxed"
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def evaluate(
     samples: str | Path | Sequence[str | Path],
     *,
@@ -285,7 +283,7 @@ def _paths(given: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def _identity(path: str | Path | None) -> dict[str, str] | None:
-    return None if path is None else {"name": Path(path).name, "sha256": sha256_path(Path(path))}
+    return None if path is None else {"name": Path(path).name, "sha256": input_hash(path)}
 
 
 def _named_apart(sets: Sequence[GeneratedSet]) -> list[GeneratedSet]:

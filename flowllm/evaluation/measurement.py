@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from flowllm.crystals.crystal import Crystal
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import Crystal, ignore_missing_electronegativity
 from flowllm.evaluation.energies import Energies, add_energies
 from flowllm.evaluation.measured import Known, Measured, Reading, Reference
 from flowllm.evaluation.remarks import remarks
@@ -54,7 +53,7 @@ def reference_features(
     )
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def measure(
     generated: GeneratedSet,
     *,

@@ -1,30 +1,43 @@
-"""Which element the prior would put in the place of one, for the crystals of a file."""
+"""Element infilling: the elements that the prior would put in place of a masked one."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from flowllm.crystals.io import Crystal, read
+import llm_prior
+from flowllm.crystals.io import Crystal
 from flowllm.errors import UserError
-from flowllm.hub.locate import BUNDLED_PRIOR, resolve
-from flowllm.system.device import pick_device
+from flowllm.generation.prior_input import read_with_prior
+from flowllm.system.options import Options, from_arguments, option
 from flowllm.system.tables import check_absent, write_rows
-from llm_prior import Prior, warn_of_untrained
-from llm_prior.infilling import INFILL_BATCH_SIZE, allowed_swaps, element_probabilities
-from llm_prior.text import site_symbols
+from llm_prior.text import SYMBOLS, site_symbols
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InfillingConfig(Options):
+    """Settings of infilling."""
+
+    temperature: float = option(
+        1.0, "Divides the log-probabilities; 0 keeps the likeliest element.", minimum=0
+    )
+    swap_table: bool = option(
+        False, "Only elements that the swap table allows, so never the masked one."
+    )
+    batch_size: int = option(16, "Crystals in a batch, as memory allows.", minimum=1)
+
+
 @dataclass(frozen=True)
 class Infilled:
-    """One crystal with an element masked.
+    """One crystal with a masked element.
 
     Attributes:
         crystal: as it was read.
-        probabilities: symbol -> probability, likeliest first.
+        probabilities: of each element, likeliest first.
     """
 
     crystal: Crystal
@@ -34,61 +47,68 @@ class Infilled:
 def infill(
     file: str | Path,
     mask: str,
+    config: InfillingConfig | None = None,
     *,
     prior: str | Path | None = None,
-    temperature: float = 1.0,
-    swap_table: bool = False,
     out: str | Path | None = None,
-    batch_size: int = INFILL_BATCH_SIZE,
     limit: int | None = None,
     skip_invalid: bool = False,
     device: str = "auto",
+    **options: Any,
 ) -> list[Infilled]:
-    """The distribution over elements for the masked element of each crystal.
+    """Return the distribution over elements for the masked element of each crystal.
+
+    Crystals without the element are left out and counted in the log.
 
     Args:
-        file: anything that `flowllm.crystals.io.read` reads.
-        mask: the element all of whose sites are masked.
-        prior: folder or hub id; None takes the bundled one.
-        temperature: divides the log-probabilities; 0 gives everything to the likeliest.
-        swap_table: only elements that the swap table allows (`llm_prior.infilling`), so never the
-            masked one.
-        out: CSV to write, with a row for each crystal and element.
-        batch_size: crystals at a time, as memory allows.
-        limit: the first so many crystals only.
-        skip_invalid: leave bad rows of `file` and too large crystals out.
-        device: `cpu`, `cuda` or `auto`.
+        file: any input of `flowllm.crystals.io.read`.
+        mask: symbol of the element; all its sites are masked.
+        config: the settings; None: the defaults.
+        prior: folder or hub id; None takes the bundled prior.
+        out: CSV file to write, with a row for each crystal and element.
+        limit: read at most this many rows.
+        skip_invalid: leave out bad rows and crystals with too many atoms.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+        **options: fields of `InfillingConfig`; they replace those of `config`.
+
+    Returns:
+        One result for each crystal that holds the element.
 
     Raises:
-        UserError, PriorError: bad file or model, no crystal with the element, an element for
-            which the table has no swap, or an `out` that exists.
+        UserError: if the file, an option or the model is bad, no crystal holds the element, the
+            swap table has no element for it, or `out` exists.
+        PriorError: if the folder holds no prior, or a crystal makes too long a prompt.
     """
+    given = {} if config is None else vars(config)
+    config = from_arguments(InfillingConfig, {**given, **options})
     table = check_absent(out)
-    candidates = allowed_swaps().get(mask) if swap_table else None
-    if swap_table and not candidates:
+    if mask not in SYMBOLS:
+        raise UserError(f"mask {mask!r} is not the symbol of an element; give one such as Na")
+    candidates = llm_prior.allowed_swaps().get(mask) if config.swap_table else None
+    if config.swap_table and not candidates:
         raise UserError(f"the swap table has no element for {mask}; leave the table out")
-    model = Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=pick_device(device))
-    warn_of_untrained(model, infill=True)
-    crystals = read(file, limit=limit, skip_invalid=skip_invalid, max_atoms=model.fmt.max_atoms)
-    count, first = len(crystals), crystals[0]
-    crystals = [crystal for crystal in crystals if mask in site_symbols(crystal.structure)]
-    if not crystals:
+    model, crystals = read_with_prior(
+        file, prior=prior, limit=limit, skip_invalid=skip_invalid, device=device
+    )
+    llm_prior.warn_of_untrained(model, infill=True)
+    masked = [crystal for crystal in crystals if mask in site_symbols(crystal.structure)]
+    if not masked:
+        first = crystals[0]
         raise UserError(
             f"{mask} is in no crystal of {file}; mask another element, such as "
             f"{site_symbols(first.structure)[0]} of {first.id}"
         )
-    if len(crystals) < count:
-        absent = count - len(crystals)
-        logger.warning("%d of %d crystals have no %s and are left out", absent, count, mask)
-    found = element_probabilities(
+    if absent := len(crystals) - len(masked):
+        logger.warning("left out: %d of %d crystals without %s", absent, len(crystals), mask)
+    found = llm_prior.element_probabilities(
         model,
-        [crystal.structure for crystal in crystals],
-        [mask] * len(crystals),
-        temperature=temperature,
-        candidates=None if candidates is None else [candidates] * len(crystals),
-        batch_size=batch_size,
+        [crystal.structure for crystal in masked],
+        [mask] * len(masked),
+        temperature=config.temperature,
+        candidates=None if candidates is None else [candidates] * len(masked),
+        batch_size=config.batch_size,
     )
-    results = [Infilled(c, p) for c, p in zip(crystals, found, strict=True)]
+    results = [Infilled(c, p) for c, p in zip(masked, found, strict=True)]
     if table is not None:
         write_rows(
             [

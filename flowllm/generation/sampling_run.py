@@ -163,8 +163,7 @@ def run_refinement(
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.crystals.io import read
-    from flowllm.system.files import sha256_path
+    from flowllm.crystals.io import input_hash, read
 
     load = functools.partial(load_models, None, refiner_folder, where)
     model = load()
@@ -185,7 +184,7 @@ def run_refinement(
     manifest = {
         "command": "refine",
         "device": where,
-        "input": sha256_path(file),
+        "input": input_hash(file),
         "limit": limit,
         "refiner": found,
         **vars(config),

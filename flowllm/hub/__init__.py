@@ -1,1 +1,1 @@
-"""Where models come from, and their cards."""
+"""Models: bundled ones, folders, the Hugging Face hub, and model cards."""

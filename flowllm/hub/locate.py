@@ -1,4 +1,4 @@
-"""Where models come from: the bundled pair, a folder, or a hub id."""
+"""Models by name: the bundled pair, a folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from flowllm.errors import UserError
 from flowllm.hub.card import check_weights
@@ -27,11 +24,18 @@ _ADAPTER_FILE = "adapter_config.json"  # peft's
 
 
 def resolve(name: str | Path | None, bundled: Path) -> Path:
-    """The folder of a model: `bundled` for None, else a folder or a hub id.
+    """Return the folder of a model, downloaded first if the name is a hub id.
+
+    Args:
+        name: a folder or a hub id such as `owner/model`; None for the bundled model.
+        bundled: folder of the bundled model.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: neither a folder here nor a model that the hub delivers, or weights that are not
-            those of its model card.
+        UserError: if there is no such folder, the hub has no such model or cannot be reached, or
+            the weights are not those of the model card.
     """
     folder = _find(name, bundled)
     check_weights(folder)
@@ -48,22 +52,39 @@ def _find(name: str | Path | None, bundled: Path) -> Path:
         raise UserError(f"{path} is a file; give the folder of a model")
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
         raise UserError(f"there is no model folder {name}; give a folder or a hub id")
+    return _download(str(name))
+
+
+def _download(hub_id: str) -> Path:
+    # Slow to import, and models on this disk do not need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(str(name)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(hub_id))
+    except HFValidationError as error:
         raise UserError(
-            f"{name} is neither a folder here nor a model on a hub that can be reached"
+            f"{hub_id!r} is neither a folder here nor a valid hub id (OWNER/NAME); check the name"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{hub_id} is neither a folder here nor a model on a hub that can be reached; check "
+            "the name and the connection"
         ) from error
 
 
 def identity(folder: Path) -> dict[str, Any]:
-    """Name and content hash of a model folder, for manifests.
+    """Return name and content hash of a model folder, for manifests.
 
-    A LoRA adapter is nothing without its base, so that is named as well, as `base`: with its hash
-    where it is a folder or a GGUF file here, by its name alone where it is a hub id.
+    Args:
+        folder: of the model.
+
+    Returns:
+        `name` and `sha256`. A LoRA adapter also has its base model as `base`: with a hash if it is
+        a folder or a GGUF file on this disk, by its name alone if it is a hub id.
 
     Raises:
-        UserError: the folder is not there or empty, or its adapter_config.json is damaged.
+        UserError: if the folder does not exist or is empty, or its adapter_config.json is damaged.
     """
     found: dict[str, Any] = {"name": folder.name, "sha256": sha256_folder(folder)}
     adapter = folder / _ADAPTER_FILE
@@ -77,13 +98,13 @@ def identity(folder: Path) -> dict[str, Any]:
 
 
 def announce(role: str, folder: Path, found: Mapping[str, Any], module: torch.nn.Module) -> int:
-    """Log which model a run uses: where from, its size, and a piece of its hash.
+    """Log the model that a run uses: its source, size and hash.
 
     Args:
-        role: what it is used as.
-        folder: its folder.
-        found: its `identity`.
-        module: its weights.
+        role: `prior` or `refiner`.
+        folder: of the model.
+        found: `identity` of the model.
+        module: the loaded model.
 
     Returns:
         The number of parameters.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pymatgen.core import Composition, Structure
 
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, rate
 from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior.prompts import BY_NAME
@@ -18,7 +18,7 @@ SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 take the first
 HULL_TOLERANCE = 0.1  # eV/atom
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def met(
     structure: Structure | None,
     conditions: Mapping[str, Any],

@@ -14,15 +14,14 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
-from flowllm.crystals.crystal import UNREADABLE
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, bootstrap, rate
 from flowllm.metrics.uniqueness import Tolerances, comparable, unskewed
 
 CSP_TOLERANCES = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def rms_distance(
     one: Structure,
     other: Structure,

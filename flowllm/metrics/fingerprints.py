@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 from tqdm import tqdm
 
-from flowllm.crystals.crystal import UNREADABLE
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
 from flowllm.evaluation.feature_store import VectorStore, structure_key
 from flowllm.metrics.coordination import coordinations
 from flowllm.metrics.order_parameters import Angles, order_parameter
@@ -61,7 +60,7 @@ class Fingerprints:
         return ~np.isnan(self.structure).any(axis=1)
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def fingerprints(
     structures: Sequence[Structure],
     *,

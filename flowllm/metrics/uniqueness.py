@@ -20,8 +20,7 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 from tqdm import tqdm
 
-from flowllm.crystals.crystal import UNREADABLE
-from flowllm.crystals.noble_gases import electronegativity_unheard
+from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
 from flowllm.metrics.validity import shortest_translation
 
 LTOL = 0.2  # relative tolerance of lengths
@@ -40,7 +39,7 @@ class Tolerances:
     angle_tol: float = ANGLE_TOL
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def duplicates(
     structures: Sequence[Structure],
     *,
@@ -70,7 +69,7 @@ def duplicates(
     return found
 
 
-@electronegativity_unheard()
+@ignore_missing_electronegativity()
 def matches(
     structures: Sequence[Structure],
     reference: Sequence[Structure],

@@ -1,1 +1,1 @@
-"""Files, devices, versions and processes."""
+"""Files, devices, processes, options and versions."""

@@ -1,4 +1,4 @@
-"""Packages that only the evaluation needs."""
+"""Optional packages, which only the evaluation needs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from flowllm.errors import UserError
 def require(module: str) -> ModuleType:
     """Import a module of the `[eval]` extra.
 
+    Args:
+        module: dotted name.
+
+    Returns:
+        The module.
+
     Raises:
-        UserError: its package is not installed.
+        UserError: if its package is not installed.
     """
     try:
         return importlib.import_module(module)

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, and hashes of files and folders.
+"""Atomic writing of files and folders, and their hashes.
 
-POSIX `rename` within one file system is atomic: a name shows the old content or the new one and
-never a part. `fsync` before it and of the folder after it make that hold over a power cut as well.
+POSIX `rename` within one file system is atomic: a name shows the old content or the new one, never
+a part. `fsync` before it, and `fsync` of the folder after it, extend that to a power cut.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ _TEMPORARY_SUFFIX = ".flowllm-tmp"
 
 
 def publish(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Make the file or folder `path` so that a kill leaves it whole or absent.
+    """Make a file or folder so that a kill leaves it whole or absent.
 
-    `write` gets a path of the same name (so writers that look at the suffix work) in a temporary
-    folder beside `path`, and makes a file or a folder there, which is then moved into place.
+    Args:
+        path: of the file or folder; an existing file is replaced.
+        write: makes the file or folder at the path that it is given: one of the same name (so that
+            writers can look at the suffix) in a temporary folder beside `path`. The result is then
+            moved to `path`.
 
     Returns:
-        `path`. An existing file is replaced.
+        `path`.
 
     Raises:
-        OSError: `path` is a folder that is not empty, `write` made nothing, or the disk is full.
+        OSError: if `path` is a folder that is not empty, `write` makes nothing, or the disk is
+            full.
     """
     path = Path(path)
     workspace = path.parent / f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
@@ -44,28 +48,53 @@ def publish(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
-    """Write `content` (text as UTF-8) to `path`, replacing it as a whole; see `publish`."""
+    """Write a file so that a kill leaves the old content or the new one; see `publish`.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        content: bytes, or text, which is written as UTF-8.
+
+    Returns:
+        `path`.
+    """
     data = content.encode() if isinstance(content, str) else content
     return publish(path, lambda temporary: temporary.write_bytes(data))
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is a left-over of a `publish` that was killed."""
+    """Return whether a killed `publish` left this path behind.
+
+    Args:
+        path: of a file or folder.
+
+    Returns:
+        True for a left-over.
+    """
     return path.name.startswith(".") and path.name.endswith(_TEMPORARY_SUFFIX)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed `publish` calls left in `folder`; nobody else may be writing there."""
+    """Remove what killed calls of `publish` left behind.
+
+    Args:
+        folder: no other process may write in it at the same time.
+    """
     for path in folder.iterdir():
         if is_temporary(path):
             shutil.rmtree(path)
 
 
 def sha256_file(path: str | Path) -> str:
-    """SHA-256 of the bytes of a file, as 64 hexadecimal digits.
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
-        UserError: there is no such file.
+        UserError: if there is no such file.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path")
@@ -74,19 +103,35 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_path(path: Path) -> str:
-    """`sha256_file` of a file, `sha256_folder` of a folder."""
+    """Return the SHA-256 of a file or folder; see `sha256_file` and `sha256_folder`.
+
+    Args:
+        path: of the file or folder.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        UserError: if there is no such file or folder, or the folder holds no files.
+    """
     return sha256_folder(path) if path.is_dir() else sha256_file(path)
 
 
 def sha256_folder(path: str | Path) -> str:
-    """SHA-256 over the relative names and contents of all files in a folder, as 64 hex digits.
+    """Return the SHA-256 over the relative names and contents of all files in a folder.
 
-    The digest is that of the lines `<sha256 of the file>  <relative POSIX name>` in the order of
-    the names: what `sha256sum` prints. Links to files (as in the hub's cache) count by content,
-    so a folder keeps its hash wherever it is copied.
+    It is the hash of the output of `sha256sum`: lines `<sha256 of the file>  <relative POSIX
+    name>` in the order of the names. Links to files (as in the cache of the hub) count by content,
+    so that a folder keeps its hash wherever it is copied.
+
+    Args:
+        path: of the folder.
+
+    Returns:
+        64 hexadecimal digits.
 
     Raises:
-        UserError: there is no such folder, or it holds no files.
+        UserError: if there is no such folder, or it holds no files.
     """
     folder = Path(path)
     if not folder.is_dir():

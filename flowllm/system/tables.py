@@ -1,4 +1,4 @@
-"""Plain tables of results as CSV files, made once and never over another file."""
+"""Tables of results as CSV files, which never replace another file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from flowllm.system.files import write_atomic
 
 
 def check_absent(path: str | Path | None) -> Path | None:
-    """See, before hours of work, that a table can be written here (None: it is not wanted).
+    """Check, before long work begins, that a table can be written.
+
+    Args:
+        path: of the table; None: no table is written.
+
+    Returns:
+        The path, or None.
 
     Raises:
-        UserError: there is a file already, or no folder to hold one.
+        UserError: if there is such a file already, or no folder for it.
     """
     if path is None:
         return None
@@ -24,12 +30,17 @@ def check_absent(path: str | Path | None) -> Path | None:
     if path.exists():
         raise UserError(f"{path} exists; choose another name for the table")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is no folder; make it first, or choose another one")
+        raise UserError(f"{path.parent} is not a folder; make it first, or choose another one")
     return path
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows of the same keys; the file is whole or absent."""
+    """Write rows as CSV; the file is whole or absent, even after a kill.
+
+    Args:
+        rows: at least one; all have the same keys.
+        path: of the file.
+    """
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()

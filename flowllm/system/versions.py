@@ -1,4 +1,4 @@
-"""Which versions made a result: recorded with every run, never compared."""
+"""Versions of packages, recorded with every run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ _PACKAGES = ("flowllm-crystal", "torch", "transformers", "peft", "pymatgen", "to
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a result."""
+    """Return the installed versions of the packages that affect a result.
+
+    Returns:
+        Version by package; `not installed` for a package that is missing.
+    """
     found = {}
     for package in _PACKAGES:
         try:

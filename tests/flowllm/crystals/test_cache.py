@@ -1,68 +1,25 @@
+"""The cache of parsed files."""
+
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import platformdirs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pymatgen.core import Lattice, Structure
-from pymatgen.io.cif import CifWriter
+from platformdirs import windows
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 
 from flowllm.crystals import cache as data_cache
 from flowllm.crystals import io as data
 from flowllm.crystals import readers as rows
 from flowllm.crystals.io import Crystal, cache_folder, read, write
 from flowllm.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
-
-
-def perovskite(a: float = 3.905) -> Structure:
-    return Structure(
-        Lattice.cubic(a),
-        ["Sr", "Ti", "O", "O", "O"],
-        [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
-    )
-
-
-def cif(structure: Structure) -> str:
-    return str(CifWriter(structure))
-
-
-def table(path: Path, rows: list[dict]) -> Path:
-    pd.DataFrame(rows).to_csv(path, index=False)
-    return path
-
-
-SYMMETRIC_CIF = """data_NaCl
-_symmetry_space_group_name_H-M 'P m -3 m'
-_cell_length_a 5.64
-_cell_length_b 5.64
-_cell_length_c 5.64
-_cell_angle_alpha 90
-_cell_angle_beta 90
-_cell_angle_gamma 90
-_chemical_formula_sum 'Cs1 Cl1'
-loop_
- _symmetry_equiv_pos_as_xyz
- 'x, y, z'
- '-x, -y, -z'
-loop_
- _atom_site_type_symbol
- _atom_site_label
- _atom_site_fract_x
- _atom_site_fract_y
- _atom_site_fract_z
- _atom_site_occupancy
-  Cs Cs1 0.0 0.0 0.0 1
-  Cl Cl1 0.5 0.5 0.5 1
-"""
+from support import SYMMETRIC_CIF, cif, perovskite, table
 
 
 @pytest.fixture
@@ -154,7 +111,7 @@ def test_cache_that_cannot_be_written_only_warns(many, tmp_path, monkeypatch, ca
     (tmp_path / "occupied").write_text("a file")
     monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "occupied"))
     assert len(read(many, skip_invalid=True)) == 11
-    assert "cannot keep parsed crystals" in caplog.text
+    assert "cannot cache parsed crystals" in caplog.text
 
 
 def test_small_files_are_not_cached(tmp_path):
@@ -173,17 +130,19 @@ def test_folder_of_cifs_is_cached_by_name_and_content(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "variables", "expected"),
     [
-        ("linux", {"XDG_CACHE_HOME": "/x"}, Path("/x/flowllm")),
-        ("linux", {}, Path.home() / ".cache" / "flowllm"),
-        ("darwin", {}, Path.home() / "Library" / "Caches" / "flowllm"),
-        ("win32", {"LOCALAPPDATA": "/y"}, Path("/y/flowllm")),
-        ("linux", {"FLOWLLM_CACHE": "/z"}, Path("/z")),
+        (Unix, {"XDG_CACHE_HOME": "/x"}, Path("/x/flowllm")),
+        (Unix, {}, Path.home() / ".cache" / "flowllm"),
+        (MacOS, {}, Path.home() / "Library" / "Caches" / "flowllm"),
+        (windows.Windows, {"LOCALAPPDATA": "/y"}, Path("/y/flowllm")),
+        (Unix, {"FLOWLLM_CACHE": "/z"}, Path("/z")),
     ],
 )
-def test_cache_folder(monkeypatch, platform, variables, expected):
+def test_the_cache_is_in_the_users_cache_folder(monkeypatch, platform, variables, expected):
     for name in ("FLOWLLM_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(data_cache.sys, "platform", platform)
+    monkeypatch.setattr(platformdirs, "PlatformDirs", platform)
+    # Windows itself would be asked, which is not there.
+    monkeypatch.setattr(windows, "get_win_folder", windows.get_win_folder_from_env_vars)
     assert cache_folder() == expected

@@ -1,3 +1,5 @@
+"""Niggli cells."""
+
 from __future__ import annotations
 
 import warnings

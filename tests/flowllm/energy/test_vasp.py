@@ -1,4 +1,4 @@
-"""VASP inputs: which crystals get them, and what is in them."""
+"""VASP inputs: rules that choose crystals, and the files of each."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_a_workflow_is_written_where_atomate2_is_installed(
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("e_above_hull", "is no rule"),
-        ("e_above_hull<low", "'low' is no number"),
+        ("e_above_hull", "is not a rule"),
+        ("e_above_hull<low", "'low' is not a number"),
         ("colour=1", "no crystal has colour; it has e_above_hull, group, novel"),
         ("e_above_hull<-1", "no crystal meets e_above_hull<-1"),
     ],

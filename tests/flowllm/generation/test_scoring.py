@@ -1,46 +1,42 @@
-"""score and ipt: what they compute, write and refuse."""
+"""score and ipt: values, files and refusals."""
 
 from __future__ import annotations
 
 import csv
 import inspect
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from flowllm.cli import cli
-from flowllm.generation.scoring import ipt, score
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(a) for a in arguments], prog_name="flowllm")
+from flowllm.generation.scoring import ScoringConfig, TranslationConfig, ipt, score
+from flowllm.system.options import Options, specs
+from support import ROOT, run_command
 
 
 @pytest.mark.parametrize(
-    ("function", "name", "needed"),
-    [
-        (score, "score", "x"),
-        (ipt, "ipt", "x"),
-    ],
+    ("function", "config", "name"),
+    [(score, ScoringConfig, "score"), (ipt, TranslationConfig, "ipt")],
 )
-def test_options_are_the_functions_arguments_with_their_defaults(
-    function: Callable[..., Any], name: str, needed: str
+def test_the_options_are_the_arguments_and_the_settings(
+    function: Callable[..., Any], config: type[Options], name: str
 ) -> None:
-    arguments = inspect.signature(function).parameters
-    values = cli.commands[name].make_context(name, needed.split()).params
-    assert values.keys() == arguments.keys() - {"progress"}
-    for key in values:
-        default = arguments[key].default
-        assert default is inspect.Parameter.empty or values[key] == default, key
+    arguments = inspect.signature(function).parameters.keys() - {"config", "options", "progress"}
+    values = cli.commands[name].make_context(name, ["x"]).params
+    assert values.keys() == arguments | specs(config).keys()
+    # The function has the defaults.
+    assert not any(value for key, value in values.items() if key != "file")
 
 
 def test_score_shows_the_mean_and_writes_a_row_for_each(two_crystals: Path, tmp_path: Path) -> None:
     table = tmp_path / "scores.csv"
-    result = call(
+    result = run_command(
         "score", two_crystals, "--conditions", "formula,band_gap", "--constrain", "--out", table
     )
     assert result.exit_code == 0, result.output
@@ -53,7 +49,7 @@ def test_score_shows_the_mean_and_writes_a_row_for_each(two_crystals: Path, tmp_
 
 def test_one_crystal_has_no_standard_error(two_crystals: Path) -> None:
     for command, unit in (("score", "nats per crystal"), ("ipt", "of the mean perplexity")):
-        line = call(command, two_crystals, "--limit", 1).stdout
+        line = run_command(command, two_crystals, "--limit", 1).stdout
         assert unit in line and "(1 crystal" in line
         assert "+-" not in line and "nan" not in line and "crystals" not in line
 
@@ -62,13 +58,13 @@ def test_verbose_may_follow_the_command(
     two_crystals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "level", logging.WARNING)
-    assert call("ipt", two_crystals, "--num-translations", 1, "-v").exit_code == 0
+    assert run_command("ipt", two_crystals, "--num-translations", 1, "-v").exit_code == 0
     assert logging.getLogger().level == logging.INFO
 
 
 def test_ipt_writes_what_it_shows(two_crystals: Path, tmp_path: Path) -> None:
     table = tmp_path / "ipt.csv"
-    result = call("ipt", two_crystals, "--num-translations", 4, "--out", table)
+    result = run_command("ipt", two_crystals, "--num-translations", 4, "--out", table)
     assert result.exit_code == 0, result.output
     values = [float(row["ipt"]) for row in csv.DictReader(table.read_text().splitlines())]
     assert all(0 < value < 1 for value in values)
@@ -82,15 +78,52 @@ def test_ipt_writes_what_it_shows(two_crystals: Path, tmp_path: Path) -> None:
         (("score", "FILE", "--conditions", "e_above_hull"), "crystal salt has no e_above_hull"),
         (("score", "FILE", "--out", "FILE"), "exists; choose another name"),
         (("score", "nowhere.cif"), "no such file"),
-        (("ipt", "FILE", "--out", "no/folder/x.csv"), "no/folder is no folder"),
+        (("score", "FILE", "--device", "tpu"), "unknown device 'tpu'"),
+        (("score", "FILE", "--batch-size", 0), "--batch-size is 0; give a whole number at least 1"),
+        (("ipt", "FILE", "--num-translations", 0), "--num-translations is 0"),
+        (("ipt", "FILE", "--out", "no/folder/x.csv"), "no/folder is not a folder"),
     ],
 )
 def test_a_mistake_is_one_line(
     two_crystals: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
 ) -> None:
     places = {"FILE": two_crystals, "OUT": tmp_path / "run"}
-    result = call(*(places.get(word, word) for word in arguments))
+    result = run_command(*(places.get(word, word) for word in arguments))
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
+
+
+def test_settings_come_as_a_config_or_as_keywords(two_crystals: Path) -> None:
+    one = score(two_crystals, ScoringConfig(conditions=("formula",)), constrain=True)
+    other = score(two_crystals, conditions="formula", constrain=True)
+    assert one.rows == other.rows
+    assert one.rows != score(two_crystals, constrain=True).rows
+
+
+def test_bad_settings_are_refused_before_torch_is_imported(two_crystals: Path) -> None:
+    program = """
+import sys
+from flowllm.errors import UserError
+from flowllm.generation.infilling import infill
+from flowllm.generation.scoring import ipt, score
+for call in (
+    lambda: score(sys.argv[1], conditions="colour"),
+    lambda: score(sys.argv[1], device="tpu"),
+    lambda: score("nowhere.cif"),
+    lambda: ipt(sys.argv[1], seed=-1),
+    lambda: infill(sys.argv[1], "Xx"),
+    lambda: infill(sys.argv[1], "Na", prior="no/where/else"),
+):
+    try:
+        call()
+    except UserError as error:
+        print(error)
+assert "torch" not in sys.modules
+"""
+    command = [sys.executable, "-c", program, str(two_crystals)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 6

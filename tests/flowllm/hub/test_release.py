@@ -1,4 +1,4 @@
-"""What a release promises: the same seed, the same crystals; a recipe whose commands exist."""
+"""The release: a seed gives the same crystals in every process; its recipe uses real commands."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Atomic writing and hashes."""
+
 from __future__ import annotations
 
 import os
