@@ -1,4 +1,4 @@
-"""What each metric means, in a line for people who look at a table."""
+"""Meaning of each metric in one line, for the table of the report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ _MEANINGS = {
 
 
 def meaning(metric: str) -> str:
-    """A line on a metric, by its name before any `[set]`; empty for one that has none here."""
+    """Return the meaning of a metric.
+
+    Args:
+        metric: name of the metric; `[NAME]` after it names a set or a number of atoms.
+
+    Returns:
+        One line; empty for an unknown metric.
+    """
     name, _, which = metric.partition("[")
     which = which.removesuffix("]")
     if name.startswith(_MEETS):
