@@ -127,12 +127,12 @@ class EvaluationConfig(Options):
 
     @property
     def needs_features(self) -> bool:
-        """Whether fingerprints are computed, which needs matminer."""
+        """True if fingerprints are computed, which needs matminer."""
         return self.reference is not None or self.feature_novelty
 
     @property
     def hull_is_online(self) -> bool:
-        """Whether the hull is taken from Materials Project's database."""
+        """True if the hull is taken from Materials Project's database."""
         return self.hull is not None and str(self.hull) == MATERIALS_PROJECT
 
     def check_files(self, samples: Sequence[Path]) -> None:

@@ -28,7 +28,7 @@ _LONGEST_REASON = 60
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedCrystal:
-    """One crystal that a generator was asked for.
+    """One requested crystal.
 
     Attributes:
         id: id in its file.

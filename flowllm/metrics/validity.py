@@ -46,7 +46,7 @@ def structural_validity(structure: Structure, *, own_images: bool = True) -> boo
         own_images: compare an atom with its own images as well; False is the published definition.
 
     Returns:
-        Whether the crystal is valid.
+        True for a valid crystal.
     """
     if structure.volume < MIN_VOLUME:
         return False
@@ -74,7 +74,7 @@ def compositional_validity(
             of published figures; SMACT 4's default differs for about 4% of compositions.
 
     Returns:
-        Whether the composition is valid.
+        True for a valid composition.
 
     Raises:
         UserError: if the table is unknown, or smact is not installed.

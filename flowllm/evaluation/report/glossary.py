@@ -10,7 +10,7 @@ _MEANINGS = {
     "uniqueness": "crystals that equal no earlier one of the set",
     "novelty": "crystals that equal none of the training sets",
     "unique_novel": "unique and novel",
-    "valid_unique_novel": "valid, unique and novel, of all asked for",
+    "valid_unique_novel": "valid, unique and novel, of all requested",
     "structural_diversity": "mean distance of structure features within the set",
     "compositional_diversity": "mean distance of composition features within the set",
     "coverage_recall": "reference crystals near a generated one",
@@ -55,7 +55,7 @@ def meaning(metric: str) -> str:
     name, _, which = metric.partition("[")
     which = which.removesuffix("]")
     if name.startswith(_MEETS):
-        line = f"crystals with the {name.removeprefix(_MEETS)} that was asked for"
+        line = f"crystals with the requested {name.removeprefix(_MEETS)}"
         return f"{line}, of {which}" if which else line
     line = _MEANINGS.get(name, "")
     return f"{line}; against {which}" if line and which else line
