@@ -14,7 +14,6 @@ import numpy as np
 import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
-from tqdm import tqdm
 
 from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.errors import UserError
@@ -30,6 +29,7 @@ from flowllm.metrics.fingerprints import (
 )
 from flowllm.system.executors import for_each
 from flowllm.system.extras import require
+from flowllm.system.progress import progress_bar
 
 Item = TypeVar("Item")
 Vector = NDArray[np.float64]
@@ -140,11 +140,11 @@ def _cached(
         known = store.load(keys)
         missing = list({k: i for k, i in zip(keys, items, strict=True) if k not in known}.items())
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-        with tqdm(
+        with progress_bar(
             total=len(missing),
-            desc=description,
-            unit="crystal",
-            disable=not progress or not missing,
+            description=description,
+            unit="crystals",
+            show=progress and bool(missing),
         ) as bar:
 
             def save(chunk: list[tuple[bytes, Item]], vectors: list[Vector]) -> None:
