@@ -13,6 +13,7 @@ from flowllm.energy.calculators import (
     available_potentials,
     check_potential_name,
     energy_scheme,
+    known_elements,
     load_calculator,
 )
 from flowllm.energy.potential_check import check_calculator
@@ -106,9 +107,9 @@ def test_a_path_without_a_folder_is_refused_before_anything_is_loaded() -> None:
         check_potential_name("matgl:./nowhere")
 
 
-def test_another_spelling_loads_the_same_potential() -> None:
-    pytest.importorskip("chgnet")
-    assert energy_scheme("CHGNet", load_calculator("CHGNet", check=False)) == "mp2020"
+def test_another_spelling_is_the_same_potential() -> None:
+    assert energy_scheme("CHGNet", EMT()) == "mp2020"
+    assert known_elements("CHGNet") == known_elements("chgnet") != known_elements("a:b")
 
 
 def test_checking_a_name_loads_no_heavy_library() -> None:

@@ -118,7 +118,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         ([tmp_path / "empty"], "holds no .cif files"),
         ([tmp_path / "absent"], "no such file"),
         ([samples, "--reference", tmp_path / "absent.csv"], "no such file"),
-        ([samples, "--oxidation-states", "mine"], "choose one of smact14"),
+        ([samples, "--oxidation-states", "mine"], "not one of 'smact14'"),
         ([samples, "--feature-novelty"], "--train"),
         ([samples, "--composition-scale", samples], "--reference"),
         ([samples, "--hull", samples], "--potential"),
