@@ -38,13 +38,13 @@ def test_a_potential_without_the_elements_cannot_be_tested(
     assert "could not be tested on NaCl and SrTiO3" in caplog.text
 
 
-@pytest.mark.skipif(not STALE.is_dir(), reason="the stale potential is not at hand")
+@pytest.mark.skipif(not STALE.is_dir(), reason="needs a potential at ../shared/potentials/stale")
 def test_weights_of_an_older_matgl_are_refused() -> None:
     with pytest.raises(UserError, match="is wrong: its volume of NaCl is off"):
         load_calculator(f"matgl:{STALE}")
 
 
-@pytest.mark.skipif(not RIGHT.is_dir(), reason="the MatPES potential is not at hand")
+@pytest.mark.skipif(not RIGHT.is_dir(), reason="needs a potential at ../shared/potentials")
 def test_a_right_potential_of_matgl_passes() -> None:
     load_calculator(f"matgl:{RIGHT}")
 
