@@ -1,4 +1,4 @@
-"""Hull against hand calculations, pymatgen and Materials Project; fit of references and potentials."""
+"""Hulls against hand calculations, pymatgen and Materials Project; references and potentials."""
 
 from __future__ import annotations
 
