@@ -22,12 +22,11 @@ import click
 import numpy as np
 
 from flowllm.crystals.io import read
-from flowllm.energy.formation import read_references
-from flowllm.energy.hull import read_hull
 from flowllm.energy.calculators import POTENTIAL
+from flowllm.energy.formation import read_references
+from flowllm.energy.hull import hull_distances, read_hull
 from flowllm.energy.relaxation import read_relaxed, relax_crystals
-from flowllm.metrics.refinement import refinement, refinement_figures
-from flowllm.metrics.stability import hull_distances
+from flowllm.metrics.relaxation import relaxation_change, relaxation_metrics
 
 
 @click.command()
@@ -76,9 +75,9 @@ def main(
         )
         for name in ("formation_energy_per_atom", "e_above_hull")
     }
-    figures = refinement_figures(
+    figures = relaxation_metrics(
         [
-            refinement(
+            relaxation_change(
                 run.initial[i],
                 run.structures[i],
                 initial_energy_per_atom=run.initial_energies_per_atom[i],

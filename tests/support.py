@@ -18,6 +18,11 @@ BUNDLED_REFINER = ROOT / "flowllm" / "hub" / "bundled" / "refiner"
 MP20_SAMPLE = ROOT / "tests" / "data" / "mp20_sample.parquet"  # 72 crystals, see its README
 MP20 = SHARED / "data" / "mp20"  # the whole data set, where it is at hand
 
+SALT = Structure.from_spacegroup(  # conventional cell, 8 atoms
+    "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
+)
+CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+
 
 def run_command(*arguments: object) -> Result:
     """Run a `flowllm` command in this process."""

@@ -1,5 +1,4 @@
-"""Formation energies from a potential's absolute energies: references, corrections, and which go
-with which."""
+"""Formation energies from the absolute energies of a potential: references and corrections."""
 
 from __future__ import annotations
 
@@ -19,17 +18,17 @@ from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEn
 from pymatgen.io.vasp.sets import MPRelaxSet
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
-from flowllm.errors import UserError, one_line
+from flowllm.errors import FlowLLMError, UserError, one_line
 from flowllm.runs.sharded import RunFolder
 
 _SYMBOLS = frozenset(element.symbol for element in Element)
-# The schemes whose energies are, or can be brought, on Materials Project's corrected scale.
+# Schemes whose energies are on Materials Project's corrected scale, or can be brought to it.
 _ON_MP_SCALE = ("mp2020", "mp-raw")
-# To correct one, pymatgen tries combinations of oxidation states: 0.2 s at 14 elements, 5 s at 16.
+# For a correction pymatgen tries combinations of oxidation states: 0.2 s at 14 elements, 5 s at 16.
 _MOST_ELEMENTS = 12
 
 
-class NoFormationEnergy(ValueError):
+class NoFormationEnergy(FlowLLMError):
     """An element without a reference, or a compound that MP2020 does not correct."""
 
 
@@ -38,10 +37,10 @@ class References:
     """Energies of the elements in their stable form.
 
     Attributes:
-        energies: eV/atom by symbol.
-        potential: identity of the potential whose energies they are
-            (`flowllm.energy.calculators.potential_identity`); None: Materials Project's (MP2020).
-        source: for messages.
+        energies: symbol -> eV/atom.
+        potential: identity of the potential that computed them, see
+            `flowllm.energy.calculators.potential_identity`; None for Materials Project's (MP2020).
+        source: file or database, for messages.
     """
 
     energies: Mapping[str, float]
@@ -50,14 +49,19 @@ class References:
 
 
 def read_references(path: str | Path) -> References:
-    """Elemental references from a file or from a run of `flowllm relax`.
+    """Read elemental references from a file or from a run of `flowllm relax`.
 
-    A JSON file (also `.json.gz`) holds Materials Project's: numbers by symbol (eV/atom), or
-    pymatgen entries. A run folder holds those of its potential: of each element the crystal of the
-    lowest energy; compounds do not count.
+    Args:
+        path: JSON file (also `.json.gz`) with Materials Project's energies, as numbers by symbol
+            (eV/atom) or as pymatgen entries; or a run folder, from which the crystal of lowest
+            energy of each element is taken, with the potential of the run.
+
+    Returns:
+        The references.
 
     Raises:
-        UserError: no such file, another content, or a run without elements or not finished.
+        UserError: if there is no such file, it has other content, or the run is not finished or
+            has no elements.
     """
     path = Path(path)
     if path.is_dir():
@@ -75,7 +79,14 @@ def read_references(path: str | Path) -> References:
 
 
 def lowest_elements(entries: list[ComputedEntry]) -> dict[str, float]:
-    """Of each element the energy of its lowest entry, eV/atom."""
+    """Return the energy of the lowest entry of each element.
+
+    Args:
+        entries: pymatgen entries; compounds are ignored.
+
+    Returns:
+        Symbol -> eV/atom.
+    """
     energies: dict[str, float] = {}
     for entry in entries:
         if len(entry.composition.elements) == 1:
@@ -87,16 +98,16 @@ def lowest_elements(entries: list[ComputedEntry]) -> dict[str, float]:
 def check_fit(
     references: References, *, scheme: str, potential: Mapping[str, Any], name: str
 ) -> None:
-    """Refuse references that do not go with the energies of a potential.
+    """Refuse references that do not fit the energies of a potential.
 
     Args:
-        references: Materials Project's go with `mp2020` and `mp-raw`, others with their potential.
-        scheme: of the potential; see `flowllm.energy.calculators.EnergyScheme`.
-        potential: its identity.
-        name: what the user calls it.
+        references: Materials Project's fit `mp2020` and `mp-raw`, others their own potential.
+        scheme: scheme of the potential; see `flowllm.energy.calculators.EnergyScheme`.
+        potential: identity of the potential.
+        name: name of the potential, for messages.
 
     Raises:
-        UserError: they do not fit.
+        UserError: if they do not fit.
     """
     if references.potential is None:
         if scheme not in _ON_MP_SCALE:
@@ -115,18 +126,22 @@ def check_fit(
 def formation_energy_per_atom(
     structure: Structure, energy_per_atom: float, *, scheme: str, references: References
 ) -> float:
-    """Energy of formation from the elements, eV/atom: E/N - sum_i x_i E_i.
+    """Return the energy of formation from the elements: E/N - sum_i x_i E_i.
 
-    Energies of the scheme `mp-raw` are corrected first where the references are Materials
-    Project's (`mp2020_correction`).
+    Energies of the scheme `mp-raw` are corrected first if the references are Materials Project's
+    (`mp2020_correction`).
 
     Args:
         structure: the relaxed crystal.
-        energy_per_atom: of the potential, eV/atom.
-        scheme, references: that fit; see `check_fit`.
+        energy_per_atom: energy by the potential, eV/atom.
+        scheme: scheme of the potential.
+        references: references that fit it, see `check_fit`.
+
+    Returns:
+        Formation energy in eV/atom.
 
     Raises:
-        NoFormationEnergy: an element has no reference, or the crystal no correction.
+        NoFormationEnergy: if an element has no reference, or the crystal no correction.
     """
     if scheme == "mp-raw" and references.potential is None:
         energy_per_atom += mp2020_correction(structure)
@@ -139,15 +154,21 @@ def formation_energy_per_atom(
 
 
 def mp2020_correction(structure: Structure) -> float:
-    """What Materials Project adds to a GGA or GGA+U energy, eV/atom (Wang et al. 2021, Sci. Rep.
-    11, 15496), by pymatgen's `MaterialsProject2020Compatibility`.
+    """Return Materials Project's correction of a GGA or GGA+U energy.
 
-    Oxides and fluorides of its list of transition metals count as GGA+U, as in its own settings
-    (`MPRelaxSet`): what a potential has learnt for them.
+    Computed by pymatgen's `MaterialsProject2020Compatibility` (Wang et al. 2021, Sci. Rep. 11,
+    15496). Oxides and fluorides of the transition metals in `MPRelaxSet` count as GGA+U, as in the
+    data that potentials are trained on.
+
+    Args:
+        structure: an ordered crystal.
+
+    Returns:
+        Correction in eV/atom.
 
     Raises:
-        NoFormationEnergy: pymatgen holds the crystal for incompatible with the scheme, or it has
-            more than 12 elements.
+        NoFormationEnergy: if pymatgen has no correction for the crystal, or it has more than 12
+            elements.
     """
     composition = structure.composition
     if len(composition) > _MOST_ELEMENTS:
@@ -171,10 +192,16 @@ def mp2020_correction(structure: Structure) -> float:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, gzipped or not.
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file; a suffix `.gz` means that it is gzipped.
+
+    Returns:
+        The parsed content.
 
     Raises:
-        UserError: no such file, or no JSON.
+        UserError: if there is no such file, or it is not JSON.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
@@ -186,13 +213,20 @@ def read_json(path: Path) -> Any:
 
 
 def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
-    """pymatgen entries in a list, in a dict by name, or in the column `entry` of a table.
+    """Return the pymatgen entries in the content of a JSON file.
+
+    Args:
+        content: list of entries, dict of entries by name, or table with a column `entry`.
+        path: the file, for messages.
+
+    Returns:
+        The entries.
 
     Raises:
-        UserError: there are none, or a damaged one.
+        UserError: if there are none, or one is damaged.
     """
     if isinstance(content, dict) and isinstance(content.get("entry"), dict):
-        content = content["entry"]  # a pandas table, as Matbench Discovery has it
+        content = content["entry"]  # a pandas table, as Matbench Discovery publishes it
     items = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: holds no pymatgen entries; give a JSON list of them")
@@ -203,7 +237,7 @@ def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
                 entries.append(ComputedEntry.from_dict(item))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{path}: item {number} is no pymatgen entry: {one_line(error)}; mend the file"
+                f"{path}: item {number} is no pymatgen entry: {one_line(error)}; correct the file"
             ) from error
     return entries
 

@@ -1,23 +1,32 @@
-"""The convex hull of formation energies, and how far above it a crystal lies."""
+"""Convex hull of the formation energies of known compounds, and energies above it."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pymatgen.core import Composition, Element
+from pymatgen.core import Composition, Element, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
-from flowllm.energy.formation import References, entries_of, lowest_elements, read_json
+from flowllm.energy.formation import (
+    NoFormationEnergy,
+    References,
+    check_fit,
+    entries_of,
+    formation_energy_per_atom,
+    lowest_elements,
+    read_json,
+)
 from flowllm.errors import UserError, one_line
 
 _ELEMENT = re.compile("[A-Z][a-z]?")
@@ -30,17 +39,18 @@ _CORRECTED = frozenset({"O", "F"})  # MP2020 corrects every compound of these
 
 
 class Hull:
-    """Known compounds by their formation energies; the elements are at 0.
+    """Known compounds with their formation energies; the elements are at 0.
 
-    Its energy at a composition is that of the cheapest mixture of known compounds and elements
-    there: E_hull(x) = min_a sum_i a_i e_i with a_i >= 0 and sum_i a_i x_i = x (per atom). As a
-    linear program it is cheap for any number of elements, where a hull in ten dimensions is not.
+    The hull energy at a composition x is the energy of the cheapest mixture of known compounds and
+    elements: E_hull(x) = min_a sum_i a_i e_i with a_i >= 0 and sum_i a_i x_i = x (per atom). It is
+    solved as a linear program (SciPy): pymatgen's `PhaseDiagram` builds the whole hull, which is
+    out of reach for ten elements.
 
     Attributes:
-        references: absolute energies of the elements that belong to this hull, or None if it was
-            made from formation energies.
-        source: for messages and manifests.
-        num_entries: compounds.
+        references: absolute energies of the elements of this hull; None if it was made from
+            formation energies.
+        source: file or database, for messages.
+        num_entries: number of compounds.
     """
 
     def __init__(
@@ -51,53 +61,63 @@ class Hull:
         references: References | None = None,
         source: str = "",
     ) -> None:
-        """
+        """Make a hull.
+
         Args:
-            formulas: as pymatgen's `Composition` reads them; elements are passed over.
-            formation_energies: eV/atom, one for each formula.
+            formulas: formulas that pymatgen's `Composition` reads; elements are ignored.
+            formation_energies: eV/atom, one per formula.
+            references: absolute energies of the elements, if they are known.
+            source: file or database, for messages.
 
         Raises:
-            UserError: an unknown element, or an energy that is not finite.
+            UserError: if an element is unknown, or an energy is not finite.
         """
         self.references = references
         self.source = source
         self._systems: dict[frozenset[str], list[tuple[str, float]]] = defaultdict(list)
         self.num_entries = 0
         for formula, energy in zip(formulas, formation_energies, strict=True):
-            # Parsed only where its system is asked for: 45,000 take seconds.
+            # The formula is parsed when its system is first needed: 45,000 take seconds.
             elements = frozenset(_ELEMENT.findall(formula))
             if not elements or not elements <= _SYMBOLS:
-                raise UserError(f"{source}: {formula!r} is no formula; mend the file")
+                raise UserError(f"{source}: {formula!r} is no formula; correct the file")
             if not abs(energy) < float("inf"):
-                raise UserError(f"{source}: the energy of {formula} is {energy}; mend the file")
+                raise UserError(f"{source}: the energy of {formula} is {energy}; correct the file")
             if len(elements) > 1:
                 self._systems[elements].append((formula, float(energy)))
                 self.num_entries += 1
         self._entries = functools.lru_cache(_KEPT_SYSTEMS)(self._of_system)
 
     def energy_per_atom(self, composition: Composition) -> float:
-        """Formation energy of the hull at a composition, eV/atom (0 or less)."""
+        """Return the hull energy at a composition in eV/atom (0 or less)."""
         elements = tuple(sorted(element.symbol for element in composition.elements))
         energies, fractions = self._entries(elements)
         target = [composition.get_atomic_fraction(symbol) for symbol in elements]
         return float(linprog(energies, A_eq=fractions, b_eq=target).fun)
 
     def e_above_hull(self, composition: Composition, formation_energy_per_atom: float) -> float:
-        """Energy above the hull of the known compounds, eV/atom.
+        """Return the energy above the hull of the known compounds in eV/atom.
 
-        Negative for a crystal below all of them: it is not part of the hull itself.
+        It is negative for a crystal below the hull, which is not part of the hull itself.
+
+        Args:
+            composition: composition of the crystal.
+            formation_energy_per_atom: formation energy of the crystal, eV/atom.
+
+        Returns:
+            E_f - E_hull(composition).
         """
         return formation_energy_per_atom - self.energy_per_atom(composition)
 
     def __contains__(self, composition: Composition) -> bool:
-        """Whether a compound of exactly these elements is known."""
+        """Return whether a compound of exactly these elements is known."""
         return frozenset(e.symbol for e in composition.elements) in self._systems
 
     @ignore_missing_electronegativity()
     def _of_system(
         self, elements: tuple[str, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Energies (M,) and fractions of the elements (E, M) of what is made of these elements."""
+        """Return energies (M,) and fractions (E, M) of all compounds within these elements."""
         energies = [0.0] * len(elements)
         fractions = np.eye(len(elements)).tolist()
         within = frozenset(elements)
@@ -110,16 +130,107 @@ class Hull:
         return np.array(energies), np.array(fractions).T
 
 
-def read_hull(path: str | Path) -> Hull:
-    """A hull from a file.
+@dataclass(frozen=True, kw_only=True)
+class HullDistance:
+    """Formation energy of a crystal and its distance to the hull.
 
-    `.parquet`, `.csv`: a column `composition`, `formula` or `pretty_formula`, and
-    `formation_energy_per_atom` (eV/atom, elements at 0). `.json`, `.json.gz`: pymatgen entries with
-    the corrections of MP2020 and with the elements among them, such as Matbench Discovery's.
+    Attributes:
+        formation_energy_per_atom: eV/atom; None if unknown.
+        e_above_hull: eV/atom, negative below the known compounds; None if unknown.
+        failure: reason for missing numbers; None if there are numbers.
+    """
+
+    formation_energy_per_atom: float | None = None
+    e_above_hull: float | None = None
+    failure: str | None = None
+
+
+def fitting_references(
+    hull: Hull, references: References | None, *, scheme: str, potential: Mapping[str, Any]
+) -> References:
+    """Return the elemental references for the energies of a potential.
+
+    Args:
+        hull: hull of the known compounds.
+        references: energies of the elements; None takes those of the hull.
+        scheme: scheme of the energies; see `flowllm.energy.calculators.EnergyScheme`.
+        potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
+
+    Returns:
+        References that fit the potential.
 
     Raises:
-        UserError: no such file, another content, a formula or energy that is none, or entries
-            without corrections.
+        UserError: if there are no references, or they do not fit the potential.
+    """
+    references = references if references is not None else hull.references
+    name = str(potential.get("name"))
+    if references is None:
+        raise UserError(
+            f"the hull {hull.source} holds formation energies and {name} gives absolute ones: give "
+            "energies of the elements as references"
+        )
+    check_fit(references, scheme=scheme, potential=potential, name=name)
+    return references
+
+
+def hull_distances(
+    structures: Sequence[Structure | None],
+    energies_per_atom: Sequence[float | None],
+    hull: Hull,
+    *,
+    scheme: str,
+    potential: Mapping[str, Any],
+    references: References | None = None,
+) -> list[HullDistance]:
+    """Return the distances of relaxed crystals to the hull.
+
+    Args:
+        structures: N relaxed crystals; None for a failed one.
+        energies_per_atom: (N,), energies by the potential, eV/atom; None for a failed one.
+        hull: hull of the known compounds.
+        scheme: scheme of the energies; see `flowllm.energy.calculators.EnergyScheme`.
+        potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
+        references: energies of the elements; None takes those of the hull.
+
+    Returns:
+        One distance per crystal.
+
+    Raises:
+        UserError: if there are no references, or they do not fit the potential.
+    """
+    references = fitting_references(hull, references, scheme=scheme, potential=potential)
+    found = []
+    for structure, energy in zip(structures, energies_per_atom, strict=True):
+        if structure is None or energy is None:
+            found.append(HullDistance(failure="not relaxed"))
+            continue
+        try:
+            formation = formation_energy_per_atom(
+                structure, energy, scheme=scheme, references=references
+            )
+        except NoFormationEnergy as error:
+            found.append(HullDistance(failure=str(error)))
+            continue
+        above = hull.e_above_hull(structure.composition, formation)
+        found.append(HullDistance(formation_energy_per_atom=formation, e_above_hull=above))
+    return found
+
+
+def read_hull(path: str | Path) -> Hull:
+    """Read a hull from a file.
+
+    Args:
+        path: `.parquet` or `.csv` with a column `composition`, `formula` or `pretty_formula`, and
+            `formation_energy_per_atom` (eV/atom, elements at 0); or `.json` or `.json.gz` with
+            pymatgen entries, elements included, that have the corrections of MP2020, such as
+            Matbench Discovery's.
+
+    Returns:
+        The hull.
+
+    Raises:
+        UserError: if there is no such file, it has other content, a formula or an energy is
+            invalid, or the entries are not corrected.
     """
     path = Path(path)
     if path.name.endswith((".json", ".json.gz")):
@@ -137,15 +248,22 @@ def read_hull(path: str | Path) -> Hull:
         raise UserError(
             f"{path}: a hull needs the columns composition and {_ENERGY_COLUMN}; add them"
         )
-    energies = pd.to_numeric(table[_ENERGY_COLUMN], errors="coerce")  # a word is no energy: NaN
+    energies = pd.to_numeric(table[_ENERGY_COLUMN], errors="coerce")  # words become NaN
     return Hull(table[formula].astype(str), energies, source=str(path))
 
 
 def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
-    """A hull from pymatgen entries on Materials Project's corrected scale (MP2020).
+    """Return the hull of pymatgen entries on Materials Project's corrected scale (MP2020).
+
+    Args:
+        entries: entries of compounds and of their elements.
+        source: file or database, for messages.
+
+    Returns:
+        The hull, with the elements as references.
 
     Raises:
-        UserError: no oxide or fluoride is corrected, or an element of a compound has no entry.
+        UserError: if no oxide or fluoride is corrected, or an element of a compound has no entry.
     """
     compounds = [entry for entry in entries if len(entry.composition.elements) > 1]
     to_correct = [c for c in compounds if not _CORRECTED.isdisjoint(map(str, c.composition))]
@@ -169,14 +287,17 @@ def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
 
 
 def materials_project_hull(systems: Iterable[Iterable[str]], *, key: str | None = None) -> Hull:
-    """A hull from Materials Project's present database, by its client mp-api.
+    """Return a hull from the current database of Materials Project, by its client mp-api.
 
     Args:
-        systems: the elements of each chemical system that will be asked for.
-        key: of the user; None takes the environment's MP_API_KEY.
+        systems: elements of each chemical system whose hull is needed.
+        key: API key; None takes the environment variable MP_API_KEY.
+
+    Returns:
+        The hull, with the elements as references.
 
     Raises:
-        UserError: mp-api is not installed, or Materials Project cannot be reached or refuses.
+        UserError: if mp-api is not installed, or Materials Project cannot be reached or refuses.
     """
     try:
         from mp_api.client import MPRester
@@ -201,6 +322,6 @@ def materials_project_hull(systems: Iterable[Iterable[str]], *, key: str | None 
 
 
 def _largest(systems: set[frozenset[str]]) -> list[frozenset[str]]:
-    """The systems that are no part of another one."""
+    """Return the systems that are not part of another one."""
     kept = [s for s in systems if not any(s < other for other in systems)]
     return sorted(kept, key=sorted)

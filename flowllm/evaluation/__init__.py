@@ -1,1 +1,1 @@
-"""Evaluation of generated crystals."""
+"""Evaluation of generated crystals: files in, metrics, tables and a report out."""

@@ -1,4 +1,4 @@
-"""Generated crystals relaxed with a potential and put against a hull."""
+"""Energies of generated crystals: relaxation with a potential, distance to a hull, stability."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import Crystal
@@ -20,19 +21,13 @@ from flowllm.energy.calculators import (
     potential_identity,
 )
 from flowllm.energy.formation import References
-from flowllm.energy.hull import Hull
+from flowllm.energy.hull import Hull, HullDistance, fitting_references, hull_distances
 from flowllm.energy.relaxation import read_relaxed, relax_crystals
-from flowllm.evaluation.measured import Known, Measured
-from flowllm.evaluation.sets import GeneratedSet
+from flowllm.evaluation.results import SetResult
+from flowllm.evaluation.sets import GeneratedSet, TrainingSet
 from flowllm.metrics.intervals import bootstrap
-from flowllm.metrics.refinement import Refinement, refinement, refinement_figures
-from flowllm.metrics.stability import (
-    METASTABLE,
-    HullDistance,
-    hull_distances,
-    is_stable,
-    stability_rates,
-)
+from flowllm.metrics.relaxation import RelaxationChange, relaxation_change, relaxation_metrics
+from flowllm.metrics.stability import METASTABLE, is_stable, stability_rates
 from flowllm.metrics.uniqueness import duplicates, matches
 from flowllm.metrics.validity import structural_validity
 
@@ -40,17 +35,17 @@ _INVALID = "atoms within 0.5 Angstrom: not relaxed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """A potential that was tested, and the hull that its energies are put against.
+class EnergyModel:
+    """A tested potential, and the hull that its energies are compared with.
 
     Attributes:
-        potential: as `flowllm.energy.calculators.load_calculator` takes it.
-        identity: of the potential.
-        scheme: of its energies.
-        elements: that it has learnt; None where it does not say.
-        hull: of the known compounds; None: no energies above a hull.
-        references: of the elements; None takes the hull's own.
-        min_elements: crystals of fewer elements do not count as stable.
+        potential: name, see `flowllm.energy.calculators.check_potential_name`.
+        identity: identity of the potential.
+        scheme: scheme of its energies.
+        elements: elements that it was trained on; None if unknown.
+        hull: hull of the known compounds; None for no energies above a hull.
+        references: energies of the elements; None takes those of the hull.
+        min_elements: crystals with fewer elements do not count as stable.
     """
 
     potential: str
@@ -63,52 +58,64 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Energies:
-    """What a potential makes of a set, N crystals in the order of the set.
+class RelaxedSet:
+    """The N crystals of a generated set after relaxation, in their order.
 
     Attributes:
-        judge: that said so.
-        relaxed: None for a crystal that is missing, impossible, or failed.
-        failures: why there is none, else None; None as well for a crystal that is missing.
-        energies_per_atom: eV/atom by the potential.
-        refinements: against the crystals as generated.
-        distances: to the hull; None without a hull.
-        num_tried: relaxations.
+        model: potential and hull.
+        relaxed: relaxed crystals; None for a missing, invalid or failed one.
+        failures: reason why an existing crystal was not relaxed; else None.
+        energies_per_atom: energies by the potential, eV/atom; None without a relaxed crystal.
+        changes: changes from the generated to the relaxed crystals.
+        distances: distances to the hull; None without a hull.
+        num_tried: number of attempted relaxations.
     """
 
-    judge: Judge
+    model: EnergyModel
     relaxed: Sequence[Structure | None]
     failures: Sequence[str | None]
     energies_per_atom: Sequence[float | None]
-    refinements: Sequence[Refinement]
+    changes: Sequence[RelaxationChange]
     distances: Sequence[HullDistance] | None
     num_tried: int
 
     @property
     def e_above_hull(self) -> list[float | None] | None:
-        """Of each crystal, eV/atom; None as a whole without a hull."""
+        """(N,), energies above the hull in eV/atom; None without a hull."""
         return None if self.distances is None else [d.e_above_hull for d in self.distances]
 
     def for_conditions(self) -> list[float | None]:
-        """Energies above the hull, infinite for what has none, or None for all without a hull."""
+        """Return energies above the hull (N,), infinite for missing ones; all None without a hull.
+
+        A crystal without an energy does not meet a condition on the energy.
+        """
         if self.e_above_hull is None:
             return [None] * len(self.relaxed)
         return [math.inf if energy is None else energy for energy in self.e_above_hull]
 
 
-def load_judge(
+def load_energy_model(
     potential: str, *, hull: Hull | None, references: References | None, min_elements: int
-) -> Judge:
-    """Load and test a potential, and see that its energies go with the hull.
+) -> EnergyModel:
+    """Load and test a potential, and check that its energies fit the hull.
+
+    Args:
+        potential: name, see `flowllm.energy.calculators.check_potential_name`.
+        hull: hull of the known compounds, or None.
+        references: energies of the elements; None takes those of the hull.
+        min_elements: crystals with fewer elements do not count as stable.
+
+    Returns:
+        Potential and hull.
 
     Raises:
-        UserError: the potential is wrong, or does not go with the references.
+        UserError: if the potential is wrong, or does not fit the references.
     """
     scheme = energy_scheme(potential, load_calculator(potential))
     identity = potential_identity(potential)
     if hull is not None:
-        hull_distances([], [], hull, scheme=scheme, potential=identity, references=references)
-    return Judge(
+        references = fitting_references(hull, references, scheme=scheme, potential=identity)
+    return EnergyModel(
         potential=potential,
         identity=identity,
         scheme=scheme,
@@ -119,38 +126,39 @@ def load_judge(
     )
 
 
-def energies_of(
-    generated: GeneratedSet, judge: Judge, *, out: Path, workers: int, progress: bool
-) -> Energies:
-    """Relax the crystals of a set, in the cells that they came in.
+def relax_set(
+    generated: GeneratedSet, model: EnergyModel, *, out: Path, workers: int, progress: bool
+) -> RelaxedSet:
+    """Relax the crystals of a set, starting from the cells of its file.
 
-    Crystals with atoms within 0.5 Angstrom of each other (images included) are not relaxed: a
-    potential knows nothing of them, and their neighbours fill the memory. They count as failed.
+    Crystals with atoms within 0.5 Angstrom of each other (images included) are not relaxed:
+    potentials are not trained on them, and their neighbour lists fill the memory. They count as
+    failed.
 
     Args:
         generated: the set.
-        judge: potential and hull.
+        model: potential and hull.
         out: run folder of `flowllm.energy.relaxation.relax_crystals`; a later call resumes it.
-        workers, progress: as there.
+        workers: number of processes.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The relaxed set.
     """
-    crystals = generated.crystals
-    tried = [
-        i
-        for i, c in enumerate(crystals)
-        if c.structure is not None and structural_validity(c.structure)
-    ]
-    relaxed: list[Structure | None] = [None] * len(crystals)
-    failures = [None if c.structure is None else _INVALID for c in crystals]
-    energies: list[float | None] = [None] * len(crystals)
-    refinements = [Refinement(rmsd=None, energy_drop_per_atom=None, steps=None)] * len(crystals)
+    count = len(generated.crystals)
+    tried = {i: s for i, s in generated.existing.items() if structural_validity(s)}
+    relaxed: list[Structure | None] = [None] * count
+    failures = [None if s is None else _INVALID for s in generated.structures]
+    energies: list[float | None] = [None] * count
+    changes = [RelaxationChange()] * count
     if tried:
-        ids = _names_apart([crystals[i].id for i in tried])
+        ids = _distinct([generated.crystals[i].id for i in tried])
         relax_crystals(
             [
-                Crystal(id=name, structure=crystals[i].structure)
-                for i, name in zip(tried, ids, strict=True)
+                Crystal(id=name, structure=structure)
+                for name, structure in zip(ids, tried.values(), strict=True)
             ],
-            potential=judge.potential,
+            potential=model.potential,
             out=out,
             workers=workers,
             progress=progress,
@@ -159,7 +167,7 @@ def energies_of(
         for k, i in enumerate(tried):
             relaxed[i], failures[i] = run.structures[k], run.failures[k]
             energies[i] = run.energies_per_atom[k]
-            refinements[i] = refinement(
+            changes[i] = relaxation_change(
                 run.initial[k],
                 run.structures[k],
                 initial_energy_per_atom=run.initial_energies_per_atom[k],
@@ -167,41 +175,43 @@ def energies_of(
                 steps=run.steps[k],
             )
     distances = None
-    if judge.hull is not None:
+    if model.hull is not None:
         distances = hull_distances(
             relaxed,
             energies,
-            judge.hull,
-            scheme=judge.scheme,
-            potential=judge.identity,
-            references=judge.references,
+            model.hull,
+            scheme=model.scheme,
+            potential=model.identity,
+            references=model.references,
         )
-    return Energies(
-        judge=judge,
+    return RelaxedSet(
+        model=model,
         relaxed=relaxed,
         failures=failures,
         energies_per_atom=energies,
-        refinements=refinements,
+        changes=changes,
         distances=distances,
         num_tried=len(tried),
     )
 
 
-def add_energies(
-    result: Measured, energies: Energies, train: Sequence[Known], *, seed: int
+def add_energy_metrics(
+    result: SetResult, energies: RelaxedSet, train: Sequence[TrainingSet], *, seed: int
 ) -> None:
-    """Add refinement figures, stability and S.U.N. to the metrics and rows of a set.
+    """Add relaxation figures, stability and S.U.N. to the metrics and rows of a set.
 
-    All rates count over all crystals asked for. For S.U.N. the relaxed crystals are compared, with
-    each other and with the training sets, as what is stable is the relaxed one; of equal ones the
-    lowest counts.
+    All rates count over all requested crystals. For S.U.N. the relaxed crystals are compared with
+    each other and with the training sets, since stability is a property of the relaxed crystal; of
+    equal ones the lowest counts.
+
+    Args:
+        result: result of the set, extended in place.
+        energies: the relaxed set.
+        train: training sets for the novelty.
+        seed: seed of the bootstrap intervals.
     """
     for row, failure, energy, change in zip(
-        result.rows,
-        energies.failures,
-        energies.energies_per_atom,
-        energies.refinements,
-        strict=True,
+        result.rows, energies.failures, energies.energies_per_atom, energies.changes, strict=True
     ):
         row |= {
             "relaxation_failure": failure,
@@ -210,16 +220,18 @@ def add_energies(
             "energy_drop": change.energy_drop_per_atom,
             "relaxation_steps": change.steps,
         }
-    result.metrics |= refinement_figures(energies.refinements, seed=seed)
+    result.metrics |= relaxation_metrics(energies.changes, seed=seed)
     above = energies.e_above_hull
     if energies.distances is None or above is None:
         return
     num_elements = [0 if s is None else len(s.composition) for s in energies.relaxed]
-    counted = {"num_elements": num_elements, "min_elements": energies.judge.min_elements}
+    min_elements = energies.model.min_elements
+    stable, metastable = (
+        is_stable(above, threshold=limit, num_elements=num_elements, min_elements=min_elements)
+        for limit in (0.0, METASTABLE)
+    )
     unique, novel = _unique_and_novel(energies.relaxed, above, train)
     both = None if novel is None else unique & novel
-    stable = is_stable(above, **counted)
-    metastable = is_stable(above, threshold=METASTABLE, **counted)
     for i, (row, distance) in enumerate(zip(result.rows, energies.distances, strict=True)):
         row |= {
             "formation_energy_per_atom": distance.formation_energy_per_atom,
@@ -234,18 +246,27 @@ def add_energies(
             }
     known = [energy for energy in above if energy is not None]
     result.metrics["median_e_above_hull"] = bootstrap(known, np.median, seed=seed)
-    result.metrics |= stability_rates(above, unique=unique, novel=novel, **counted)
+    result.metrics |= stability_rates(
+        above, unique=unique, novel=novel, num_elements=num_elements, min_elements=min_elements
+    )
 
 
 def _unique_and_novel(
-    relaxed: Sequence[Structure | None], above: Sequence[float | None], train: Sequence[Known]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """(N,) each; novel is None without training sets."""
+    relaxed: Sequence[Structure | None],
+    above: Sequence[float | None],
+    train: Sequence[TrainingSet],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """Return two masks (N,); the second is None without training sets."""
     unique = np.zeros(len(relaxed), dtype=bool)
     novel = np.zeros(len(relaxed), dtype=bool)
-    # The lowest first: it stands for its copies, which may lie on the other side of a threshold.
-    order = sorted((i for i, e in enumerate(above) if e is not None), key=lambda i: above[i])
-    structures = [relaxed[i] for i in order]
+    # The lowest of equal crystals comes first, as others may lie above a threshold.
+    ranked = sorted(
+        (energy, i, structure)
+        for i, (energy, structure) in enumerate(zip(above, relaxed, strict=True))
+        if energy is not None and structure is not None
+    )
+    order = [i for _, i, _ in ranked]
+    structures = [structure for _, _, structure in ranked]
     unique[order] = [first is None for first in duplicates(structures)]
     if not train:
         return unique, None
@@ -256,8 +277,8 @@ def _unique_and_novel(
     return unique, novel
 
 
-def _names_apart(ids: Sequence[str]) -> list[str]:
-    """Ids that occur once stay; others get a number."""
+def _distinct(ids: Sequence[str]) -> list[str]:
+    """Return ids with a number added to those that occur more than once."""
     count = Counter(ids)
     names: list[str] = []
     taken = set(ids)

@@ -1,4 +1,4 @@
-"""All metrics of one set of generated crystals, with a row for each crystal."""
+"""All metrics of one set of generated crystals, and a row for each crystal."""
 
 from __future__ import annotations
 
@@ -11,131 +11,112 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import Crystal, ignore_missing_electronegativity
-from flowllm.evaluation.energies import Energies, add_energies
-from flowllm.evaluation.measured import Known, Measured, Reading, Reference
+from flowllm.evaluation.definitions import Definitions
+from flowllm.evaluation.energies import RelaxedSet, add_energy_metrics
+from flowllm.evaluation.features import cached_fingerprints, cached_properties
 from flowllm.evaluation.remarks import remarks
-from flowllm.evaluation.sets import GeneratedSet
-from flowllm.metrics import conditions as asked
-from flowllm.metrics import coverage as cov
+from flowllm.evaluation.results import SetResult
+from flowllm.evaluation.sets import GeneratedSet, ReferenceSet, TrainingSet
 from flowllm.metrics.composition_scale import CompositionScale
-from flowllm.metrics.csp import (
-    everyone_to_reference,
-    match_metrics,
-    metre,
-    paired_distances,
+from flowllm.metrics.conditions import condition_rates, conditions_met
+from flowllm.metrics.coverage import (
+    coverage,
+    covered,
+    diversity,
+    feature_novelty,
+    nearest_distances,
 )
-from flowllm.metrics.distances import PROPERTIES, properties, property_distance
-from flowllm.metrics.fingerprints import Fingerprints, fingerprints
+from flowllm.metrics.csp import everyone_to_reference, match_metrics, metre, paired_distances
+from flowllm.metrics.distances import PROPERTIES, property_distance
+from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.metrics.intervals import rate
 from flowllm.metrics.uniqueness import duplicates, matches
 
-
-def reference_prints(
-    name: str, structures: Sequence[Structure], reading: Reading, *, workers: int, progress: bool
-) -> Fingerprints:
-    """Fingerprints of those crystals of a reference set that take part under this reading."""
-    return fingerprints(
-        [s for s in structures if all(reading.valid(s))] if reading.valid_coverage else structures,
-        workers=workers,
-        progress=progress,
-        description=f"features of {name}",
-    )
-
-
-def reference_features(
-    name: str, structures: Sequence[Structure], reading: Reading, *, workers: int, progress: bool
-) -> Reference:
-    """Everything that is needed of a reference set."""
-    return Reference(
-        name=name,
-        prints=reference_prints(name, structures, reading, workers=workers, progress=progress),
-        values=properties(structures),
-    )
+Rows = Sequence[dict[str, Any]]
 
 
 @ignore_missing_electronegativity()
 def measure(
     generated: GeneratedSet,
     *,
-    reference: Reference | None = None,
-    train: Sequence[Known] = (),
+    reference: ReferenceSet | None = None,
+    train: Sequence[TrainingSet] = (),
     targets: Sequence[Crystal] = (),
-    energies: Energies | None = None,
-    reading: Reading = Reading(),  # noqa: B008 (frozen)
+    energies: RelaxedSet | None = None,
+    definitions: Definitions = Definitions(),  # noqa: B008 (frozen)
     scale: CompositionScale | None = None,
     seed: int = 0,
     workers: int = 1,
     progress: bool = False,
-) -> Measured:
-    """Every metric that can be computed from what is given.
+) -> SetResult:
+    """Compute every metric that the given sets allow.
 
-    Validity counts over all that were asked for, a failed one being invalid. Uniqueness and novelty
-    count over the crystals that exist; `valid_unique_novel` over all again. Property distances,
-    diversity and feature novelty are those of the valid crystals, as published.
+    Validity counts over all requested crystals, where a failed one is invalid. Uniqueness and
+    novelty count over the existing crystals; `valid_unique_novel` over all requested ones. Property
+    distances, diversity and feature novelty are over the valid crystals, as published.
 
     Args:
         generated: the set.
-        reference: to compare distributions and coverage with, usually a test set.
-        train: sets for the novelty, each by itself and all together.
-        targets: crystals that were to be predicted.
-        energies: of the same set, for refinement figures, stability and S.U.N.
-        reading: of the definitions.
-        scale: of compositions; None: that of the reference set, without one of the first training
-            set with features.
-        seed: of the bootstrap intervals.
-        workers: processes for the fingerprints.
-        progress: show bars on a terminal.
+        reference: set for distributions and coverage, usually a test set.
+        train: sets for the novelty, against each one and against all together.
+        targets: crystals to be predicted.
+        energies: the relaxed crystals of the set, for relaxation figures, stability and S.U.N.
+        definitions: choice among published definitions.
+        scale: scale of compositions; None computes it over the reference set, or over the first
+            training set with features.
+        seed: seed of the bootstrap intervals.
+        workers: number of processes for the fingerprints.
+        progress: show a bar on a terminal.
+
+    Returns:
+        Metrics, rows and remarks.
     """
     crystals = generated.crystals
-    result = Measured(
+    result = SetResult(
         name=generated.name,
         num_generated=len(crystals),
         failures=Counter(c.failure for c in crystals if c.failure is not None),
         rows=[{"set": generated.name, "id": c.id, "failure": c.failure} for c in crystals],
     )
-    there = np.array([i for i, c in enumerate(crystals) if c.structure is not None], dtype=int)
-    structures = [crystals[i].structure for i in there]
-    rows = [result.rows[i] for i in there]
-    valid = _validity(result, structures, rows, reading)
-    _uniqueness_and_novelty(result, structures, rows, [crystals[i].id for i in there], train)
-    others = [(s.name, s.prints) for s in (reference, *train) if s and s.prints is not None]
-    if others:
-        first, prints_of_first = others[0]
-        scale = scale or CompositionScale.over(prints_of_first, first)
+    existing = generated.existing
+    structures = list(existing.values())
+    rows = [result.rows[i] for i in existing]
+    valid = _add_validity(result, structures, rows, definitions)
+    _add_uniqueness_and_novelty(result, structures, rows, train)
+    featured = [(s.name, s.prints) for s in (reference, *train) if s and s.prints is not None]
+    if featured:
+        name, prints = featured[0]
+        scale = scale or CompositionScale.over(prints, name)
         result.composition_scale = scale.source
-        prints = scale(
-            fingerprints(
-                structures,
-                workers=workers,
-                progress=progress,
-                description=f"features of {generated.name}",
-            )
+        label = f"features of {generated.name}"
+        own = scale(
+            cached_fingerprints(structures, workers=workers, progress=progress, description=label)
         )
-        result.metrics |= cov.diversity(prints[valid])
+        result.metrics |= diversity(own[valid])
         if reference is not None:
-            _coverage(result, prints, rows, valid, scale(reference.prints), reading)
-            _distances(result, rows, valid, reference, seed)
+            _add_coverage(result, own, rows, valid, scale(reference.prints), definitions)
+            _add_distances(result, rows, valid, reference, seed)
         for known in train:
             if known.prints is not None:
-                found = cov.feature_novelty(cov.nearest(prints[valid], scale(known.prints)))
+                found = feature_novelty(nearest_distances(own[valid], scale(known.prints)))
                 result.metrics |= {f"{key}[{known.name}]": v for key, v in found.items()}
     if energies is not None:
-        add_energies(result, energies, train, seed=seed)
+        add_energy_metrics(result, energies, train, seed=seed)
     if targets:
-        _prediction(result, generated, targets, seed)
+        _add_prediction(result, generated, targets, seed)
     if generated.conditions:
-        _conditions(result, generated, energies)
+        _add_conditions(result, generated, energies)
     result.notes += remarks(result, generated, reference=reference, train=train, energies=energies)
     return result
 
 
-def _validity(
-    result: Measured, structures: Sequence[Structure], rows: Sequence[dict[str, Any]],
-    reading: Reading,
-) -> NDArray[np.bool_]:  # fmt: skip
-    values = properties(structures)
+def _add_validity(
+    result: SetResult, structures: Sequence[Structure], rows: Rows, definitions: Definitions
+) -> NDArray[np.bool_]:
+    """Add validity and properties; return the validity of the existing crystals."""
+    values = cached_properties(structures)
     for i, (row, structure) in enumerate(zip(rows, structures, strict=True)):
-        structural, compositional = reading.valid(structure)
+        structural, compositional = definitions.validity(structure)
         row |= {
             "formula": structure.composition.reduced_formula,
             "num_atoms": len(structure),
@@ -151,12 +132,11 @@ def _validity(
     return np.array([row["valid"] for row in rows], dtype=bool)
 
 
-def _uniqueness_and_novelty(
-    result: Measured, structures: Sequence[Structure], rows: Sequence[dict[str, Any]],
-    ids: Sequence[str], train: Sequence[Known],
-) -> None:  # fmt: skip
+def _add_uniqueness_and_novelty(
+    result: SetResult, structures: Sequence[Structure], rows: Rows, train: Sequence[TrainingSet]
+) -> None:
     for row, first in zip(rows, duplicates(structures), strict=True):
-        row["duplicate_of"] = None if first is None else ids[first]
+        row["duplicate_of"] = None if first is None else rows[first]["id"]
         row["unique"] = first is None
     result.metrics["uniqueness"] = rate(sum(r["unique"] for r in rows), len(rows))
     if not train:
@@ -181,12 +161,16 @@ def _uniqueness_and_novelty(
     }
 
 
-def _coverage(
-    result: Measured, prints: Fingerprints, rows: Sequence[dict[str, Any]],
-    valid: NDArray[np.bool_], reference: Fingerprints, reading: Reading,
-) -> None:  # fmt: skip
-    distances = cov.nearest(prints, reference)
-    within = cov.covered(distances.sample_structure, distances.sample_composition)
+def _add_coverage(
+    result: SetResult,
+    prints: Fingerprints,
+    rows: Rows,
+    valid: NDArray[np.bool_],
+    reference: Fingerprints,
+    definitions: Definitions,
+) -> None:
+    distances = nearest_distances(prints, reference)
+    within = covered(distances.sample_structure, distances.sample_composition)
     for row, structure, composition, inside in zip(
         rows, distances.sample_structure, distances.sample_composition, within, strict=True
     ):
@@ -196,17 +180,16 @@ def _coverage(
             "covered": bool(inside),
         }
     count = result.num_generated
-    if reading.valid_coverage:
-        distances, count = cov.nearest(prints[valid], reference), int(valid.sum())
-    result.metrics |= cov.coverage(distances, num_generated=count)
+    if definitions.valid_coverage:
+        distances, count = nearest_distances(prints[valid], reference), int(valid.sum())
+    result.metrics |= coverage(distances, num_generated=count)
     if missing := int((~prints.usable).sum()):
         result.notes.append(f"{missing} crystals have no structure fingerprint and cover nothing")
 
 
-def _distances(
-    result: Measured, rows: Sequence[dict[str, Any]], valid: NDArray[np.bool_],
-    reference: Reference, seed: int,
-) -> None:  # fmt: skip
+def _add_distances(
+    result: SetResult, rows: Rows, valid: NDArray[np.bool_], reference: ReferenceSet, seed: int
+) -> None:
     values = _columns([row for row, ok in zip(rows, valid, strict=True) if ok])
     for name in PROPERTIES:
         result.metrics[f"{name}_distance"] = property_distance(
@@ -214,8 +197,8 @@ def _distances(
         )
 
 
-def _prediction(
-    result: Measured, generated: GeneratedSet, targets: Sequence[Crystal], seed: int
+def _add_prediction(
+    result: SetResult, generated: GeneratedSet, targets: Sequence[Crystal], seed: int
 ) -> None:
     named = {target.id: target.structure for target in targets}
     samples = [(str(c.properties.get("target", c.id)), c.structure) for c in generated.crystals]
@@ -226,20 +209,24 @@ def _prediction(
             "no crystal says which target it was made for (by its id, or a column 'target'): "
             "no match rate, only METRe"
         )
-    everyone = [structure for _, structure in samples if structure is not None]
-    result.metrics |= metre(everyone_to_reference(list(named.values()), everyone), seed=seed)
+    distances = everyone_to_reference(list(named.values()), list(generated.existing.values()))
+    result.metrics |= metre(distances, seed=seed)
 
 
-def _conditions(result: Measured, generated: GeneratedSet, energies: Energies | None) -> None:
-    above = [None] * len(generated.crystals) if energies is None else energies.for_conditions()
+def _add_conditions(
+    result: SetResult, generated: GeneratedSet, energies: RelaxedSet | None
+) -> None:
+    above: Sequence[float | None] = [None] * len(generated.crystals)
+    if energies is not None:
+        above = energies.for_conditions()
     judged = [
-        asked.met(c.structure, generated.conditions, e_above_hull=energy)
-        for c, energy in zip(generated.crystals, above, strict=True)
+        conditions_met(structure, generated.conditions, e_above_hull=energy)
+        for structure, energy in zip(generated.structures, above, strict=True)
     ]
-    sizes = [None if c.structure is None else len(c.structure) for c in generated.crystals]
+    sizes = [None if structure is None else len(structure) for structure in generated.structures]
     for row, found in zip(result.rows, judged, strict=True):
         row |= {f"meets_{name}": ok for name, ok in found.items()}
-    result.metrics |= {f"meets_{key}": v for key, v in asked.shares(judged, sizes).items()}
+    result.metrics |= {f"meets_{key}": v for key, v in condition_rates(judged, sizes).items()}
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[np.float64]]:

@@ -1,11 +1,12 @@
-"""A finished evaluation: what it writes and the table that it shows."""
+"""Results of an evaluation, their files and their table."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import Crystal
-from flowllm.evaluation.measured import Measured
+from flowllm.metrics.intervals import Estimate
 from flowllm.system.files import publish, write_atomic
 
 METRICS = "metrics.json"
@@ -28,28 +29,61 @@ REFERENCE = "reference.parquet"
 E_ABOVE_HULL = "e_above_hull"
 
 
+@dataclass(kw_only=True)
+class SetResult:
+    """Result for one set of generated crystals.
+
+    Attributes:
+        name: name of the set.
+        num_generated: number of requested crystals.
+        failures: number of missing crystals by reason.
+        metrics: estimates by name, in the order of the report.
+        rows: one dict per crystal, in the order of the set.
+        notes: remarks for the reader.
+        composition_scale: source of the scale of compositions; None if no features were compared.
+    """
+
+    name: str
+    num_generated: int
+    failures: Counter[str]
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    composition_scale: str | None = None
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation: its folder, and a result for each set in the order given."""
+    """A finished evaluation.
+
+    Attributes:
+        folder: folder with its files.
+        sets: one result per set, in the given order.
+    """
 
     folder: Path
-    sets: list[Measured]
+    sets: list[SetResult]
 
 
 def write_metrics(result: Evaluation, settings: Mapping[str, Any]) -> None:
-    """Write `metrics.json`: the settings, and for each set its metrics, failures and notes."""
+    """Write `metrics.json`: the settings, and metrics, failures and notes of each set.
+
+    Args:
+        result: the evaluation.
+        settings: its identity.
+    """
     content = {
         "settings": settings,
         "sets": [
             {
-                "name": measured.name,
-                "num_generated": measured.num_generated,
-                "failures": dict(measured.failures),
-                "notes": measured.notes,
-                "composition_scale": measured.composition_scale,
-                "metrics": {name: asdict(value) for name, value in measured.metrics.items()},
+                "name": one.name,
+                "num_generated": one.num_generated,
+                "failures": dict(one.failures),
+                "notes": one.notes,
+                "composition_scale": one.composition_scale,
+                "metrics": {name: asdict(value) for name, value in one.metrics.items()},
             }
-            for measured in result.sets
+            for one in result.sets
         ],
     }
     write_atomic(result.folder / METRICS, json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -58,17 +92,17 @@ def write_metrics(result: Evaluation, settings: Mapping[str, Any]) -> None:
 def write_structures(
     result: Evaluation, name: str, structures: Sequence[Sequence[Structure | None]]
 ) -> None:
-    """Write a table with the row of each crystal and a CIF of it, which is a data set again.
+    """Write a table with the row and the CIF of each crystal, readable as a data set.
 
     Args:
-        result: whose rows.
-        name: of the file.
-        structures: for each set the crystals of its rows; None for one that is missing.
+        result: the evaluation.
+        name: name of the file.
+        structures: for each set the crystals of its rows; None for a missing one.
     """
     rows = [
         {**row, "cif": None if structure is None else cif_text(structure)}
-        for measured, of_set in zip(result.sets, structures, strict=True)
-        for row, structure in zip(measured.rows, of_set, strict=True)
+        for one, of_set in zip(result.sets, structures, strict=True)
+        for row, structure in zip(one.rows, of_set, strict=True)
     ]
     columns = dict.fromkeys(column for row in rows for column in row)
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
@@ -78,14 +112,14 @@ def write_structures(
 def write_reference(
     folder: Path, crystals: Sequence[Crystal], values: Mapping[str, NDArray[np.float64]]
 ) -> None:
-    """Write `reference.parquet`: what the distributions of generated crystals are drawn beside.
+    """Write `reference.parquet`, the data for the reference distributions of the report.
 
     Args:
-        folder: of the evaluation.
-        crystals: M of the reference set.
+        folder: folder of the evaluation.
+        crystals: M reference crystals.
         values: property -> (M,); see `flowllm.metrics.distances.properties`.
     """
-    columns = {
+    columns: dict[str, Any] = {
         "id": [crystal.id for crystal in crystals],
         "formula": [crystal.structure.composition.reduced_formula for crystal in crystals],
         "num_atoms": [len(crystal.structure) for crystal in crystals],
@@ -97,13 +131,20 @@ def write_reference(
     publish(folder / REFERENCE, functools.partial(pq.write_table, table, compression="zstd"))
 
 
-def metrics_table(sets: Sequence[Measured]) -> str:
-    """A line a metric and a column a set, each value with its 95% interval."""
-    names = dict.fromkeys(name for measured in sets for name in measured.metrics)
-    lines = [["", *(measured.name for measured in sets)]]
-    lines.append(["crystals", *(str(measured.num_generated) for measured in sets)])
+def metrics_table(sets: Sequence[SetResult]) -> str:
+    """Return a text table: one line per metric, one column per set, values with 95% intervals.
+
+    Args:
+        sets: results of one evaluation.
+
+    Returns:
+        The lines, aligned.
+    """
+    names = dict.fromkeys(name for one in sets for name in one.metrics)
+    lines = [["", *(one.name for one in sets)]]
+    lines.append(["crystals", *(str(one.num_generated) for one in sets)])
     for name in names:
-        lines.append([name, *(_cell(measured, name) for measured in sets)])
+        lines.append([name, *(_cell(one.metrics.get(name)) for one in sets)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -111,8 +152,7 @@ def metrics_table(sets: Sequence[Measured]) -> str:
     )
 
 
-def _cell(measured: Measured, name: str) -> str:
-    estimate = measured.metrics.get(name)
+def _cell(estimate: Estimate | None) -> str:
     if estimate is None or estimate.value is None:
         return "-"
     text = f"{estimate.value:.4g}"

@@ -1,17 +1,24 @@
-"""Sets of generated crystals as they come, failures included."""
+"""Sets of crystals in an evaluation: generated ones, a reference set and training sets."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals import cells
-from flowllm.crystals.io import read_all
+from flowllm.crystals.crystal import Crystal, Geometry
+from flowllm.crystals.formulas import Ratios, formula_ratios
+from flowllm.crystals.io import read, read_all
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.evaluation.definitions import Definitions
+from flowllm.evaluation.features import cached_fingerprints, cached_properties
+from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.runs.identity import read_identity
 
 _TABLE = "samples.parquet"
@@ -20,14 +27,14 @@ _LONGEST_REASON = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated:
-    """One crystal that a generator was asked for.
+class GeneratedCrystal:
+    """One requested crystal.
 
     Attributes:
-        id: as its file has it.
-        structure: in the cell it came in, or None.
-        failure: why there is none, else None.
-        properties: what stands beside it in its file.
+        id: id in its file.
+        structure: the crystal in the cell of its file; None for a failed one.
+        failure: reason of the failure; None if there is a structure.
+        properties: other columns of its file.
     """
 
     id: str
@@ -38,27 +45,76 @@ class Generated:
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedSet:
-    """What one generator made.
+    """Crystals of one generator.
 
     Attributes:
-        name: of the file or folder.
-        crystals: everything that was asked for, in the order of the file.
-        conditions: what was asked of each, by the names of `llm_prior.prompts.ATTRIBUTES`.
+        name: name of the file or folder.
+        crystals: all requested crystals, failed ones included, in the order of the file.
+        conditions: requested conditions by the names of `llm_prior.prompts.ATTRIBUTES`.
     """
 
     name: str
-    crystals: Sequence[Generated]
+    crystals: Sequence[GeneratedCrystal]
     conditions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def structures(self) -> list[Structure | None]:
+        """The structures of all crystals."""
+        return [crystal.structure for crystal in self.crystals]
+
+    @property
+    def existing(self) -> dict[int, Structure]:
+        """The structures that exist, by index."""
+        return {i: s for i, s in enumerate(self.structures) if s is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSet:
+    """Crystals that distributions and coverage are compared with.
+
+    Attributes:
+        name: name of its file.
+        crystals: M crystals.
+        prints: unscaled fingerprints of the crystals that take part in the coverage.
+        values: property -> (M,).
+    """
+
+    name: str
+    crystals: Sequence[Crystal]
+    prints: Fingerprints
+    values: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """Crystals that novelty is counted against.
+
+    Attributes:
+        name: name of its file.
+        crystals: those that share a formula with a generated crystal.
+        prints: unscaled fingerprints of all crystals, for the feature novelty; else None.
+    """
+
+    name: str
+    crystals: Sequence[Crystal]
+    prints: Fingerprints | None = None
 
 
 def read_generated(path: str | Path) -> GeneratedSet:
-    """Read a set from a run folder of `flowllm`, or from any file or folder that `data.read` reads.
+    """Read a set from a run folder of `flowllm`, or from any file or folder of crystals.
 
     Cells stay as they are in the file. A crystal that cannot be read (damaged, disordered, without
-    volume) has failed, as have those that a run folder lists as failed.
+    volume) counts as failed, like those that a run folder lists as failed.
+
+    Args:
+        path: the run folder, or anything that `flowllm.crystals.io.read` reads.
+
+    Returns:
+        The set.
 
     Raises:
-        UserError: nothing there, an unknown format, a file that is damaged as a whole, or no rows.
+        UserError: if there is nothing, the run is not finished, the format is unknown, the file is
+            damaged as a whole, or it has no rows.
     """
     path = Path(path)
     conditions: dict[str, Any] = {}
@@ -69,21 +125,135 @@ def read_generated(path: str | Path) -> GeneratedSet:
             conditions = read_identity(path, _MANIFEST)[0].get("conditions") or {}
     elif (path / _MANIFEST).is_file():
         raise UserError(f"{path}: the run is not finished; repeat its command to go on with it")
-    crystals = [
-        _failed(row.id, row.source, row.properties)
-        if isinstance(row.source, InvalidCrystal)
-        else Generated(
-            id=row.id, structure=cells.make_structure(*row.source), properties=row.properties
-        )
-        for row in read_all(file, reduce=False)
-    ]
+    crystals = []
+    for row in read_all(file, reduce=False):
+        if isinstance(row.source, Geometry):
+            structure = cells.make_structure(*row.source)
+            crystals.append(
+                GeneratedCrystal(id=row.id, structure=structure, properties=row.properties)
+            )
+        else:
+            crystals.append(_failed(row.id, row.source, row.properties))
     if not crystals:
         raise UserError(f"{path}: holds no crystals")
     return GeneratedSet(name=path.name, crystals=crystals, conditions=conditions)
 
 
-def _failed(name: str, error: InvalidCrystal, properties: dict[str, Any]) -> Generated:
-    reason = str(properties.get("failure") or error.reason)
-    return Generated(
+def read_reference(
+    path: Path, definitions: Definitions, *, workers: int, progress: bool
+) -> ReferenceSet:
+    """Read a reference set and compute its features.
+
+    Args:
+        path: anything that `flowllm.crystals.io.read` reads; bad rows are left out.
+        definitions: with `valid_coverage`, only valid crystals get fingerprints.
+        workers: number of processes for the fingerprints.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The set.
+
+    Raises:
+        UserError: if there is no such file, or no valid crystal in it.
+    """
+    crystals = read(path, skip_invalid=True, reduce=False)
+    return reference_set(path.name, crystals, definitions, workers=workers, progress=progress)
+
+
+def reference_set(
+    name: str,
+    crystals: Sequence[Crystal],
+    definitions: Definitions,
+    *,
+    workers: int = 1,
+    progress: bool = False,
+) -> ReferenceSet:
+    """Return a reference set of given crystals, with its features.
+
+    Args:
+        name: name of the set.
+        crystals: M crystals.
+        definitions: see `read_reference`.
+        workers: number of processes for the fingerprints.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The set.
+    """
+    structures = [crystal.structure for crystal in crystals]
+    prints = _prints(name, structures, definitions, workers=workers, progress=progress)
+    return ReferenceSet(
+        name=name, crystals=crystals, prints=prints, values=cached_properties(structures)
+    )
+
+
+def read_training(
+    path: Path,
+    formulas: set[Ratios],
+    definitions: Definitions,
+    *,
+    with_features: bool,
+    workers: int,
+    progress: bool,
+) -> TrainingSet:
+    """Read those crystals of a training set that can equal a generated one.
+
+    Other crystals never become structures, as training sets have tens of thousands of crystals.
+
+    Args:
+        path: anything that `flowllm.crystals.io.read` reads.
+        formulas: formulas of the generated crystals.
+        definitions: with `valid_coverage`, only valid crystals get fingerprints.
+        with_features: compute fingerprints of all crystals as well.
+        workers: number of processes for the fingerprints.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The set.
+
+    Raises:
+        UserError: if there is no valid crystal.
+    """
+    rows = [(row.id, row.source) for row in read_all(path) if isinstance(row.source, Geometry)]
+    if not rows:
+        raise UserError(f"{path}: holds no valid crystal")
+    prints = None
+    if with_features:
+        # In the cells of the file, as for samples and reference: fingerprints depend on the last
+        # bits of the coordinates.
+        structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
+        prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
+    return TrainingSet(
+        name=path.name,
+        crystals=[
+            Crystal(id=name, structure=cells.make_structure(*geometry))
+            for name, geometry in rows
+            if formula_ratios(geometry.atomic_numbers) in formulas
+        ],
+        prints=prints,
+    )
+
+
+def _prints(
+    name: str,
+    structures: Sequence[Structure],
+    definitions: Definitions,
+    *,
+    workers: int,
+    progress: bool,
+) -> Fingerprints:
+    if definitions.valid_coverage:
+        structures = [structure for structure in structures if definitions.is_valid(structure)]
+    return cached_fingerprints(
+        structures, workers=workers, progress=progress, description=f"features of {name}"
+    )
+
+
+def _failed(
+    name: str, source: str | InvalidCrystal, properties: dict[str, Any]
+) -> GeneratedCrystal:
+    reason = source.reason if isinstance(source, InvalidCrystal) else "unreadable"
+    reason = str(properties.get("failure") or reason)
+    return GeneratedCrystal(
         id=name, structure=None, failure=reason[:_LONGEST_REASON], properties=properties
     )

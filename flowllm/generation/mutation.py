@@ -132,9 +132,9 @@ def mutate(
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.crystals.io import read
+    from flowllm.crystals.run_folders import input_hash
     from flowllm.energy.calculators import potential_identity
     from flowllm.runs.outputs import publish_crystals
-    from flowllm.system.files import sha256_path
 
     load = functools.partial(_load, folder, config.potential, where)
     models = load()
@@ -150,7 +150,7 @@ def mutate(
     manifest = {
         "command": "mutate",
         "device": where,
-        "input": sha256_path(file),
+        "input": input_hash(file),
         "prior": identity(folder) if folder is not None else None,
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,

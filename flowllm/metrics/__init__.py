@@ -1,4 +1,5 @@
-"""The numbers by which generated crystals are judged, each with its source; one file an idea.
+"""Metrics of generated crystals, each with its definition and source; one idea per module.
 
-A module here knows structures and arrays; `flowllm.evaluation` reads files and combines them.
+The functions take structures and arrays and return numbers. They read and write no files;
+`flowllm.evaluation` reads the data, caches features and combines the metrics.
 """

@@ -1,4 +1,4 @@
-"""Whether generated crystals have what was asked of them."""
+"""Agreement of generated crystals with the conditions they were generated for."""
 
 from __future__ import annotations
 
@@ -14,40 +14,48 @@ from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior.prompts import BY_NAME
 from llm_prior.spacegroups import parse_spacegroup
 
-SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 take the first
+SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 use the first
 HULL_TOLERANCE = 0.1  # eV/atom
 
 
 @ignore_missing_electronegativity()
-def met(
+def conditions_met(
     structure: Structure | None,
     conditions: Mapping[str, Any],
     *,
     e_above_hull: float | None = None,
 ) -> dict[str, bool]:
-    """Which of the conditions a crystal meets; a failed one (None) meets none.
+    """Return for each condition whether a crystal meets it.
 
-    formula: equal reduced formulas. elements: the same set of elements. num_atoms: in the cell as
-    generated, the number or within the range. spacegroup: its number at a tolerance of 0.2
-    Angstrom, as in Gruver et al. 2024 (arXiv 2402.04379), and, named `spacegroup_0.1`, at 0.1.
-    e_above_hull: at most 0.1 eV/atom above what was asked; only where it is known (relaxed
-    crystals). Band gap and formation energy are not judged.
+    - formula: the reduced formulas are equal.
+    - elements: the sets of elements are equal.
+    - num_atoms: the number of atoms in the cell as generated is the number or in the range.
+    - spacegroup: the number at a tolerance of 0.2 Angstrom, as in Gruver et al. 2024 (arXiv
+      2402.04379); with the name `spacegroup_0.1`, at 0.1 Angstrom.
+    - e_above_hull: at most 0.1 eV/atom above the requested value; left out where the energy is
+      unknown.
+
+    Band gap and formation energy are not checked.
 
     Args:
-        structure: in the cell it was generated in.
-        conditions: by the names of `llm_prior.prompts.ATTRIBUTES`.
-        e_above_hull: eV/atom; infinite for a crystal that could not be relaxed, which misses it.
+        structure: crystal in the cell as generated; None for a failed one, which meets nothing.
+        conditions: requested values by the names of `llm_prior.prompts.ATTRIBUTES`.
+        e_above_hull: energy above the hull in eV/atom; infinite for a crystal that could not be
+            relaxed, which does not meet the condition.
+
+    Returns:
+        Condition -> whether it is met.
     """
     found: dict[str, bool] = {}
     for name, value in conditions.items():
         match name:
             case "formula":
-                asked = Composition(str(value)).reduced_formula
+                requested = Composition(str(value)).reduced_formula
                 found[name] = (
-                    structure is not None and structure.composition.reduced_formula == asked
+                    structure is not None and structure.composition.reduced_formula == requested
                 )
             case "elements":
-                found[name] = structure is not None and _symbols(structure) == _asked(value)
+                found[name] = structure is not None and _symbols(structure) == _requested(value)
             case "num_atoms":
                 found[name] = structure is not None and BY_NAME[name].holds_for(structure, value)
             case "spacegroup":
@@ -64,17 +72,18 @@ def met(
     return found
 
 
-def shares(
+def condition_rates(
     judged: Sequence[Mapping[str, bool]], num_atoms: Sequence[int | None]
 ) -> dict[str, Estimate]:
-    """Share of crystals that meet each condition, overall and by number of atoms.
+    """Return the share of crystals that meet each condition, overall and by number of atoms.
 
     Args:
-        judged: from `met`, one a crystal.
-        num_atoms: of each; None for a failed one, which counts in the overall share only.
+        judged: results of `conditions_met` for N crystals.
+        num_atoms: (N,), atoms in the cell; None for a failed crystal, which counts in the overall
+            share only.
 
     Returns:
-        `NAME` and `NAME[num_atoms=N]`.
+        Shares under `NAME` and `NAME[num_atoms=N]`.
     """
     counts: dict[str, list[bool]] = defaultdict(list)
     for conditions, size in zip(judged, num_atoms, strict=True):
@@ -89,6 +98,6 @@ def _symbols(structure: Structure) -> set[str]:
     return {element.symbol for element in structure.composition.elements}
 
 
-def _asked(value: Any) -> set[str]:
+def _requested(value: Any) -> set[str]:
     words = value.replace("-", ",").split(",") if isinstance(value, str) else value
     return {str(word).strip() for word in words}

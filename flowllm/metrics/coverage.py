@@ -1,7 +1,7 @@
-"""How well generated crystals cover a reference set, and how far they are from a training set.
+"""Coverage of a reference set, diversity, and novelty by distances between fingerprints.
 
-Source: Xie et al. 2021 (arXiv 2110.06197), appendix G for coverage; diversity and novelty from the
-same features as Gruver et al. 2024 (arXiv 2402.04379) report them.
+Source: Xie et al. 2021 (arXiv 2110.06197), appendix G, for coverage; Gruver et al. 2024 (arXiv
+2402.04379) for diversity and novelty from the same features.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ STRUCTURE_CUTOFF = 0.4  # for MP-20
 COMPOSITION_CUTOFF = 10.0
 NOVELTY_STRUCTURE_CUTOFF = 0.1
 NOVELTY_COMPOSITION_CUTOFF = 2.0
-_BLOCK = 512  # rows of a distance matrix at a time
+_BLOCK = 512  # rows of the distance matrix in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """Distances between a set of samples and a reference set, each to the nearest of the other.
+class NearestDistances:
+    """Distances from each crystal of one set to the nearest crystal of another.
 
     The nearest in structure and the nearest in composition may be different crystals.
 
     Attributes:
-        sample_structure, sample_composition: (N,), of each sample to the reference set; NaN for a
-            sample without a fingerprint, infinite where the reference set has none.
-        reference_structure, reference_composition: (M,), of each usable reference crystal to the
-            samples.
+        sample_structure: (N,), structure distance of each sample to the reference set; NaN for a
+            sample without a fingerprint, infinite if the reference set has none.
+        sample_composition: (N,), the same for the composition.
+        reference_structure: (M,), structure distance of each usable reference crystal to the
+            samples; infinite if the samples have no fingerprint.
+        reference_composition: (M,), the same for the composition.
     """
 
     sample_structure: NDArray[np.float64]
@@ -42,14 +44,21 @@ class Nearest:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """(N,), which samples have a fingerprint."""
+        """(N,), whether a sample has a fingerprint."""
         return ~np.isnan(self.sample_structure)
 
 
-def nearest(samples: Fingerprints, reference: Fingerprints) -> Nearest:
-    """Nearest distances in both directions between N samples and M reference crystals.
+def nearest_distances(samples: Fingerprints, reference: Fingerprints) -> NearestDistances:
+    """Return the nearest distances in both directions.
 
-    A crystal without a structure fingerprint takes no part, on either side.
+    A crystal without a structure fingerprint takes no part on either side.
+
+    Args:
+        samples: scaled fingerprints of N crystals.
+        reference: scaled fingerprints of M crystals.
+
+    Returns:
+        The distances.
     """
     usable = samples.usable
     reference = reference[reference.usable]
@@ -60,7 +69,7 @@ def nearest(samples: Fingerprints, reference: Fingerprints) -> Nearest:
         to_reference[usable], to_samples = _both_ways(getattr(own, name), getattr(reference, name))
         found[f"sample_{name}"] = to_reference
         found[f"reference_{name}"] = to_samples
-    return Nearest(**found)
+    return NearestDistances(**found)
 
 
 def covered(
@@ -70,30 +79,45 @@ def covered(
     structure_cutoff: float = STRUCTURE_CUTOFF,
     composition_cutoff: float = COMPOSITION_CUTOFF,
 ) -> NDArray[np.bool_]:
-    """(N,), whether both nearest distances lie within the cut-offs (never where one is NaN)."""
+    """Return whether both nearest distances lie within the cut-offs.
+
+    Args:
+        structure: (N,), distances in structure; NaN is outside.
+        composition: (N,), distances in composition; NaN is outside.
+        structure_cutoff: largest distance in structure.
+        composition_cutoff: largest distance in composition.
+
+    Returns:
+        (N,).
+    """
     return (structure <= structure_cutoff) & (composition <= composition_cutoff)
 
 
 def coverage(
-    distances: Nearest,
+    distances: NearestDistances,
     *,
     num_generated: int | None = None,
     structure_cutoff: float = STRUCTURE_CUTOFF,
     composition_cutoff: float = COMPOSITION_CUTOFF,
 ) -> dict[str, Estimate]:
-    """Coverage recall and precision, and the mean nearest distances (AMSD, AMCD).
+    """Return coverage recall and precision, and the mean nearest distances (AMSD, AMCD).
 
     recall = |{r: min_s d_struct(s, r) <= 0.4 and min_s d_comp(s, r) <= 10}| / M
     precision = |{s: min_r d_struct(s, r) <= 0.4 and min_r d_comp(s, r) <= 10}| / num_generated
 
-    The two minima are taken each for itself, as in the published code. The interval of the recall
-    is that of a share of M reference crystals, the samples taken as given.
+    The two minima are taken independently, as in the published code. The interval of the recall is
+    the interval of a share of M reference crystals with the samples fixed.
 
     Args:
-        distances: from `nearest`.
-        num_generated: the denominator of the precision; default: all samples, those without a
-            fingerprint included. Give the number asked for where some failed before.
-        structure_cutoff, composition_cutoff: those of Xie et al. 2021 for MP-20.
+        distances: from `nearest_distances`.
+        num_generated: denominator of the precision, the number of requested crystals; None takes
+            all samples, those without a fingerprint included.
+        structure_cutoff: largest distance in structure; the default is Xie et al.'s for MP-20.
+        composition_cutoff: largest distance in composition; the default is Xie et al.'s.
+
+    Returns:
+        `coverage_recall`, `coverage_precision`, and `amsd_recall`, `amsd_precision` (structure),
+        `amcd_recall`, `amcd_precision` (composition).
     """
     cutoffs = {"structure_cutoff": structure_cutoff, "composition_cutoff": composition_cutoff}
     usable = distances.usable
@@ -113,15 +137,24 @@ def coverage(
 
 
 def feature_novelty(
-    distances: Nearest,
+    distances: NearestDistances,
     *,
     structure_cutoff: float = NOVELTY_STRUCTURE_CUTOFF,
     composition_cutoff: float = NOVELTY_COMPOSITION_CUTOFF,
 ) -> dict[str, Estimate]:
-    """Share of samples that are farther than a cut-off from every crystal of a training set.
+    """Return the share of samples farther than a cut-off from every crystal of a training set.
 
-    structural: min_r d_struct > 0.1; compositional: min_r d_comp > 2; `feature_novelty`: either.
-    Samples without a fingerprint are left out.
+    structural: min_r d_struct > 0.1; compositional: min_r d_comp > 2.
+
+    Args:
+        distances: from `nearest_distances` to the training set; samples without a fingerprint are
+            left out.
+        structure_cutoff: cut-off in structure.
+        composition_cutoff: cut-off in composition.
+
+    Returns:
+        `structural_feature_novelty`, `compositional_feature_novelty`, and `feature_novelty` for
+        samples that are novel in either.
     """
     usable = distances.usable
     structural = distances.sample_structure[usable] > structure_cutoff
@@ -135,7 +168,14 @@ def feature_novelty(
 
 
 def diversity(samples: Fingerprints) -> dict[str, Estimate]:
-    """Mean distance over all pairs of samples, in structure and in composition."""
+    """Return the mean distance over all pairs of samples.
+
+    Args:
+        samples: scaled fingerprints; those without a structure fingerprint are left out.
+
+    Returns:
+        `structural_diversity` and `compositional_diversity`.
+    """
     samples = samples[samples.usable]
     values = {
         "structural_diversity": samples.structure,
@@ -152,7 +192,7 @@ def diversity(samples: Fingerprints) -> dict[str, Estimate]:
 def _both_ways(
     one: NDArray[np.float64], other: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distance of each row to the nearest row of the other; infinite where the other is empty."""
+    """Return distances of each row to the nearest of the other; infinite if that is empty."""
     to_other = np.full(len(one), np.inf)
     to_one = np.full(len(other), np.inf)
     if len(one) and len(other):

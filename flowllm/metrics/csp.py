@@ -1,7 +1,7 @@
-"""Crystal structure prediction: how often, and how closely, given crystals are found.
+"""Crystal structure prediction: how often and how closely target crystals are found.
 
 Distances are pymatgen's `StructureMatcher.get_rms_dist`: the root mean square displacement of
-matched sites in units of (volume / atoms)^(1/3); None where the two do not match.
+matched sites in units of (volume / atoms)^(1/3).
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ def rms_distance(
     *,
     tolerances: Tolerances = CSP_TOLERANCES,
 ) -> float | None:
-    """Normalised root mean square displacement of two crystals, None if they do not match."""
+    """Return the normalised root mean square displacement between two crystals.
+
+    Args:
+        one: an ordered crystal.
+        other: an ordered crystal.
+        tolerances: tolerances of the match.
+
+    Returns:
+        The displacement in units of (V/N)^(1/3); None if the crystals do not match.
+    """
     if one.composition.reduced_formula != other.composition.reduced_formula:
         return None
     if not (comparable(one) and comparable(other)):
@@ -49,14 +58,15 @@ def paired_distances(
     *,
     tolerances: Tolerances = CSP_TOLERANCES,
 ) -> NDArray[np.float64]:
-    """For each target the smallest distance to a sample made for it, in the order of `targets`.
+    """Return for each target the smallest distance to the samples made for it.
 
     Args:
         targets: M crystals by name.
-        samples: target's name and crystal (None: failed), in any order, any number a target.
+        samples: name of the target and crystal (None: failed), in any order and number.
+        tolerances: tolerances of the match.
 
     Returns:
-        (M,); NaN where no sample matches.
+        (M,), in the order of `targets`; NaN where no sample matches.
     """
     made: dict[str, list[Structure]] = defaultdict(list)
     for name, structure in samples:
@@ -71,13 +81,19 @@ def everyone_to_reference(
     *,
     tolerances: Tolerances = CSP_TOLERANCES,
 ) -> NDArray[np.float64]:
-    """For each target the smallest distance to any sample of its formula; NaN where none matches.
+    """Return for each target the smallest distance to any sample of its formula.
 
-    Source: Martirossyan et al. 2025 (arXiv 2509.12178). A target that is one of several polymorphs
-    counts as found whichever sample of its formula finds it.
+    A target with several polymorphs counts as found whichever sample of its formula finds it.
+
+    Source: Martirossyan et al. 2025 (arXiv 2509.12178).
+
+    Args:
+        targets: M crystals.
+        samples: any number of crystals.
+        tolerances: tolerances of the match.
 
     Returns:
-        (M,).
+        (M,); NaN where no sample matches.
     """
     by_formula: dict[str, list[Structure]] = defaultdict(list)
     for structure in samples:
@@ -91,11 +107,18 @@ def everyone_to_reference(
 
 
 def match_metrics(distances: NDArray[np.float64], *, seed: int = 0) -> dict[str, Estimate]:
-    """Match rate and RMSE from `paired_distances` (M,).
+    """Return match rate and RMSE.
 
     match rate = |{t: some sample of t matches}| / M; RMSE = mean over the matched targets of the
     smallest distance (Xie et al. 2021, section 5.1; Jiao et al. 2023, "DiffCSP", for k samples).
-    The published code also calls a sample a miss that is not valid; here only the match counts.
+    The published code also counts an invalid sample as a miss; here only the match counts.
+
+    Args:
+        distances: (M,), from `paired_distances`.
+        seed: seed of the bootstrap interval of the mean.
+
+    Returns:
+        `match_rate` and `rmse`.
     """
     found = distances[~np.isnan(distances)]
     return {
@@ -107,10 +130,18 @@ def match_metrics(distances: NDArray[np.float64], *, seed: int = 0) -> dict[str,
 def metre(
     distances: NDArray[np.float64], *, stol: float = CSP_TOLERANCES.stol, seed: int = 0
 ) -> dict[str, Estimate]:
-    """METRe and cRMSE from `everyone_to_reference` (M,).
+    """Return METRe and cRMSE.
 
     METRe = |{t: any sample matches t}| / M; cRMSE = mean over all targets of the smallest distance,
-    `stol` for those that none matches. Source: Martirossyan et al. 2025 (arXiv 2509.12178).
+    `stol` for a target without a match. Source: Martirossyan et al. 2025 (arXiv 2509.12178).
+
+    Args:
+        distances: (M,), from `everyone_to_reference`.
+        stol: distance that a target without a match counts with.
+        seed: seed of the bootstrap interval of the mean.
+
+    Returns:
+        `metre` and `crmse`.
     """
     found = int((~np.isnan(distances)).sum())
     return {

@@ -1,31 +1,31 @@
-"""Intervals for what is measured on a finite number of crystals."""
+"""Measured numbers with confidence intervals, computed by SciPy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy import stats
 
 from flowllm.errors import UserError
 
 CONFIDENCE = 0.95
 _RESAMPLES = 500
+_DRAWN_AT_ONCE = 2_000_000  # values; bounds the memory of a bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A measured number and how far it can be trusted.
+    """A measured number with its confidence interval.
 
     Attributes:
-        value: the number; None where there was nothing to measure it on.
-        low, high: ends of its 95% interval; None where there is none.
-        count: crystals (or targets) that it was measured on.
-        successes: for a rate, how many of `count`.
+        value: the number; None if there was nothing to measure.
+        low, high: ends of its 95% interval; None if it has none.
+        count: number of crystals (or targets) measured.
+        successes: for a rate, the numerator over `count`.
     """
 
     value: float | None
@@ -36,7 +36,18 @@ class Estimate:
 
 
 def rate(successes: int, count: int) -> Estimate:
-    """A share with its Wilson interval; without a value for a share of nothing."""
+    """Return a share with its Wilson interval.
+
+    Args:
+        successes: numerator.
+        count: denominator.
+
+    Returns:
+        The share; without a value if `count` is 0.
+
+    Raises:
+        UserError: if not 0 <= successes <= count.
+    """
     if count == 0:
         return Estimate(value=None, count=0, successes=0)
     low, high = wilson(successes, count)
@@ -46,43 +57,60 @@ def rate(successes: int, count: int) -> Estimate:
 
 
 def wilson(successes: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Score interval of a binomial share p = k / n.
+    """Return the score interval of a binomial share p = k / n.
 
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z the normal quantile of
-    (1 + confidence) / 2. Never empty and never outside [0, 1], also for k = 0 and k = n.
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), where z is the normal quantile of
+    (1 + confidence) / 2. It is never empty and lies in [0, 1], also for k = 0 and k = n.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
 
+    Args:
+        successes: k.
+        count: n, at least 1.
+        confidence: probability with which intervals of repeated experiments cover p.
+
+    Returns:
+        Lower and upper end.
+
     Raises:
-        UserError: no trials, or not 0 <= successes <= count.
+        UserError: if not 0 <= successes <= count, or if count is 0.
     """
     if not 0 <= successes <= count or count < 1:
         raise UserError(f"{successes} of {count} is no share; give 0 <= successes <= count >= 1")
-    z = float(norm.ppf((1 + confidence) / 2))
+    interval = stats.binomtest(int(successes), int(count)).proportion_ci(
+        confidence, method="wilson"
+    )
     share = successes / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    # Rounding must not put the ends of an exact 0 or 1 beside it.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == count else (centre + spread) / scale
+    # SciPy rounds: the interval of an exact 0 or 1 must still end there.
+    low = min(max(float(interval.low), 0.0), share)
+    high = max(min(float(interval.high), 1.0), share)
     return low, high
 
 
 def bootstrap(
     values: Sequence[float] | NDArray[Any],
-    statistic: Callable[[NDArray[Any]], float],
+    statistic: Callable[..., Any],
     *,
     seed: int = 0,
     confidence: float = CONFIDENCE,
     resamples: int = _RESAMPLES,
 ) -> Estimate:
-    """A statistic of `values` (N, ...) with its percentile bootstrap interval.
+    """Return a statistic with its percentile bootstrap interval.
 
-    The ends are quantiles of the statistic over `resamples` draws of N values with replacement,
-    so they say how another sample of this size could have come out.
+    The ends are quantiles of the statistic over draws of N values with replacement. They show how
+    far the result of another sample of this size could lie.
 
     Source: Efron 1979, Ann. Statist. 7, 1.
+
+    Args:
+        values: (N,).
+        statistic: function of an array (N,), or of an array and `axis` like `numpy.mean`.
+        seed: seed of the draws.
+        confidence: probability between the two quantiles.
+        resamples: number of draws.
+
+    Returns:
+        The statistic; without a value for N = 0, without an interval for N = 1.
     """
     values = np.asarray(values)
     if len(values) == 0:
@@ -90,10 +118,15 @@ def bootstrap(
     value = float(statistic(values))
     if len(values) == 1:
         return Estimate(value=value, count=1)
-    generator = np.random.default_rng(seed)
-    drawn = [
-        statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(resamples)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high), count=len(values))
+    interval = stats.bootstrap(
+        (values,),
+        statistic,
+        n_resamples=resamples,
+        batch=max(1, _DRAWN_AT_ONCE // len(values)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(
+        value=value, low=float(interval.low), high=float(interval.high), count=len(values)
+    )

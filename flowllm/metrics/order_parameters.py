@@ -1,15 +1,15 @@
-"""How much the neighbours of a site form a given motif: local structure order parameters.
+"""Local structure order parameters: how closely the neighbours of a site form a motif.
 
-Source: Zimmermann & Jain 2020, RSC Adv. 10, 6063, with the constants that pymatgen keeps. Its own
-`LocalStructOrderParams` goes through the triples of neighbours of one site and one motif in Python;
-here all sites of one coordination number are one batch of arrays, many times as fast. The
-tests hold both together.
+Source: Zimmermann & Jain 2020, RSC Adv. 10, 6063, with the constants of pymatgen. This is own code
+because pymatgen's `LocalStructOrderParams` loops over the triples of neighbours of one site and
+motif in Python; here all sites of one coordination number are one batch of arrays, many times as
+fast. The tests compare both.
 
 For each ordered pair (j, k) of n neighbours, neighbour j is put at the north pole and k on the
-prime meridian. Let theta_k be the polar angle of k, and theta_m and phi_m those of the others m.
-Every motif has a function of theta_k, one of (theta_m, phi_m), and often one for what lies near the
-south pole; the mean over those terms that apply is the score of (j, k), and the order parameter is
-the highest score (Peters 2009, J. Chem. Phys. 131, 244103).
+prime meridian. Let theta_k be the polar angle of k, and theta_m and phi_m the angles of the other
+neighbours m. Every motif has a function of theta_k, one of (theta_m, phi_m), and often one for
+neighbours near the south pole. The mean over the terms that apply is the score of (j, k), and the
+order parameter is the highest score (Peters 2009, J. Chem. Phys. 131, 244103).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy.special import eval_legendre
 Array = NDArray[np.float64]
 Parameters = Mapping[Any, float]
 
-_COLLINEAR = 1e-12  # length of the part of a unit vector that is perpendicular to another
+_COLLINEAR = 1e-12  # length of the component of a unit vector perpendicular to another
 _IN_PLANE = {"T", "tri_pyr", "sq_pyr", "pent_pyr", "hex_pyr"}
 _WITH_SOUTH_POLE = {
     "sq_plan_max", "see_saw_rect", "tri_bipyr", "pent_bipyr", "hex_bipyr", "oct_max",
@@ -35,7 +35,7 @@ _WITH_SOUTH_POLE = {
 
 @dataclass(frozen=True)
 class Angles:
-    """Angles between the neighbours of S sites with n neighbours each.
+    """Angles between the n neighbours of each of S sites.
 
     Attributes:
         cosine: (S, n, n), cosines between the directions of neighbours.
@@ -54,7 +54,7 @@ class Angles:
 
     @classmethod
     def between(cls, directions: Array) -> Angles:
-        """Of unit vectors (S, n, 3)."""
+        """Return the angles between unit vectors (S, n, 3)."""
         n = directions.shape[1]
         cosine = np.clip(directions @ directions.transpose(0, 2, 1), -1, 1)
         across = directions[:, None] - cosine[..., None] * directions[:, :, None]  # (S, n, n, 3)
@@ -75,16 +75,22 @@ class Angles:
 
 
 def order_parameter(motif: str, parameters: Parameters | None, angles: Angles) -> Array:
-    """One order parameter of S sites, (S,), 0 where it is not defined.
+    """Return one order parameter of S sites.
 
     Args:
-        motif: pymatgen's name.
-        parameters: its constants, as `LocalStructOrderParams.get_parameters` gives them.
-        angles: between the neighbours.
+        motif: pymatgen's name of the motif.
+        parameters: its constants, from `LocalStructOrderParams.get_parameters`.
+        angles: angles between the neighbours.
+
+    Returns:
+        (S,), 0 where the parameter is not defined.
+
+    Raises:
+        ValueError: if no motif has this name.
     """
     n = angles.theta.shape[1]
     if motif == "sgl_bd":
-        return np.ones(len(angles.theta))  # of a single neighbour
+        return np.ones(len(angles.theta))  # a single neighbour
     if motif in {"q2", "q4", "q6"}:
         return _bond_orientation(int(motif[1]), angles)
     if n < 2:
@@ -102,10 +108,10 @@ def order_parameter(motif: str, parameters: Parameters | None, angles: Angles) -
 
 
 def _terms(motif: str, p: Parameters, angles: Angles) -> tuple[Array, Array]:
-    """Sum and number of the terms of each pair (j, k), (S, n, n) both."""
+    """Return sum and number of the terms of each pair (j, k), both (S, n, n)."""
     theta = angles.theta
     every = np.ones_like(theta)
-    # What depends on theta alone is computed of (j, k) and reused as (j, m).
+    # Functions of theta alone are computed for (j, k) and reused for (j, m).
     if motif in {"tri_plan_max", "tet_max"}:
         polar, counts = _bell(theta, p["IGW_TA"], p["TA"]), every
     elif motif in _IN_PLANE:
@@ -136,7 +142,7 @@ def _terms(motif: str, p: Parameters, angles: Angles) -> tuple[Array, Array]:
 
 
 def _cuboctahedral(p: Parameters, angles: Angles) -> tuple[Array, Array]:
-    low, high = p[4], p[2]  # of the four neighbours around the equator
+    low, high = p[4], p[2]  # bounds of the four neighbours around the equator
     theta, phi = angles.theta, angles.phi
     polar = np.where(theta >= p["min_SPP"], p["w_SPP"], 0.0)
     equator = (theta > low) & (theta < high)
@@ -155,7 +161,7 @@ def _cuboctahedral(p: Parameters, angles: Angles) -> tuple[Array, Array]:
 
 
 def _body_centred(p: Parameters, angles: Angles) -> Array:
-    """That of a body-centred cube, over unordered pairs j < k and with one norm for all."""
+    """Return the parameter of a body-centred cube: unordered pairs j < k, one norm for all."""
     theta = angles.theta
     n = theta.shape[1]
     if n < 4:
@@ -172,7 +178,7 @@ def _body_centred(p: Parameters, angles: Angles) -> Array:
 
 
 def _bond_orientation(degree: int, angles: Angles) -> Array:
-    """Steinhardt, Nelson & Ronchetti 1983, Phys. Rev. B 28, 784.
+    """Return q_l (Steinhardt, Nelson & Ronchetti 1983, Phys. Rev. B 28, 784).
 
     q_l^2 = 4 pi / (2 l + 1) sum_m |mean_j Y_lm(j)|^2 = mean_jk P_l(cos theta_jk), by the addition
     theorem of spherical harmonics.

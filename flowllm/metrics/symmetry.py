@@ -1,4 +1,4 @@
-"""The space group of a crystal that may be far from symmetric."""
+"""Space group of a crystal that may be far from symmetric."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from pymatgen.core import Structure
 
 
 def spacegroup_number(structure: Structure, *, symprec: float) -> int | None:
-    """International number, 1 to 230, by spglib; None where it finds none.
+    """Return the number of the space group by spglib.
 
     Args:
         structure: an ordered crystal.
-        symprec: tolerance in Angstrom; the angle tolerance is spglib's own.
+        symprec: tolerance of positions in Angstrom; the angle tolerance is spglib's default.
+
+    Returns:
+        International number, 1 to 230; None if spglib finds no space group.
     """
-    # Else its C code writes to stderr about crystals of which it finds less than it looked for.
+    # Without this, spglib's C code writes to stderr where it finds less symmetry than expected.
     os.environ.setdefault("SPGLIB_WARNING", "OFF")
-    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    cell = (
+        structure.lattice.matrix.tolist(),
+        structure.frac_coords.tolist(),
+        list(structure.atomic_numbers),
+    )
     with warnings.catch_warnings():
-        # spglib announces its coming change from None to SpglibError; both are handled here.
+        # spglib will raise SpglibError instead of returning None; both are handled here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
         try:
             dataset = spglib.get_symmetry_dataset(cell, symprec=symprec)

@@ -1,11 +1,11 @@
-"""Which crystals are the same: uniqueness within a set, novelty against others.
+"""Uniqueness of crystals within a set and novelty against other sets.
 
 Two crystals are the same if pymatgen's `StructureMatcher` (Ong et al. 2013, Comput. Mater. Sci. 68,
-314) finds a mapping of one onto the other, both reduced to primitive Niggli cells and scaled to the
-same volume. That can hold only within equal reduced formulas and equal numbers of sites in the
-primitive cell, so crystals are put into such buckets first; this leaves out no pair that matches.
-A cell that repeats within 1 Angstrom is no crystal, and takes the matcher terabytes: it is compared
-with nothing and counts as unique and new.
+314) maps one onto the other, both reduced to primitive Niggli cells and scaled to the same volume.
+Only crystals with equal reduced formulas and equal numbers of sites in the primitive cell can
+match, so crystals are sorted into such buckets first; no matching pair is lost. A cell with a
+lattice vector shorter than 1 Angstrom is not a crystal and would cost the matcher terabytes: it is
+not compared and counts as unique and novel.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
-from tqdm import tqdm
 
 from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
 from flowllm.metrics.validity import shortest_translation
 
 LTOL = 0.2  # relative tolerance of lengths
-STOL = 0.3  # of positions, in units of (volume / atoms)^(1/3)
+STOL = 0.3  # tolerance of positions, in units of (volume / atoms)^(1/3)
 ANGLE_TOL = 5.0  # degrees
 MIN_TRANSLATION = 1.0  # Angstrom
 _SKEWED = 10.0
@@ -32,7 +31,13 @@ _SKEWED = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
-    """What the matcher forgives; the defaults are pymatgen's and the field's."""
+    """Tolerances of the structure matcher; the defaults are pymatgen's.
+
+    Attributes:
+        ltol: relative tolerance of lengths.
+        stol: tolerance of positions, in units of (volume / atoms)^(1/3).
+        angle_tol: tolerance of angles in degrees.
+    """
 
     ltol: float = LTOL
     stol: float = STOL
@@ -44,19 +49,23 @@ def duplicates(
     structures: Sequence[Structure],
     *,
     tolerances: Tolerances = Tolerances(),  # noqa: B008 (frozen)
-    progress: bool = False,
 ) -> list[int | None]:
-    """For each crystal the index of the earlier one that it repeats, or None if it is unique.
+    """Return for each crystal the index of the earlier crystal that it equals.
 
     A crystal is compared with the first of each group found so far, so that the number of unique
-    ones is the number of groups: uniqueness = |groups| / N (Zeni et al. 2025, "MatterGen").
+    crystals is the number of groups: uniqueness = |groups| / N (Zeni et al. 2025, "MatterGen").
+
+    Args:
+        structures: N ordered crystals.
+        tolerances: tolerances of the match.
+
+    Returns:
+        (N,); None for a unique crystal.
     """
     cells = PrimitiveCells(tolerances)
     groups: dict[Hashable, list[int]] = defaultdict(list)
     found: list[int | None] = []
-    for index, structure in enumerate(
-        tqdm(structures, desc="uniqueness", unit="crystal", disable=not progress)
-    ):
+    for index, structure in enumerate(structures):
         if not comparable(structure):
             found.append(None)
             continue
@@ -75,13 +84,19 @@ def matches(
     reference: Sequence[Structure],
     *,
     tolerances: Tolerances = Tolerances(),  # noqa: B008 (frozen)
-    progress: bool = False,
-    description: str = "novelty",
 ) -> list[int | None]:
-    """For each crystal the index of the first reference crystal that it is, or None if it is new.
+    """Return for each crystal the index of the first reference crystal that it equals.
 
     novelty = share of None. Only reference crystals whose formula occurs among `structures` are
     reduced and compared.
+
+    Args:
+        structures: N ordered crystals.
+        reference: M ordered crystals.
+        tolerances: tolerances of the match.
+
+    Returns:
+        (N,); None for a novel crystal.
     """
     cells = PrimitiveCells(tolerances)
     wanted = {_formula(structure) for structure in structures}
@@ -91,23 +106,29 @@ def matches(
         if formula in wanted and comparable(structure):
             by_formula[formula].append(index)
     found: list[int | None] = []
-    for structure in tqdm(structures, desc=description, unit="crystal", disable=not progress):
+    for structure in structures:
         candidates = by_formula.get(_formula(structure), []) if comparable(structure) else []
         found.append(next((i for i in candidates if cells.match(reference[i], structure)), None))
     return found
 
 
 def comparable(structure: Structure) -> bool:
-    """Whether the matcher can be asked: no lattice vector is shorter than 1 Angstrom."""
+    """Return whether the matcher can handle a cell: no lattice vector below 1 Angstrom."""
     return shortest_translation(structure) >= MIN_TRANSLATION
 
 
 def unskewed(structure: Structure) -> Structure:
-    """The crystal in a cell that pymatgen's matcher reduces at once.
+    """Return the crystal in a cell that pymatgen's matcher reduces quickly.
 
-    Its Niggli reduction looks for the new vectors among all lattice points of a sphere as long as
-    the longest old one: minutes for the cells that diverging generators leave. In these (product
-    of lengths above 10 volumes) the LLL reduction, which needs no search, comes first.
+    pymatgen's Niggli reduction searches all lattice points within the longest old vector, which
+    takes minutes for the cells of a diverging generator. Such cells (product of lengths above 10
+    volumes) are reduced by LLL first, which needs no search.
+
+    Args:
+        structure: an ordered crystal.
+
+    Returns:
+        The same crystal, in another cell if the given one is strongly skewed.
     """
     lattice = structure.lattice
     if np.prod(lattice.abc) <= _SKEWED * lattice.volume:
@@ -116,35 +137,36 @@ def unskewed(structure: Structure) -> Structure:
 
 
 class PrimitiveCells:
-    """A matcher that reduces every crystal once, however often it is compared."""
+    """A matcher that reduces each crystal once, however often it is compared."""
 
     def __init__(self, tolerances: Tolerances) -> None:
+        """Make a matcher with these tolerances."""
         self._matcher = StructureMatcher(
             ltol=tolerances.ltol, stol=tolerances.stol, angle_tol=tolerances.angle_tol
         )
         self._reduced: dict[int, tuple[Structure, Structure]] = {}
 
     def reduce(self, structure: Structure) -> Structure:
-        """The primitive Niggli cell; the crystal itself where pymatgen finds none."""
+        """Return the primitive Niggli cell; the crystal itself if pymatgen finds none."""
         if id(structure) not in self._reduced:
             try:
                 reduced = unskewed(structure).get_reduced_structure("niggli")
                 cell = reduced.get_primitive_structure()
             except UNREADABLE:
                 cell = structure
-            # The crystal is kept beside its cell: its id must not pass on to another.
+            # The crystal is kept with its cell, so that no other object can get its id.
             self._reduced[id(structure)] = (structure, cell)
         return self._reduced[id(structure)][1]
 
     def match(self, one: Structure, other: Structure) -> bool:
-        """Whether two crystals of the same formula are the same."""
+        """Return whether two crystals of the same formula are equal."""
         first, second = self.reduce(one), self.reduce(other)
         return len(first) == len(second) and self.same(first, second)
 
     def same(self, one: Structure, other: Structure) -> bool:
-        """Whether two reduced cells are the same."""
+        """Return whether two reduced cells are equal."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, on cells without width
+            warnings.simplefilter("ignore", RuntimeWarning)  # from numpy, for flat cells
             try:
                 return bool(self._matcher.fit(one, other, skip_structure_reduction=True))
             except UNREADABLE:

@@ -19,8 +19,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, write
-from flowllm.crystals.noble_gases import electronegativity_unheard
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
 
@@ -157,7 +157,7 @@ def _row(record: CrystalRecord, cif: str | None) -> dict[str, Any]:
         "rejects": json.dumps(record.rejects),
     }
     if named is not None:
-        with electronegativity_unheard():
+        with ignore_missing_electronegativity():
             row["formula"] = named.composition.reduced_formula
         row["num_atoms"] = len(named)
     return row

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
 from flowllm.hub.card import write_training_card
 from flowllm.runs.checkpoints import remove_incomplete
 from flowllm.runs.identity import claimed
-from flowllm.system.files import publish, sha256_path
+from flowllm.system.files import publish
 from flowllm.system.versions import versions
 from flowllm.training.config import WITHOUT_EFFECT
 
@@ -101,4 +102,4 @@ def _fingerprint(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no file or folder {path}")
-    return {"name": path.name, "sha256": sha256_path(path)}
+    return {"name": path.name, "sha256": input_hash(path)}

@@ -1,4 +1,4 @@
-"""What `flowllm evaluate` found, as one HTML page that opens without network."""
+"""Report of an evaluation: one HTML page that opens without network."""
 
 from flowllm.evaluation.report.build import write_report
 

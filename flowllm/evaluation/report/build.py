@@ -1,4 +1,4 @@
-"""The files of an evaluation to `report.html`."""
+"""Page `report.html` from the files of an evaluation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from flowllm.crystals.cif import parse_cif
 from flowllm.crystals.crystal import Geometry
 from flowllm.errors import UserError
 from flowllm.evaluation.report.charts import (
-    Group,
+    ChartGroup,
     Panel,
     histograms,
     parity_plots,
     relaxation_plots,
 )
-from flowllm.evaluation.report.gallery import best
+from flowllm.evaluation.report.gallery import best_crystals
 from flowllm.evaluation.report.glossary import meaning
 from flowllm.evaluation.results import METRICS, REFERENCE, RELAXED, REPORT, STRUCTURES
 from flowllm.system.files import write_atomic
@@ -34,42 +34,46 @@ from flowllm.system.files import write_atomic
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line of the table: a metric, what it means, and a value for each set."""
+    """Line of the table: a metric, its meaning, and a value for each set."""
 
     name: str
     meaning: str
-    cells: list[tuple[str, str, str]]  # value, interval, what it was counted on
+    cells: list[tuple[str, str, str]]  # value, interval, count
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of an evaluation, from the files that lie there.
+    """Write `report.html` into the folder of an evaluation, from its files.
 
-    Read are `metrics.json` and `structures.parquet`, and where they are there `reference.parquet`
-    for the comparison and `relaxed.parquet`. The page holds everything it shows, plotly.js
-    included (MIT, about 5 MB), and forbids itself the network. Columns that are missing (energies
-    without a potential, say) leave out what would show them. The same files give the same page.
+    It reads `metrics.json` and `structures.parquet`, and, if they exist, `reference.parquet` for
+    the comparison and `relaxed.parquet`. The page contains all its data and plotly.js (MIT, about
+    5 MB), and its content policy forbids the network. Charts of missing columns (such as energies
+    without a potential) are left out. The same files give the same page.
 
     Args:
-        folder: what `flowllm evaluate` wrote.
+        folder: folder that `flowllm evaluate` wrote.
+
+    Returns:
+        Path of the page.
 
     Raises:
-        UserError: the folder holds no evaluation, or a damaged one.
+        UserError: if the folder holds no evaluation, or a damaged one.
     """
     folder = Path(folder)
     content = _metrics(folder / METRICS)
     table = _with_relaxed(folder)
     reference = (folder / REFERENCE).is_file()
     groups = [
-        Group(name=one["name"], rows=table[table["set"] == one["name"]]) for one in content["sets"]
+        ChartGroup(name=one["name"], rows=table[table["set"] == one["name"]])
+        for one in content["sets"]
     ]
     if reference:
         name = content["settings"]["reference"]["name"]
-        groups.insert(0, Group(name=name, rows=_table(folder / REFERENCE), is_reference=True))
+        groups.insert(0, ChartGroup(name=name, rows=_table(folder / REFERENCE), is_reference=True))
     sets = [group for group in groups if not group.is_reference]
-    galleries = [best(group.name, group.rows) for group in sets]
+    galleries = [best_crystals(group.name, group.rows) for group in sets]
     page = jinja2.Environment(
         loader=jinja2.PackageLoader("flowllm.evaluation.report", "."),
-        autoescape=True,  # names, formulas and ids are a user's text
+        autoescape=True,  # names, formulas and ids are text of the user
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -81,9 +85,9 @@ def write_report(folder: str | Path) -> Path:
             settings=_settings(content["settings"]),
             sets=content["sets"],
             lines=_lines(content["sets"]),
-            histograms=_drawn(histograms(groups)),
-            parity_plots=_drawn(parity_plots(groups)),
-            relaxation_plots=_drawn(relaxation_plots(groups)),
+            histograms=_with_json(histograms(groups)),
+            parity_plots=_with_json(parity_plots(groups)),
+            relaxation_plots=_with_json(relaxation_plots(groups)),
             relaxed="relaxed_cif" in table,
             galleries=[
                 (gallery, [(card, _json(card.figure)) for card in gallery.cards])
@@ -135,17 +139,17 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _drawn(panels: Sequence[Panel]) -> list[tuple[Panel, Markup]]:
+def _with_json(panels: Sequence[Panel]) -> list[tuple[Panel, Markup]]:
     return [(panel, _json(panel.figure)) for panel in panels]
 
 
 def _json(figure: go.Figure) -> Markup:
-    """A figure as JSON, in which plotly escapes what could end a script element."""
+    """Return a figure as JSON; plotly escapes characters that could end a script element."""
     return Markup(figure.to_json(engine="json"))
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    _needed(path)
+    _require_file(path)
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -153,7 +157,7 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    _needed(path)
+    _require_file(path)
     try:
         return pd.read_parquet(path)
     except pa.ArrowException as error:
@@ -161,7 +165,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _with_relaxed(folder: Path) -> pd.DataFrame:
-    """A row a crystal, with what its relaxed self has beside it where there is one."""
+    """Return a row per crystal, extended by the values of its relaxed one if there is one."""
     table = _table(folder / STRUCTURES)
     if not (folder / RELAXED).is_file():
         return table
@@ -177,7 +181,7 @@ def _with_relaxed(folder: Path) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series) -> pd.Series:
-    """A column in which every relaxation may have failed: then it holds no numbers at all."""
+    """Return a column as numbers; it holds None only if every relaxation failed."""
     return pd.to_numeric(column, errors="coerce")
 
 
@@ -188,7 +192,7 @@ def _volume_per_atom(cif: str) -> float:
     return float(abs(np.linalg.det(geometry.lattice))) / len(geometry.atomic_numbers)
 
 
-def _needed(path: Path) -> None:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(
             f"{path}: no such file; give a folder that `flowllm evaluate ... --out` wrote"

@@ -1,4 +1,4 @@
-"""Distributions of generated crystals beside those of a reference set."""
+"""Charts: distributions of generated and reference crystals, and relaxation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from pymatgen.core import Composition, Element
 from pymatgen.symmetry.groups import sg_symbol_from_int_number
 
-# Okabe & Ito's colours, which the colour-blind can tell apart; grey is the reference.
+# Okabe and Ito's colours, distinct for colour-blind readers; the reference is grey.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _GREY = "#8c8c8c"
 _NUM_BINS = 40
 _NUM_QUANTILES = 101
 _NUM_SPACEGROUPS = 20
-_NUM_POINTS = 3000  # of a set in a plot of crystals; more only slow the page down
+_NUM_POINTS = 3000  # per set in a scatter plot; more slow the page down
 # First space group of each crystal system (International Tables A).
 _SYSTEMS = {
     "triclinic": 1,
@@ -39,17 +39,17 @@ _CONTINUOUS = {
 }
 _COUNTED = {"num_elements": "number of elements", "num_atoms": "atoms in the cell"}
 _RELAXED = {"energy": "energy (eV/atom)", "volume_per_atom": "volume per atom (Å³)"}
-_OF_RELAXED = ("e_above_hull", "relaxed_rmsd")  # of every crystal that has one, valid or not
+_OF_RELAXED = ("e_above_hull", "relaxed_rmsd")  # shown for invalid crystals as well
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ChartGroup:
     """Crystals that are drawn in one colour.
 
     Attributes:
-        name: of the set.
-        rows: one a crystal; any column may be missing or have gaps.
-        is_reference: whether the others are compared with this one.
+        name: name of the set.
+        rows: one row per crystal; any column may be missing or have gaps.
+        is_reference: whether the other groups are compared with this one.
     """
 
     name: str
@@ -57,13 +57,13 @@ class Group:
     is_reference: bool = False
 
     def valid(self) -> pd.DataFrame:
-        """The rows that distributions are over: valid crystals, or all of a reference set."""
+        """Return the rows of the distributions: valid crystals, or all of a reference set."""
         if self.is_reference or "valid" not in self.rows:
             return self.rows
         return self.rows[self.rows["valid"].eq(True)]
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """The finite values of a column, of no crystal where it is missing."""
+        """Return the finite values of a column; none if it is missing."""
         rows = self.rows if name in _OF_RELAXED else self.valid()
         if name not in rows:
             return np.zeros(0)
@@ -73,15 +73,22 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """A figure and what it shows, in plain words."""
+    """A figure with its title; a wide one takes a whole line of the page."""
 
     title: str
     figure: go.Figure
     is_wide: bool = False
 
 
-def histograms(groups: Sequence[Group]) -> list[Panel]:
-    """A panel for each property that any set of crystals has."""
+def histograms(groups: Sequence[ChartGroup]) -> list[Panel]:
+    """Return a histogram of each property that any generated set has.
+
+    Args:
+        groups: generated sets and at most one reference set.
+
+    Returns:
+        The panels.
+    """
     sets = [group for group in groups if not group.is_reference]
     panels = []
     for name, title in _CONTINUOUS.items():
@@ -96,8 +103,15 @@ def histograms(groups: Sequence[Group]) -> list[Panel]:
     return panels
 
 
-def relaxation_plots(groups: Sequence[Group]) -> list[Panel]:
-    """Each crystal as generated (across) against its relaxed self (upwards)."""
+def relaxation_plots(groups: Sequence[ChartGroup]) -> list[Panel]:
+    """Return scatter plots of relaxed crystals (y) against generated ones (x).
+
+    Args:
+        groups: generated sets and at most one reference set.
+
+    Returns:
+        The panels; none without relaxed crystals.
+    """
     panels = []
     for name, title in _RELAXED.items():
         figure = _figure(f"as generated: {title}", "relaxed")
@@ -125,8 +139,17 @@ def relaxation_plots(groups: Sequence[Group]) -> list[Panel]:
     return panels
 
 
-def parity_plots(groups: Sequence[Group]) -> list[Panel]:
-    """Quantiles of each set against those of the reference: equal distributions lie on the line."""
+def parity_plots(groups: Sequence[ChartGroup]) -> list[Panel]:
+    """Return plots of the quantiles of each set against the reference.
+
+    Equal distributions lie on the diagonal.
+
+    Args:
+        groups: generated sets and at most one reference set.
+
+    Returns:
+        The panels; none without a reference set.
+    """
     reference = next((group for group in groups if group.is_reference), None)
     panels = []
     for name, title in _CONTINUOUS.items():
@@ -141,9 +164,9 @@ def parity_plots(groups: Sequence[Group]) -> list[Panel]:
     return panels
 
 
-def _continuous(groups: Sequence[Group], name: str, title: str) -> go.Figure:
+def _continuous(groups: Sequence[ChartGroup], name: str, title: str) -> go.Figure:
     values = [group.values(name) for group in groups]
-    # Of each group by itself, as sizes differ; a few absurd crystals must not set the range.
+    # Quantiles of each group, as sizes differ; a few absurd crystals must not set the range.
     ends = np.array(
         [
             np.quantile(found, (0.005, 0.995) if group.is_reference else (0.05, 0.95))
@@ -173,7 +196,7 @@ def _continuous(groups: Sequence[Group], name: str, title: str) -> go.Figure:
     return figure
 
 
-def _counted(groups: Sequence[Group], name: str, title: str) -> go.Figure:
+def _counted(groups: Sequence[ChartGroup], name: str, title: str) -> go.Figure:
     figure = _figure(title, "share of crystals")
     for group, colour in _coloured(groups):
         numbers, counts = np.unique(group.values(name), return_counts=True)
@@ -182,7 +205,7 @@ def _counted(groups: Sequence[Group], name: str, title: str) -> go.Figure:
     return figure
 
 
-def _spacegroups(groups: Sequence[Group]) -> list[Panel]:
+def _spacegroups(groups: Sequence[ChartGroup]) -> list[Panel]:
     numbers = [group.values("spacegroup").astype(int) for group in groups]
     if not any(
         len(found) for group, found in zip(groups, numbers, strict=True) if not group.is_reference
@@ -195,8 +218,8 @@ def _spacegroups(groups: Sequence[Group]) -> list[Panel]:
     most = np.argsort(-np.sum(shares, axis=0), kind="stable")[:_NUM_SPACEGROUPS]
     shown = sorted(int(n) for n in most if any(share[n] for share in shares))
     for (group, colour), found, share in zip(_coloured(groups), numbers, shares, strict=True):
-        which = np.searchsorted(starts, found, side="right") - 1
-        by_system = np.bincount(which, minlength=len(starts)) / max(len(found), 1)
+        systems_found = np.searchsorted(starts, found, side="right") - 1
+        by_system = np.bincount(systems_found, minlength=len(starts)) / max(len(found), 1)
         systems.add_trace(_bars(group, colour, list(_SYSTEMS), by_system))
         labels = [f"{sg_symbol_from_int_number(n)} ({n})" for n in shown]
         common.add_trace(_bars(group, colour, labels, share[shown]))
@@ -206,7 +229,7 @@ def _spacegroups(groups: Sequence[Group]) -> list[Panel]:
     ]
 
 
-def _elements(groups: Sequence[Group]) -> go.Figure | None:
+def _elements(groups: Sequence[ChartGroup]) -> go.Figure | None:
     shares: list[dict[str, float]] = []
     for group in groups:
         rows = group.valid()
@@ -260,12 +283,15 @@ def _diagonal(low: float, high: float) -> go.Scatter:
 
 
 def _bars(
-    group: Group, colour: str, x: Sequence[Any] | NDArray[Any], y: Sequence[float] | NDArray[Any]
+    group: ChartGroup,
+    colour: str,
+    x: Sequence[Any] | NDArray[Any],
+    y: Sequence[float] | NDArray[Any],
 ) -> go.Bar:
     return go.Bar(x=x, y=y, name=_label(group.name), marker={"color": colour})
 
 
-def _coloured(groups: Sequence[Group]) -> list[tuple[Group, str]]:
+def _coloured(groups: Sequence[ChartGroup]) -> list[tuple[ChartGroup, str]]:
     sets = [group for group in groups if not group.is_reference]
     colours = {id(g): _COLOURS[i % len(_COLOURS)] for i, g in enumerate(sets)}
     return [(group, colours.get(id(group), _GREY)) for group in groups]
@@ -285,5 +311,5 @@ def _figure(x: str, y: str) -> go.Figure:
 
 
 def _label(name: str) -> str:
-    """A user's text for plotly, which reads some HTML in texts."""
+    """Escape text of the user, as plotly interprets some HTML."""
     return html.escape(name)

@@ -1,4 +1,4 @@
-"""The best crystals of a set, each as balls and a cell that turn under the mouse."""
+"""Gallery of the best crystals of a set, drawn as balls in a cell that the mouse turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowllm.crystals.cif import parse_cif
 from flowllm.crystals.crystal import Geometry
 
 _NUM_BEST = 6
-_BALL = 0.55  # of the covalent radius: atoms are told apart and neighbours still close
+_BALL = 0.55  # fraction of the covalent radius; atoms stay distinct
 _ON_FACE = 0.02  # in units of the cell: an atom this close to a face is drawn on both sides
 _SHOWN = {
     "spacegroup": "space group",
@@ -39,7 +39,14 @@ _FLAGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One crystal: its id and formula, what is known of it, and its picture."""
+    """Picture and facts of one crystal.
+
+    Attributes:
+        id: id of the crystal.
+        formula: reduced formula.
+        facts: label and value.
+        figure: the drawn crystal.
+    """
 
     id: str
     formula: str
@@ -49,19 +56,32 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """The best of one set, and by what they are."""
+    """The best crystals of one set.
+
+    Attributes:
+        name: name of the set.
+        order: the criteria, for the reader.
+        cards: the crystals, the best first.
+    """
 
     name: str
     order: str
     cards: list[Card]
 
 
-def best(name: str, rows: pd.DataFrame) -> Gallery:
-    """Pick and draw the best crystals of a set.
+def best_crystals(name: str, rows: pd.DataFrame) -> Gallery:
+    """Choose and draw the best crystals of a set.
 
-    Those that are valid, unique, novel and near a reference crystal (as far as each was judged)
-    come first; among equals, the lowest energy above the hull, or, where there are no energies,
-    the highest space group. Where the relaxed crystal is there, it is the one that is drawn.
+    Crystals that are valid, unique, novel and near a reference crystal (as far as this is known)
+    come first; among equals, the lowest energy above the hull, or without energies the highest
+    space group. The relaxed crystal is drawn if there is one.
+
+    Args:
+        name: name of the set.
+        rows: one row per crystal.
+
+    Returns:
+        The gallery.
     """
     flags = [flag for flag in _FLAGS if flag in rows]
     has_energies = "e_above_hull" in rows and rows["e_above_hull"].notna().any()
@@ -109,7 +129,14 @@ def _card(row: pd.Series, structure: Structure) -> Card:
 
 
 def ball_figure(structure: Structure) -> go.Figure:
-    """A crystal as balls, a trace an element in Jmol's colours, and the edges of its cell."""
+    """Return a figure of a crystal: balls in Jmol's colours and the edges of the cell.
+
+    Args:
+        structure: an ordered crystal.
+
+    Returns:
+        The figure, with one trace for the edges and one per element.
+    """
     lattice = structure.lattice.matrix
     numbers = np.asarray(structure.atomic_numbers)
     figure = go.Figure(_edges(lattice))
@@ -138,7 +165,7 @@ def ball_figure(structure: Structure) -> go.Figure:
 
 
 def _images(frac_coords: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
-    """An atom, (3,), in the cell, and again on the opposite faces if it lies on one."""
+    """Yield an atom (3,) in the cell, and on the opposite faces if it lies on a face."""
     inside = cells.wrap(frac_coords[None])[0]
     shifts = [[0, 1] if x < _ON_FACE else [0, -1] if x > 1 - _ON_FACE else [0] for x in inside]
     for shift in itertools.product(*shifts):
@@ -146,12 +173,12 @@ def _images(frac_coords: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
 
 
 def _edges(lattice: NDArray[np.float64]) -> go.Scatter3d:
-    points: list[list[float]] = []
+    points: list[list[float] | list[None]] = []
     for axis in range(3):
         for corner in itertools.product((0, 1), repeat=2):
             start = np.insert(np.array(corner, dtype=float), axis, 0.0)
             points += [(start @ lattice).tolist(), ((start + np.eye(3)[axis]) @ lattice).tolist()]
-            points.append([None] * 3)  # type: ignore[list-item]  # lifts the pen
+            points.append([None] * 3)  # ends the line
     x, y, z = zip(*points, strict=True)
     return go.Scatter3d(
         x=x, y=y, z=z, mode="lines", line={"color": "#555555", "width": 2},
@@ -176,7 +203,10 @@ def _balls(number: int, centres: NDArray[np.float64]) -> go.Mesh3d:
 
 @cache
 def _sphere() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Unit sphere: an icosahedron with each face cut into 16, vertices (162, 3), faces (320, 3)."""
+    """Return the unit sphere as vertices (162, 3) and faces (320, 3).
+
+    Each face of an icosahedron is cut into 16.
+    """
     golden = (1 + 5**0.5) / 2
     signs = itertools.product((-1, 1), (-golden, golden))
     vertices = np.array([np.roll((0, s, g), turn) for s, g in signs for turn in range(3)])

@@ -1,4 +1,4 @@
-"""What each metric means, in a line for people who look at a table."""
+"""Meaning of each metric in one line, for the table of the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MEANINGS = {
     "uniqueness": "crystals that equal no earlier one of the set",
     "novelty": "crystals that equal none of the training sets",
     "unique_novel": "unique and novel",
-    "valid_unique_novel": "valid, unique and novel, of all asked for",
+    "valid_unique_novel": "valid, unique and novel, of all requested",
     "structural_diversity": "mean distance of structure features within the set",
     "compositional_diversity": "mean distance of composition features within the set",
     "coverage_recall": "reference crystals near a generated one",
@@ -44,11 +44,18 @@ _MEANINGS = {
 
 
 def meaning(metric: str) -> str:
-    """A line on a metric, by its name before any `[set]`; empty for one that has none here."""
+    """Return the meaning of a metric.
+
+    Args:
+        metric: name of the metric; `[NAME]` after it names a set or a number of atoms.
+
+    Returns:
+        One line; empty for an unknown metric.
+    """
     name, _, which = metric.partition("[")
     which = which.removesuffix("]")
     if name.startswith(_MEETS):
-        line = f"crystals with the {name.removeprefix(_MEETS)} that was asked for"
+        line = f"crystals with the requested {name.removeprefix(_MEETS)}"
         return f"{line}, of {which}" if which else line
     line = _MEANINGS.get(name, "")
     return f"{line}; against {which}" if line and which else line

@@ -12,8 +12,8 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.io import Crystal, read
+from flowllm.crystals.run_folders import input_hash
 from flowllm.runs.sharded import Batch, Progress, run_job
-from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from flowllm.training.pairing.records import PairingOutcome, publish_pairs, record
 
@@ -47,8 +47,8 @@ def pair_file(
         out,
         manifest={
             "command": "pair",
-            "data": sha256_path(data),
-            "samples": sha256_path(samples),
+            "data": input_hash(data),
+            "samples": input_hash(samples),
             "limit": limit,
             "skip_invalid": skip_invalid,
             "niggli_tolerance": NIGGLI_TOLERANCE,

@@ -13,12 +13,12 @@ from typing import Any
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE, reduce_cell
 from flowllm.crystals.io import Crystal, read
+from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.generation.pipeline import BATCH_SIZE
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.sharded import Batch, Progress, batch_seed, run_job
 from flowllm.system.device import pick_device
-from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from flowllm.training.pairing.file_pairs import pair_file
 from flowllm.training.pairing.records import PairingOutcome, publish_pairs, record
@@ -121,7 +121,7 @@ def pair(
         manifest={
             "command": "pair",
             "device": pick_device(device),
-            "data": sha256_path(data),
+            "data": input_hash(data),
             "limit": limit,
             "skip_invalid": skip_invalid,
             "niggli_tolerance": NIGGLI_TOLERANCE,

@@ -1,13 +1,22 @@
-"""Potentials: which are loaded, which are refused, and what their energies are said to be."""
+"""Potentials: names, loading, refusal of wrong ones, and the scheme of their energies."""
 
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 
 import pytest
 from ase.calculators.emt import EMT
 
-from flowllm.energy.calculators import check_calculator, energy_scheme, load_calculator
+from flowllm.energy.calculators import (
+    available_potentials,
+    check_potential_name,
+    energy_scheme,
+    known_elements,
+    load_calculator,
+)
+from flowllm.energy.potential_check import check_calculator
 from flowllm.errors import UserError
 from support import SHARED
 
@@ -29,13 +38,13 @@ def test_a_potential_without_the_elements_cannot_be_tested(
     assert "could not be tested on NaCl and SrTiO3" in caplog.text
 
 
-@pytest.mark.skipif(not STALE.is_dir(), reason="the stale potential is not at hand")
+@pytest.mark.skipif(not STALE.is_dir(), reason="needs a potential at ../shared/potentials/stale")
 def test_weights_of_an_older_matgl_are_refused() -> None:
     with pytest.raises(UserError, match="is wrong: its volume of NaCl is off"):
         load_calculator(f"matgl:{STALE}")
 
 
-@pytest.mark.skipif(not RIGHT.is_dir(), reason="the MatPES potential is not at hand")
+@pytest.mark.skipif(not RIGHT.is_dir(), reason="needs a potential at ../shared/potentials")
 def test_a_right_potential_of_matgl_passes() -> None:
     load_calculator(f"matgl:{RIGHT}")
 
@@ -71,3 +80,50 @@ def test_a_calculator_may_declare_its_scheme() -> None:
     calculator.energy_scheme = "dft"
     with pytest.raises(UserError, match="declares the energy scheme 'dft'; use one of mp2020"):
         energy_scheme("my:potential", calculator)
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("CHGNet", "chgnet"),
+        (" chgnet ", "chgnet"),
+        ("MatGL:TensorNet-MatPES-PBE-v2025.1-PES", "matgl:TensorNet-MatPES-PBE-v2025.1-PES"),
+        ("matgl:account/name", "matgl:account/name"),
+        ("ase.calculators.emt:EMT", "ase.calculators.emt:EMT"),
+    ],
+)
+def test_a_name_has_one_canonical_form(name: str, canonical: str) -> None:
+    assert check_potential_name(name) == canonical
+
+
+@pytest.mark.parametrize("name", ["mace", "", "matgl:", "chgnet:", ":EMT", "a b:c", "a..b:c", 3])
+def test_an_unknown_name_is_refused_with_the_known_forms(name: object) -> None:
+    with pytest.raises(UserError, match="unknown potential.*matgl:FOLDER, chgnet or MODULE:FACT"):
+        check_potential_name(name)
+
+
+def test_a_path_without_a_folder_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match="no potential folder ./nowhere"):
+        check_potential_name("matgl:./nowhere")
+
+
+def test_another_spelling_is_the_same_potential() -> None:
+    assert energy_scheme("CHGNet", EMT()) == "mp2020"
+    assert known_elements("CHGNet") == known_elements("chgnet") != known_elements("a:b")
+
+
+def test_checking_a_name_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from flowllm.energy.calculators import check_potential_name, "
+        "available_potentials; check_potential_name('CHGNet'); available_potentials(); "
+        "print({'torch', 'ase', 'pymatgen', 'chgnet', 'matgl', 'numpy'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
+
+
+def test_packages_of_potentials_are_listed_with_version_or_advice() -> None:
+    found = dict(available_potentials())
+    assert found.keys() == {"chgnet", "matgl"}
+    assert found["matgl"][0].isdigit()
+    assert found["chgnet"][0].isdigit() or "pip install 'flowllm-crystal[eval]'" in found["chgnet"]

@@ -1,5 +1,4 @@
-"""The hull against hand-made ones, pymatgen's and Materials Project; and which energies may be
-compared with which."""
+"""Hulls against hand calculations, pymatgen and Materials Project; references and potentials."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ def salt(first: str = "Na", second: str = "Cl") -> Structure:
 
 
 def entry(formula: str, energy_per_atom: float, correction: float = 0.0) -> dict[str, Any]:
-    """A pymatgen entry as JSON; `energy_per_atom` is corrected already."""
+    """Return a pymatgen entry as JSON; `energy_per_atom` is corrected."""
     composition = Composition(formula)
     adjustments = [ConstantEnergyAdjustment(correction)] if correction else []
     raw = energy_per_atom * composition.num_atoms - correction
@@ -51,7 +50,7 @@ def entry(formula: str, energy_per_atom: float, correction: float = 0.0) -> dict
 ENTRIES = [entry("Na", -1.0), entry("Cl", -2.0), entry("Na4", -0.9), entry("NaCl", -3.5, -0.614)]
 
 
-def test_distances_to_a_hull_made_by_hand() -> None:
+def test_energies_above_the_hull_equal_a_hand_calculation() -> None:
     hull = Hull(["NaCl", "NaCl", "Na3Cl"], [-1.0, -0.4, -0.2])
     assert hull.e_above_hull(Composition("Na2Cl2"), -1.0) == pytest.approx(0)
     # Na3Cl is worth half of NaCl and half of sodium: -0.5.
@@ -64,7 +63,7 @@ def test_distances_to_a_hull_made_by_hand() -> None:
     assert Composition("KNaCl") not in hull
 
 
-def test_noble_gases_are_elements_like_others() -> None:
+def test_noble_gases_are_elements_of_the_hull() -> None:
     assert Hull([], []).e_above_hull(Composition("HeNe"), 0.1) == pytest.approx(0.1)
 
 
@@ -79,7 +78,7 @@ def test_noble_gases_are_elements_like_others() -> None:
     ),
     asked=st.tuples(*[st.integers(1, 5)] * 3),
 )
-def test_the_hull_is_pymatgens(
+def test_hull_energies_equal_pymatgen(
     compounds: list[tuple[int, int, int, float]], asked: tuple[int, int, int]
 ) -> None:
     formulas = [
@@ -94,7 +93,7 @@ def test_the_hull_is_pymatgens(
     assert hull.energy_per_atom(composition) == pytest.approx(theirs, abs=1e-6)
 
 
-def test_a_hull_of_twenty_elements_is_no_more_work() -> None:
+def test_a_hull_of_twenty_elements_is_solved() -> None:
     everything = Composition("LiNaKRbCsBeMgCaSrBaAlGaInTlTiVCrMnFeO")
     *metals, _ = everything.as_dict()
     oxides = [f"{metal}{n}O" for metal in metals for n in (1, 2, 3)]
@@ -106,7 +105,7 @@ def test_a_hull_of_twenty_elements_is_no_more_work() -> None:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
 @pytest.mark.parametrize("column", ["composition", "formula", "pretty_formula"])
-def test_a_table_is_a_hull(tmp_path: Path, suffix: str, column: str) -> None:
+def test_a_table_is_read_as_a_hull(tmp_path: Path, suffix: str, column: str) -> None:
     table = pd.DataFrame({column: ["Na1 Cl1", "Na3 Cl1"], "formation_energy_per_atom": [-1, -0.2]})
     path = tmp_path / f"hull{suffix}"
     table.to_parquet(path) if suffix == ".parquet" else table.to_csv(path)
@@ -125,7 +124,7 @@ def test_a_table_is_a_hull(tmp_path: Path, suffix: str, column: str) -> None:
     ],
     ids=["list", "by name", "table"],
 )
-def test_corrected_entries_are_a_hull_with_its_own_references(tmp_path: Path, content: Any) -> None:
+def test_corrected_entries_are_read_as_a_hull_with_references(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "entries.json.gz"
     path.write_bytes(gzip.compress(json.dumps(content).encode()))
     hull = read_hull(path)
@@ -153,7 +152,7 @@ def test_corrected_entries_are_a_hull_with_its_own_references(tmp_path: Path, co
         ("absent.csv", None, "no such file"),
     ],
 )
-def test_a_hull_that_is_none_is_refused(
+def test_a_file_without_a_hull_is_refused(
     tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     if content is not None:
@@ -170,13 +169,13 @@ def test_a_hull_that_is_none_is_refused(
         ('{"Na": "low"}', "item 1 is no pymatgen entry"),
     ],
 )
-def test_references_that_are_none_are_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_a_file_without_references_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "references.json").write_text(content)
     with pytest.raises(UserError, match=message):
         read_references(tmp_path / "references.json")
 
 
-def test_formation_energy_is_the_energy_less_that_of_the_elements() -> None:
+def test_a_formation_energy_is_the_energy_less_the_elements() -> None:
     found = formation_energy_per_atom(salt(), -3.5, scheme="mp2020", references=MP)
     assert found == pytest.approx(-2.0)
     with pytest.raises(NoFormationEnergy, match="no elemental reference for K"):
@@ -207,13 +206,13 @@ def test_raw_energies_are_corrected_as_materials_project_does(
     assert raw == pytest.approx(-1.0 + correction)
 
 
-def test_too_many_elements_for_the_correction_are_not_tried() -> None:
+def test_a_correction_of_too_many_elements_is_refused() -> None:
     many = "OMnFeCoCrVTiSNClBrIRu"
     with pytest.raises(NoFormationEnergy, match="more than 12 elements"):
         mp2020_correction(Structure(Lattice.cubic(9.0), list(Composition(many)), np.eye(13, 3)))
 
 
-def test_energies_of_different_kinds_are_not_compared() -> None:
+def test_energies_of_different_schemes_are_not_compared() -> None:
     mine, other = {"name": "matgl:A", "sha256": "1"}, {"name": "matgl:B", "sha256": "2"}
     own = References(energies={}, potential=mine, source="run")
     for scheme in ("mp2020", "mp-raw"):
@@ -227,7 +226,7 @@ def test_energies_of_different_kinds_are_not_compared() -> None:
 
 
 class Rester:
-    """What the tests need of mp-api's client."""
+    """Stand-in for the client of mp-api."""
 
     asked: list[list[str]] = []
 
@@ -271,8 +270,8 @@ def test_without_mp_api_the_error_says_what_to_install(monkeypatch: pytest.Monke
         materials_project_hull([["Na"]])
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="MP-20 is not at hand")
-def test_the_hull_of_mp20_gives_materials_projects_own_distances() -> None:
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the hull of MP-20 at ../shared/data")
+def test_the_hull_of_mp20_gives_the_distances_of_materials_project() -> None:
     hull = read_hull(DATA / "mp20" / "hull_entries.parquet")
     columns = ["pretty_formula", "formation_energy_per_atom", "e_above_hull"]
     table = pd.read_parquet(DATA / "mp20" / "val.parquet", columns=columns)

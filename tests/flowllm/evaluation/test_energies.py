@@ -1,4 +1,4 @@
-"""`flowllm evaluate` with a potential and a hull, and what is said about the energies."""
+"""`flowllm evaluate` with a potential and a hull, and the remarks on the energies."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import read, write
 from flowllm.energy.calculators import known_elements
+from flowllm.energy.hull import HullDistance
 from flowllm.energy.relaxation import relax_crystals
-from flowllm.evaluation.energies import Energies, Judge
+from flowllm.errors import UserError
+from flowllm.evaluation.energies import EnergyModel, RelaxedSet
 from flowllm.evaluation.evaluate import evaluate
-from flowllm.evaluation.measured import Measured
 from flowllm.evaluation.remarks import remarks
-from flowllm.evaluation.sets import Generated, GeneratedSet
+from flowllm.evaluation.results import SetResult
+from flowllm.evaluation.sets import GeneratedCrystal, GeneratedSet
 from flowllm.metrics.intervals import rate
-from flowllm.metrics.refinement import Refinement
-from flowllm.metrics.stability import HullDistance
+from flowllm.metrics.relaxation import RelaxationChange
 from support import SHARED
 
 EMT = "ase.calculators.emt:EMT"
@@ -41,7 +42,7 @@ def ordered(symbol: str, a: float = 3.7) -> Structure:
 
 
 def run_folder(path: Path, *structures: Structure | None) -> Path:
-    """A run of the sampler in which low energies were asked for."""
+    """Write a run folder of the sampler with a condition on the energy."""
     path.mkdir()
     pd.DataFrame(
         {
@@ -57,7 +58,7 @@ def run_folder(path: Path, *structures: Structure | None) -> Path:
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of an evaluation with the energies of effective medium theory."""
+    """Return arguments of an evaluation with energies of effective medium theory."""
     pytest.importorskip("smact", reason="smact is not installed")
     folder = tmp_path_factory.mktemp("given")
     overlap = Structure(Lattice.cubic(4), ["Cu", "Cu"], [[0, 0, 0], [0.05, 0, 0]])
@@ -111,6 +112,37 @@ def test_stability_and_sun_of_the_relaxed_crystals(given: list[str], tmp_path: P
     assert {file: file.stat().st_mtime_ns for file in shards} == shards
 
 
+def test_a_finished_evaluation_is_extended_by_a_potential_and_then_by_a_hull(
+    given: list[str], tmp_path: Path
+) -> None:
+    samples, _, _, *options = given
+    named = dict(zip((word[2:] for word in options[::2]), options[1::2], strict=True))
+    out = tmp_path / "out"
+    (before,) = evaluate(samples, out=out, train=named["train"], progress=False).sets
+    assert "relaxed_match_rate" not in before.metrics
+    page = (out / "report.html").read_text("utf-8")
+
+    (middle,) = evaluate(samples, out=out, train=named["train"], potential=EMT, progress=False).sets
+    assert middle.metrics["relaxed_match_rate"].successes == 4 and "sun" not in middle.metrics
+    shards = {file: file.stat().st_mtime_ns for file in out.glob("relaxed/samples/shards/*")}
+    assert len(shards) == 5
+
+    (after,) = evaluate(samples, out=out, potential=EMT, progress=False, **named).sets
+    assert after.metrics["sun"].successes == 1
+    assert {file: file.stat().st_mtime_ns for file in shards} == shards  # nothing relaxed again
+    assert {name: after.metrics[name] for name in middle.metrics if name[:5] != "meets"} == {
+        name: value for name, value in middle.metrics.items() if name[:5] != "meets"
+    }
+    content = json.loads((out / "metrics.json").read_text())
+    assert content["settings"]["hull"]["name"] == "hull.csv"
+    assert content["sets"][0]["metrics"]["sun"]["successes"] == 1
+    assert "sun" in pd.read_parquet(out / "relaxed.parquet")
+    assert "sun" in pd.read_parquet(out / "structures.parquet")
+    assert (out / "report.html").read_text("utf-8") != page
+    with pytest.raises(UserError, match="another run .*potential"):  # what is there is not replaced
+        evaluate(samples, out=out, train=named["train"], progress=False)
+
+
 def test_a_potential_without_references_is_refused_before_anything_is_written(
     given: list[str], tmp_path: Path
 ) -> None:
@@ -128,7 +160,7 @@ def test_a_potential_alone_gives_the_refinement_figures(tmp_path: Path) -> None:
     assert "stable_0" not in measured.metrics and "stable" not in measured.rows[0]
 
 
-def test_a_set_of_which_nothing_relaxes_is_reported(tmp_path: Path) -> None:
+def test_a_set_without_any_relaxed_crystal_is_reported(tmp_path: Path) -> None:
     pytest.importorskip("smact", reason="smact is not installed")
     salt = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     samples = write([Crystal(id="a", structure=salt)], tmp_path / "one.json")
@@ -139,12 +171,12 @@ def test_a_set_of_which_nothing_relaxes_is_reported(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def said(above: list[float | None], symbol: str = "Cu") -> list[str]:
-    """Remarks on crystals of these energies above the hull."""
+def remarks_on(above: list[float | None], symbol: str = "Cu") -> list[str]:
+    """Return the remarks on crystals with these energies above the hull."""
     structures = [fcc(symbol, 3.6)] * len(above)
-    crystals = [Generated(id=str(i), structure=s) for i, s in enumerate(structures)]
-    energies = Energies(
-        judge=Judge(
+    crystals = [GeneratedCrystal(id=str(i), structure=s) for i, s in enumerate(structures)]
+    energies = RelaxedSet(
+        model=EnergyModel(
             potential="chgnet",
             identity={},
             scheme="mp2020",
@@ -153,24 +185,27 @@ def said(above: list[float | None], symbol: str = "Cu") -> list[str]:
         relaxed=structures,
         failures=[None] * len(above),
         energies_per_atom=above,
-        refinements=[Refinement(rmsd=None, energy_drop_per_atom=None, steps=None)] * len(above),
+        changes=[RelaxationChange()] * len(above),
         distances=[HullDistance(e_above_hull=e) for e in above],
         num_tried=len(above),
     )
-    result = Measured(name="set", num_generated=len(above), failures=Counter())
+    result = SetResult(name="set", num_generated=len(above), failures=Counter())
     result.metrics["uniqueness"] = rate(2, len(above))
     generated = GeneratedSet(name="set", crystals=crystals)
     return remarks(result, generated, reference=None, train=[], energies=energies)
 
 
-def test_suspicious_energies_are_said_aloud() -> None:
-    assert said([-0.1, 0.2]) == []
-    assert "every crystal with an energy is stable" in said([-0.1, -0.2])[0]
-    assert "1 relaxed crystals have no energy" in said([-0.1, 0.2, None])[0]
-    assert "2 crystals hold elements that chgnet has not learnt (Po)" in said([0.1, 0.2], "Po")[0]
+def test_suspicious_energies_are_remarked_on() -> None:
+    assert remarks_on([-0.1, 0.2]) == []
+    assert "every crystal with an energy is stable" in remarks_on([-0.1, -0.2])[0]
+    assert "1 relaxed crystals have no energy" in remarks_on([-0.1, 0.2, None])[0]
+    assert (
+        "2 crystals hold elements that chgnet has not learnt (Po)"
+        in remarks_on([0.1, 0.2], "Po")[0]
+    )
 
 
-def test_elements_of_a_saved_potential(tmp_path: Path) -> None:
+def test_a_saved_potential_lists_its_elements(tmp_path: Path) -> None:
     folder = SHARED / "potentials" / "TensorNet-MatPES-PBE-v2025.1-PES"
     if not folder.is_dir():
         pytest.skip("the potential is not at ../shared/potentials")

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from pymatgen.core import Lattice, Structure
 
+import support
 from flowllm.cli import cli
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import Crystal
@@ -18,20 +19,13 @@ from flowllm.crystals.io import read, write
 from flowllm.errors import UserError
 from flowllm.evaluation.evaluate import evaluate
 from flowllm.runs.outputs import CORE_COLUMNS
+from support import CSCL
 
 pytest.importorskip("smact", reason="smact is not installed")
 pytest.importorskip("matminer", reason="matminer is not installed")
 
-SALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-).get_primitive_structure()
-CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SALT = support.SALT.get_primitive_structure()
 SPLIT = Structure(Lattice.cubic(4.12), ["Na", "Na", "Cl"], [[0, 0, 0], [0.05, 0, 0], [0.5] * 3])
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
 
 
 def stored(path: Path, *structures: Structure) -> Path:
@@ -59,7 +53,7 @@ def run_folder(path: Path) -> Path:
     return path
 
 
-def test_everything_at_once(tmp_path):
+def test_all_metrics_of_a_small_set(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT, SALT, CSCL, SPLIT)
     known = stored(tmp_path / "known.json", SALT * [1, 1, 2])
     out = tmp_path / "out"
@@ -86,7 +80,7 @@ def test_everything_at_once(tmp_path):
         evaluate(samples, out=out)
 
 
-def test_sets_of_every_kind_side_by_side(tmp_path):
+def test_sets_of_every_kind_are_compared(tmp_path):
     folder = stored(tmp_path / "cifs", SALT)
     texts = {"a/x.cif": cif_text(SALT), "b/x.cif": cif_text(CSCL), "b/y.cif": "no crystal"}
     archive = zipped(tmp_path / "set.zip", {**texts, "__MACOSX/b/._y.cif": "", "notes.txt": ""})
@@ -107,7 +101,7 @@ def test_sets_of_every_kind_side_by_side(tmp_path):
     assert "cifs" in ran.stdout and "compositional_validity" in ran.stdout
 
 
-def test_copies_single_atoms_and_noble_gases(tmp_path):
+def test_copies_of_a_noble_gas_are_one_crystal(tmp_path):
     helium = Structure(Lattice.cubic(4), ["He"], [[0, 0, 0]])
     copies = stored(tmp_path / "copies.json", *[helium] * 20)
     result = evaluate(copies, out=tmp_path / "out", train=copies, reference=copies)
@@ -117,18 +111,19 @@ def test_copies_single_atoms_and_noble_gases(tmp_path):
     assert any("no crystal is novel" in note for note in measured.notes)
 
 
-def test_what_cannot_be_measured_is_one_line(tmp_path):
+def test_bad_input_is_refused_in_one_line(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT)
     (tmp_path / "empty").mkdir()
     for arguments, words in (
         ([tmp_path / "empty"], "holds no .cif files"),
         ([tmp_path / "absent"], "no such file"),
         ([samples, "--reference", tmp_path / "absent.csv"], "no such file"),
-        ([samples, "--oxidation-states", "mine"], "known are smact14"),
+        ([samples, "--oxidation-states", "mine"], "not one of 'smact14'"),
         ([samples, "--feature-novelty"], "--train"),
         ([samples, "--composition-scale", samples], "--reference"),
         ([samples, "--hull", samples], "--potential"),
         ([samples, "--potential", "none"], "unknown potential"),
+        ([samples, "--min-elements", 0], "min"),
         ([zipped(tmp_path / "none.zip", {"a.txt": ""})], "holds no crystals"),
     ):
         ran = CliRunner().invoke(
@@ -141,7 +136,7 @@ def test_what_cannot_be_measured_is_one_line(tmp_path):
         read(tmp_path / "bad.zip")
 
 
-def test_a_mistake_that_shows_late_leaves_the_folder_free(tmp_path):
+def test_an_error_that_shows_late_leaves_the_folder_free(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "samples.txt").write_text("no crystals")
@@ -151,7 +146,7 @@ def test_a_mistake_that_shows_late_leaves_the_folder_free(tmp_path):
         assert ran.exit_code == code, ran.stderr
 
 
-def test_the_scale_of_compositions_is_the_references_or_a_files(tmp_path):
+def test_the_scale_of_compositions_comes_from_the_reference_or_a_file(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT, CSCL)
     scale = tmp_path / "scale.json"
     scale.write_text(json.dumps({"means": [0.0] * 132, "stds": [1e6] * 132}))

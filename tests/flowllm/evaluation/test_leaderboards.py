@@ -1,4 +1,4 @@
-"""What public leaderboards take, read back as they read it."""
+"""Files for public leaderboards, read back as the leaderboards read them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import write
 from flowllm.errors import UserError
 from flowllm.evaluation import leaderboards as submission
-from flowllm.evaluation.sets import Generated, GeneratedSet
+from flowllm.evaluation.config import EvaluationConfig
+from flowllm.evaluation.sets import GeneratedCrystal, GeneratedSet
+from support import CSCL
 
 TITANIA = Structure.from_spacegroup(
     "P4_2/mnm", Lattice.tetragonal(4.594, 2.959), ["Ti", "O"], [[0, 0, 0], [0.305, 0.305, 0]]
 )
-CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 MADE = GeneratedSet(
     name="my set.zip",
     crystals=[
-        Generated(id="a", structure=TITANIA),
-        Generated(id="b", structure=None, failure="no answer that decodes"),
-        Generated(id="c", structure=CSCL),
+        GeneratedCrystal(id="a", structure=TITANIA),
+        GeneratedCrystal(id="b", structure=None, failure="no answer that decodes"),
+        GeneratedCrystal(id="c", structure=CSCL),
     ],
 )
 
@@ -40,21 +41,21 @@ def read_back(path) -> dict[str, Structure]:
     }
 
 
-def test_it_holds_every_crystal_to_the_last_digit_and_says_that_they_are_few(tmp_path, caplog):
+def test_a_submission_holds_every_crystal_exactly_and_warns_of_too_few(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         (path,) = submission.write_submission([MADE], tmp_path)
     assert read_back(path) == {"a": TITANIA, "c": CSCL}
     assert "takes exactly 2500 structures and there are 2; generate 2498 more" in caplog.text
 
 
-def test_of_too_many_the_first_are_taken(tmp_path, caplog, monkeypatch):
+def test_the_first_of_too_many_crystals_are_written(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(submission, "LEMAT_SIZE", 1)
     (path,) = submission.write_submission([MADE], tmp_path)
     assert read_back(path) == {"a": TITANIA}
     assert "the first of 2 are written" in caplog.text
 
 
-def test_files_are_named_by_the_set_without_its_suffix(tmp_path):
+def test_files_are_named_after_the_set_without_its_suffix(tmp_path):
     pytest.importorskip("smact", reason="smact is not installed")
     pytest.importorskip("plotly", reason="plotly is not installed")
     samples = []
@@ -70,6 +71,6 @@ def test_files_are_named_by_the_set_without_its_suffix(tmp_path):
     assert of_first.composition == CSCL.composition
 
 
-def test_another_leaderboard_is_refused():
-    with pytest.raises(UserError, match="no submission 'matbench'; known is lemat"):
-        submission.check_submission("matbench")
+def test_an_unknown_leaderboard_is_refused():
+    with pytest.raises(UserError, match="submission 'matbench' is unknown; choose one of lemat"):
+        EvaluationConfig(submission="matbench")

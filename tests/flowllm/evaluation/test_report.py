@@ -1,4 +1,4 @@
-"""The report of an evaluation: what its page says, and that a browser shows it."""
+"""Report of an evaluation: content of its page, and display in a browser."""
 
 from __future__ import annotations
 
@@ -16,37 +16,36 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Structure
 
+import support
 from flowllm.cli import cli
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import write
 from flowllm.errors import UserError
-from flowllm.evaluation.measured import Measured
 from flowllm.evaluation.report import write_report
-from flowllm.evaluation.report.charts import Group, histograms, parity_plots
-from flowllm.evaluation.report.gallery import ball_figure, best
+from flowllm.evaluation.report.charts import ChartGroup, histograms, parity_plots
+from flowllm.evaluation.report.gallery import ball_figure, best_crystals
 from flowllm.evaluation.results import (
     RELAXED,
     STRUCTURES,
     Evaluation,
+    SetResult,
     write_metrics,
     write_reference,
     write_structures,
 )
 from flowllm.metrics.distances import properties
 from flowllm.metrics.intervals import Estimate, rate
+from support import CSCL
 
-SALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-).get_primitive_structure()
-CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SALT = support.SALT.get_primitive_structure()
 EVIL = "<img src=x onerror=alert(1)></script><b>&amp;"
 
 
 class Page(HTMLParser):
-    """The elements of a page, and its text outside of scripts and styles."""
+    """Elements of a page, and its text outside of scripts and styles."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -70,11 +69,6 @@ class Page(HTMLParser):
             self.text += data
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLOWLLM_CACHE", str(tmp_path / "cache"))
-
-
 def row(name: str, number: int, structure: Structure | None, **more: Any) -> dict[str, Any]:
     known: dict[str, Any] = {"set": name, "id": f"c{number}", "failure": None, "valid": False}
     if structure is None:
@@ -85,12 +79,12 @@ def row(name: str, number: int, structure: Structure | None, **more: Any) -> dic
 
 
 def evaluation(folder: Path, *names: str, energies: bool = False, reference: str = "") -> Path:
-    """A small folder such as `flowllm evaluate` writes: two crystals and a failure a set."""
+    """Write a small folder like `flowllm evaluate`: two crystals and a failure per set."""
     folder.mkdir()
     made: list[Structure | None] = [SALT, CSCL, None]
     sets = []
     for name in names:
-        measured = Measured(name=name, num_generated=3, failures=Counter(unreadable=1))
+        measured = SetResult(name=name, num_generated=3, failures=Counter(unreadable=1))
         measured.rows = [row(name, i, structure) for i, structure in enumerate(made)]
         measured.metrics = {"valid": rate(2, 3), "novel thing": Estimate(value=None, count=0)}
         measured.notes = [f"something about {name}"]
@@ -134,12 +128,12 @@ def test_the_page_holds_the_table_the_charts_and_the_gallery(tmp_path):
     assert write_report(folder).read_bytes() == before
 
 
-def test_what_is_missing_is_left_out(tmp_path):
+def test_charts_of_missing_data_are_left_out(tmp_path):
     page = Page(write_report(evaluation(tmp_path / "out", "raw")))
     assert "highest space group" in page.text and "valid first" in page.text
     for words in ("Parity with", "energy above hull", "Before and after", "unique", "Relaxed"):
         assert words not in page.text, words
-    failed = Measured(name="none", num_generated=1, failures=Counter(unreadable=1))
+    failed = SetResult(name="none", num_generated=1, failures=Counter(unreadable=1))
     failed.rows = [row("none", 0, None)]
     (tmp_path / "none").mkdir()
     write_metrics(Evaluation(tmp_path / "none", [failed]), {})
@@ -148,7 +142,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert "no crystal to show" in page.text and not page.figures
 
 
-def test_text_of_the_user_is_never_markup(tmp_path):
+def test_text_of_the_user_never_becomes_markup(tmp_path):
     folder = evaluation(tmp_path / "out", EVIL, energies=True, reference=EVIL)
     page = Page(write_report(folder))
     plain = Page(write_report(evaluation(tmp_path / "plain", "a", energies=True, reference="b")))
@@ -157,7 +151,7 @@ def test_text_of_the_user_is_never_markup(tmp_path):
     assert EVIL not in json.dumps(page.figures)  # plotly reads some HTML in texts
 
 
-def test_a_folder_that_holds_no_evaluation_is_one_line(tmp_path):
+def test_a_folder_without_an_evaluation_is_refused(tmp_path):
     with pytest.raises(UserError, match="flowllm evaluate"):
         write_report(tmp_path)
     folder = evaluation(tmp_path / "out", "raw", energies=True)
@@ -170,13 +164,13 @@ def test_a_folder_that_holds_no_evaluation_is_one_line(tmp_path):
             write_report(folder)
 
 
-def test_distributions_hold_every_crystal_and_equal_ones_lie_on_the_line():
+def test_distributions_hold_every_crystal_and_equal_ones_lie_on_the_diagonal():
     density = np.append(np.linspace(2, 9, 200), [500.0, np.nan])  # one absurd, one unknown
     rows = pd.DataFrame({"density": density, "valid": True})
     groups = [
-        Group(name="known", rows=rows, is_reference=True),
-        Group(name="made", rows=rows),
-        Group(name="invalid", rows=rows.assign(valid=False)),
+        ChartGroup(name="known", rows=rows, is_reference=True),
+        ChartGroup(name="made", rows=rows),
+        ChartGroup(name="invalid", rows=rows.assign(valid=False)),
     ]
     (panel,) = histograms(groups)
     assert [trace.name for trace in panel.figure.data] == ["known", "made"]
@@ -188,7 +182,7 @@ def test_distributions_hold_every_crystal_and_equal_ones_lie_on_the_line():
     assert np.array_equal(made.x, made.y)
 
 
-def test_the_best_come_first():
+def test_the_best_crystals_come_first():
     rows = pd.DataFrame(
         {
             "id": list("abcd"),
@@ -198,14 +192,14 @@ def test_the_best_come_first():
             "e_above_hull": [0.3, 0.1, -1.0, -2.0],
         }
     )
-    assert [card.id for card in best("set", rows).cards] == ["b", "a", "c"]
+    assert [card.id for card in best_crystals("set", rows).cards] == ["b", "a", "c"]
     unknown = rows.drop(columns="e_above_hull").assign(spacegroup=[1.0, np.nan, 225.0, 1.0])
-    gallery = best("set", unknown)
+    gallery = best_crystals("set", unknown)
     assert [card.id for card in gallery.cards] == ["a", "b", "c"]
     assert gallery.order == "valid, novel first, then highest space group number"
 
 
-def test_atoms_are_balls_where_they_are_and_on_opposite_faces():
+def test_atoms_are_balls_at_their_positions_and_on_opposite_faces():
     edges, chlorine, caesium = ball_figure(CSCL).data
     points = np.stack([caesium.x, caesium.y, caesium.z], axis=1).reshape(8, -1, 3)
     centres = points.mean(axis=1)  # of each ball: the corners of the cube
@@ -236,14 +230,13 @@ def test_evaluate_ends_with_a_report(tmp_path):
     assert str(out / "report.html") in ran.stdout
     page = Page(out / "report.html")
     assert "Parity with the reference" in page.text and page.tags["figure"] == 2
-    # Every metric says what it means.
+    # Every metric has its meaning.
     lines = re.findall(r'<tr><th>(.+?)</th>.*?class="meaning">(.*?)</td>',
                        (out / "report.html").read_text("utf-8"), re.DOTALL)  # fmt: skip
     assert len(lines) > 20 and not [name for name, meaning in lines if not meaning]
 
 
-# Put into the page before all else: what goes wrong is collected, and at the end a crystal is
-# turned as a mouse would turn it.
+# Inserted at the top of the page: collects errors, and at the end turns a crystal with the mouse.
 _PROBE = """<script>
 const wrong = [];
 addEventListener("error", (event) => wrong.push(String(event.message)));
@@ -275,7 +268,7 @@ addEventListener("load", () => setTimeout(() => {
 </script>"""
 
 
-def test_a_browser_without_network_shows_it(tmp_path):
+def test_a_browser_without_network_shows_the_page(tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
                                                    "google-chrome"))), None)  # fmt: skip
     if browser is None:

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from flowllm.errors import UserError
-from flowllm.metrics.composition_scale import CompositionScale, read_scale
+from flowllm.metrics.composition_scale import CompositionScale
 from flowllm.metrics.fingerprints import Fingerprints
 
 
@@ -16,7 +13,7 @@ def prints(composition: np.ndarray) -> Fingerprints:
 
 def test_a_set_on_its_own_scale_has_mean_0_and_deviation_1():
     vectors = np.random.default_rng(0).normal(30, 5, size=(50, 132))
-    vectors[:, 1] = 0.1  # the same for all: its computed deviation is a rounding error
+    vectors[:, 1] = 0.1  # constant: its computed deviation is a rounding error
     vectors[:10, 2] = np.nan
     vectors[:, 3] = np.nan
     scale = CompositionScale.over(prints(vectors), "a set")
@@ -28,21 +25,3 @@ def test_a_set_on_its_own_scale_has_mean_0_and_deviation_1():
     other = vectors[:1] + 1
     assert scale(prints(other)).composition[0, 1] == pytest.approx(1)  # in its own unit
     assert scale.source == "mean and standard deviation over a set"
-
-
-def test_constants_from_a_file(tmp_path):
-    file = tmp_path / "scale.json"
-    file.write_text(json.dumps({"means": [1.0] * 132, "stds": [2.0] * 132}))
-    scaled = read_scale(file)(prints(np.array([[5.0] * 131 + [np.nan]]))).composition
-    assert scaled.tolist() == [[2.0] * 131 + [0.0]]
-    for content, words in (
-        ({"means": [1.0] * 132}, "no composition scale"),
-        ({"means": [1.0] * 132, "stds": [2.0] * 131}, "132 numbers each"),
-        ([1], "no composition scale"),
-        ({"means": [1.0] * 132, "stds": [0.0] * 132}, "not above 0"),
-    ):
-        file.write_text(json.dumps(content))
-        with pytest.raises(UserError, match=words):
-            read_scale(file)
-    with pytest.raises(UserError, match="no such file"):
-        read_scale(tmp_path / "absent.json")

@@ -1,4 +1,4 @@
-"""Our site fingerprints against matminer's and pymatgen's own, called directly."""
+"""Site fingerprints against those of matminer and pymatgen, called directly."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CRYSTALS = {"rutile": RUTILE, "perovskite": PEROVSKITE, "layers": LAYERS, "spars
 
 
 def disturbed(structure: Structure, seed: int) -> Structure:
-    """Without two equal distances, whose order would be left to the last bit."""
+    """Return the crystal without equal distances, whose order would depend on the last bit."""
     generator = np.random.default_rng(seed)
     moved = structure.copy()
     moved.translate_sites(range(len(moved)), [0.5, 0.5, 0.5])
@@ -52,7 +52,7 @@ def disturbed(structure: Structure, seed: int) -> Structure:
 
 
 @pytest.mark.parametrize(("number", "motif"), MOTIFS)
-def test_each_order_parameter_is_pymatgens(number, motif):
+def test_each_order_parameter_equals_pymatgen(number, motif):
     generator = np.random.default_rng(number)
     neighbours = [generator.normal(size=(number, 3)) for _ in range(10)]
     for regular in (OCTAHEDRON, CUBE, CUBOCTAHEDRON):
@@ -75,7 +75,7 @@ def test_each_order_parameter_is_pymatgens(number, motif):
 
 @pytest.mark.parametrize("name", CRYSTALS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_site_by_site_it_is_matminers(name, seed):
+def test_each_site_fingerprint_equals_matminer(name, seed):
     crystal = disturbed(CRYSTALS[name], seed)
     featurizer = _structure_featurizer()
     with warnings.catch_warnings():
@@ -86,7 +86,7 @@ def test_site_by_site_it_is_matminers(name, seed):
 
 
 @pytest.mark.parametrize("nearest", [4, 8, 12, 16])
-def test_a_cell_is_the_same_from_few_atoms_and_from_all(nearest, monkeypatch):
+def test_a_voronoi_cell_is_the_same_from_few_atoms_and_from_all(nearest, monkeypatch):
     crystal = disturbed(LAYERS, 0)
     monkeypatch.setattr(coordination, "_NEAREST", 10_000)
     from_all = coordinations(crystal)
@@ -95,7 +95,7 @@ def test_a_cell_is_the_same_from_few_atoms_and_from_all(nearest, monkeypatch):
         assert site.probabilities == pytest.approx(expected.probabilities)
 
 
-def test_open_cells_are_left_to_pymatgen():
+def test_open_voronoi_cells_are_left_to_pymatgen():
     # Within 7 Angstrom of an atom there is only itself: pymatgen looks further.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

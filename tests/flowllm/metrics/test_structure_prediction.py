@@ -16,8 +16,8 @@ from flowllm.metrics.csp import (
     rms_distance,
 )
 from flowllm.metrics.uniqueness import PrimitiveCells
+from support import CSCL
 
-CSCL = Structure(Lattice.cubic(4.12), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 SALT = Structure.from_spacegroup(
     "Fm-3m", Lattice.cubic(6.9), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
 )
@@ -30,7 +30,7 @@ def moved(structure: Structure, x: float) -> Structure:
     return other
 
 
-def test_the_distance_of_one_shifted_atom_by_hand():
+def test_the_distance_of_one_shifted_atom_equals_a_hand_calculation():
     # Both atoms take half the shift; in units of (V / 2)^(1/3).
     shift = 0.05 * 4.12
     expected = (shift / 2) / (4.12**3 / 2) ** (1 / 3)
@@ -40,7 +40,7 @@ def test_the_distance_of_one_shifted_atom_by_hand():
     assert rms_distance(SALT, moved(SALT, 0.02)) == theirs.get_rms_dist(SALT, moved(SALT, 0.02))[0]
 
 
-def test_best_of_several_samples_and_failed_ones():
+def test_the_best_of_several_samples_counts_and_a_failed_one_does_not():
     targets = {"a": CSCL, "b": IRON, "c": SALT}
     samples = [("a", moved(CSCL, 0.1)), ("a", moved(CSCL, 0.05)), ("b", None), ("c", CSCL)]
     distances = paired_distances(targets, samples)
@@ -51,7 +51,7 @@ def test_best_of_several_samples_and_failed_ones():
     assert found["rmse"].value == distances[0]
 
 
-def test_metre_takes_any_sample_of_the_formula():
+def test_metre_counts_any_sample_of_the_formula():
     targets = [CSCL, SALT, IRON]
     distances = everyone_to_reference(targets, [SALT, moved(CSCL, 0.05)])
     found = metre(distances)
@@ -62,7 +62,7 @@ def test_metre_takes_any_sample_of_the_formula():
     assert nothing["metre"].value == 0 and nothing["crmse"].value == 0.5
 
 
-def test_a_crystal_in_a_hopeless_cell_is_recognised_at_once() -> None:
+def test_a_crystal_in_a_strongly_skewed_cell_is_matched_quickly() -> None:
     crystal = Structure.from_spacegroup(
         "P6_3mc",
         Lattice.hexagonal(3.25, 5.2),

@@ -7,10 +7,9 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.metrics.uniqueness import Tolerances, duplicates, matches
+from support import SALT
 
-SALT = Structure.from_spacegroup(
-    "Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]
-)
+# Salt in the structure of CsCl.
 CSCL = Structure(Lattice.cubic(3.5), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
 KCL = SALT.copy()
 KCL.replace_species({"Na": "K"})
@@ -23,12 +22,12 @@ def test_a_primitive_cell_and_a_larger_lattice_are_the_same_crystal():
     assert matches([KCL, swollen], [CSCL, SALT]) == [None, 1]
 
 
-def test_twenty_copies_are_one():
+def test_twenty_copies_are_one_crystal_and_empty_sets_have_none():
     assert duplicates([SALT] * 20) == [None] + [0] * 19
     assert duplicates([]) == [] and matches([], [SALT]) == [] and matches([SALT], []) == [None]
 
 
-def test_single_atoms_and_cells_that_cannot_be_reduced():
+def test_single_atoms_and_irreducible_cells_are_compared():
     atom = Structure(Lattice.cubic(3), ["Xe"], [[0, 0, 0]])
     thin = Structure(Lattice([[30, 0, 0], [0, 30, 0], [0, 0, 2e-4]]), ["Xe"], [[0, 0, 0]])
     assert duplicates([atom, thin, atom]) == [None, None, 0]

@@ -30,12 +30,12 @@ def pair(distance: float, cell: float = 4.0) -> Structure:
 
 
 @pytest.mark.parametrize(("distance", "valid"), [(0.499, False), (0.501, True)])
-def test_atoms_half_an_angstrom_apart_also_across_the_boundary(distance, valid):
+def test_atoms_closer_than_half_an_angstrom_are_invalid_also_across_the_boundary(distance, valid):
     assert structural_validity(pair(distance)) is valid
     assert structural_validity(pair(distance), own_images=False) is valid
 
 
-def test_an_atom_on_its_own_image():
+def test_an_atom_on_its_own_image_is_invalid_unless_images_are_ignored():
     thin = Structure(Lattice.orthorhombic(0.4, 5, 5), ["Fe"], [[0, 0, 0]])
     assert not structural_validity(thin)
     assert structural_validity(thin, own_images=False)
@@ -43,7 +43,7 @@ def test_an_atom_on_its_own_image():
     assert not structural_validity(skewed)  # |b - a| = 0.36: the cell's own lengths do not show it
 
 
-def test_a_cell_without_volume():
+def test_a_cell_without_volume_is_invalid():
     flat = Structure(Lattice.orthorhombic(0.6, 0.6, 0.27), ["H"], [[0, 0, 0]])
     assert flat.volume < 0.1
     assert not structural_validity(flat, own_images=False)
@@ -83,12 +83,12 @@ def test_structural_validity_does_not_depend_on_the_cell(seed):
         ("FeO100000", False),
     ],
 )
-def test_compositional_validity(formula, valid):
+def test_charges_must_balance(formula, valid):
     assert compositional_validity(Composition(formula)) is valid
 
 
 @pytest.mark.parametrize("table", OXIDATION_STATE_SETS)
-def test_the_verdict_is_smacts(table):
+def test_compositional_validity_equals_smact(table):
     generator = random.Random(0)
     symbols = list(smact.element_dictionary())
     found = []
@@ -112,7 +112,7 @@ def test_twenty_elements_of_many_states_take_no_time():
     assert not compositional_validity(Composition(f"{many}Rb500"))
 
 
-def test_another_table_of_oxidation_states():
+def test_another_table_of_oxidation_states_can_be_chosen():
     assert compositional_validity(Composition("NaCl"), oxidation_states_set="icsd24")
     with pytest.raises(UserError, match="smact99.*known are smact14"):
         compositional_validity(Composition("NaCl"), oxidation_states_set="smact99")

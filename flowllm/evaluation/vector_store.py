@@ -1,8 +1,10 @@
-"""Vectors kept on disk by the hash of what they describe."""
+"""Vectors cached on disk by the hash of the object they describe.
+
+SQLite rather than a cache library: one file, safe for several processes, part of Python.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -10,34 +12,25 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from pymatgen.core import Structure
 
 from flowllm.crystals.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
-_FILE = "fingerprints-1.sqlite"  # raise the number when the same key would mean another vector
-_WAIT = 60.0  # seconds for another process that writes
-_AT_ONCE = 500  # keys in a query; SQLite takes 999
-
-
-def structure_key(what: str, structure: Structure) -> bytes:
-    """Hash of a crystal and of `what` is computed of it, the versions that do so included."""
-    digest = hashlib.sha256(what.encode())
-    digest.update(structure.lattice.matrix.tobytes())
-    digest.update(structure.frac_coords.tobytes())
-    digest.update(np.array(structure.atomic_numbers, dtype=np.int64).tobytes())
-    return digest.digest()
+_FILE = "fingerprints-1.sqlite"  # raise the number when equal keys would mean other vectors
+_WAIT = 60.0  # seconds to wait for another process that writes
+_AT_ONCE = 500  # keys per query; SQLite allows 999
 
 
 class VectorStore:
     """Float64 vectors of one width by key, shared by all processes that use the cache folder.
 
-    A folder that cannot be written or a damaged file costs the memory, not the result: it is
-    logged, nothing is found and nothing kept.
+    If the folder cannot be written or the file is damaged, a warning is logged, nothing is found
+    and nothing is stored; results do not change.
     """
 
     def __init__(self, width: int) -> None:
+        """Make a store of vectors of `width` numbers; it is opened by `with`."""
         self.width = width
         self._connection: sqlite3.Connection | None = None
 
@@ -64,7 +57,7 @@ class VectorStore:
             self._connection.close()
 
     def load(self, keys: Iterable[bytes]) -> dict[bytes, NDArray[np.float64]]:
-        """Those of `keys` that are kept."""
+        """Return the stored vectors (width,) of those keys that are known."""
         wanted = list(dict.fromkeys(keys))
         found: dict[bytes, NDArray[np.float64]] = {}
         for start in range(0, len(wanted), _AT_ONCE):
@@ -86,7 +79,7 @@ class VectorStore:
         return found
 
     def save(self, vectors: Mapping[bytes, NDArray[np.float64]]) -> None:
-        """Keep vectors (width,), at once and all or none."""
+        """Store vectors (width,) by key, all or none."""
         if self._connection is None:
             return
         rows = [(key, vector.astype("<f8").tobytes()) for key, vector in vectors.items()]
@@ -97,7 +90,7 @@ class VectorStore:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning("fingerprints are not kept in %s: %s", cache_folder() / _FILE, error)
+        logger.warning("features are not kept in %s: %s", cache_folder() / _FILE, error)
         if self._connection is not None:
             self._connection.close()
         self._connection = None

@@ -1,4 +1,4 @@
-"""Equality with published metric code: 300 disturbed crystals and what it gives for them."""
+"""Equality with the published metric code on 300 disturbed crystals."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 import numpy as np
 import pytest
 
+from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import read
-from flowllm.evaluation.measured import Known, Reading
-from flowllm.evaluation.measurement import measure, reference_features, reference_prints
-from flowllm.evaluation.sets import read_generated
-from flowllm.metrics.composition_scale import read_scale
-from flowllm.metrics.coverage import diversity, feature_novelty, nearest
+from flowllm.evaluation.definitions import Definitions
+from flowllm.evaluation.features import read_scale
+from flowllm.evaluation.measurement import measure
+from flowllm.evaluation.sets import TrainingSet, read_generated, reference_set
+from flowllm.metrics.coverage import diversity, feature_novelty, nearest_distances
 from flowllm.metrics.distances import property_distance
 from flowllm.metrics.fingerprints import Fingerprints, composition_fingerprint
 from support import SHARED
@@ -25,9 +26,9 @@ pytest.importorskip("matminer", reason="matminer is not installed")
 SAMPLES = SHARED / "reference" / "samples.parquet"
 SCALE = SAMPLES.parent / "comp_scaler.json"
 pytestmark = pytest.mark.skipif(
-    not SAMPLES.exists(), reason="the yardstick is not at ../shared/reference"
+    not SAMPLES.exists(), reason="results of the published code are not at ../shared/reference"
 )
-READING = Reading(own_images=False, valid_coverage=True)
+DEFINITIONS = Definitions(own_images=False, valid_coverage=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,16 @@ def compositions_only(structures) -> Fingerprints:
     )
 
 
-def test_validity_structure_by_structure(expected, samples):
-    ours = [(b, a, a and b) for a, b in map(READING.valid, samples)]
+def test_validity_equals_the_published_code_for_each_structure(expected, samples):
+    ours = [(b, a, a and b) for a, b in map(DEFINITIONS.validity, samples)]
     assert ours == [tuple(row) for row in expected["per_structure_comp_struct_both"]]
 
 
-def test_distances_and_everything_of_the_composition(expected, samples, reference):
+def test_property_distances_and_composition_metrics_equal_the_published_code(
+    expected, samples, reference
+):
     theirs = expected["metrics"]
-    valid = [s for s in samples if all(READING.valid(s))]
+    valid = [s for s in samples if DEFINITIONS.is_valid(s)]
     assert len(valid) == theirs["n_valid"]
     for name, value in (
         ("wdist_density", lambda s: s.density),
@@ -72,7 +75,9 @@ def test_distances_and_everything_of_the_composition(expected, samples, referenc
         )
         assert ours.value == pytest.approx(theirs[name], abs=1e-6)
     prints = compositions_only(valid)
-    distances = nearest(prints, compositions_only([s for s in reference if all(READING.valid(s))]))
+    distances = nearest_distances(
+        prints, compositions_only([s for s in reference if DEFINITIONS.is_valid(s)])
+    )
     assert distances.sample_composition.mean() == pytest.approx(theirs["amcd_precision"], abs=1e-6)
     assert distances.reference_composition.mean() == pytest.approx(theirs["amcd_recall"], abs=1e-6)
     assert diversity(prints)["compositional_diversity"].value == pytest.approx(
@@ -86,14 +91,15 @@ def test_distances_and_everything_of_the_composition(expected, samples, referenc
     not os.environ.get("FLOWLLM_FULL_TESTS"),
     reason="minutes of CrystalNN; set FLOWLLM_FULL_TESTS=1",
 )
-def test_everything(expected, reference):
+def test_all_metrics_equal_the_published_code(expected, reference):
     theirs = expected["metrics"]
-    prints = reference_prints("reference", reference, READING, workers=1, progress=False)
+    crystals = [Crystal(id=str(i), structure=s) for i, s in enumerate(reference)]
+    known = reference_set("reference", crystals, DEFINITIONS)
     result = measure(
         read_generated(SAMPLES),
-        reference=reference_features("reference", reference, READING, workers=1, progress=False),
-        train=[Known(name="reference", crystals=[], prints=prints)],
-        reading=READING,
+        reference=known,
+        train=[TrainingSet(name="reference", crystals=[], prints=known.prints)],
+        definitions=DEFINITIONS,
         scale=read_scale(SCALE),
     )
     for ours, name in {
