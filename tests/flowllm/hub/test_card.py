@@ -18,7 +18,7 @@ from flowllm.crystals.io import Crystal, write
 from flowllm.hub.card import CARD_FILE, Measurement, check_weights, write_card
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.system.files import sha256_file
-from flowllm.training.refiner import train_rfm
+from flowllm.training.refiner import train_refiner
 
 WEIGHTS = "model.safetensors"
 
@@ -119,7 +119,7 @@ def test_a_training_leaves_a_card(tmp_path: Path) -> None:
     ]
     out = tmp_path / "run"
     arguments = {"data": [file], "validation": file, "overrides": overrides, "seed": 5}
-    model = train_rfm("rfm/uniform", out=out, device="cpu", **arguments)
+    model = train_refiner("rfm/uniform", out=out, device="cpu", **arguments)
     card = ModelCard.load(model / CARD_FILE)
     check_weights(model)
     assert card.data.weights_sha256 == {WEIGHTS: sha256_file(model / WEIGHTS)}

@@ -25,7 +25,7 @@ from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
 from flowllm.training import engine as training
 from flowllm.training.fsdp import check_sharding
-from flowllm.training.prior import train_llm
+from flowllm.training.prior import train_prior
 from llm_prior import Prior
 
 SETTINGS = (
@@ -82,7 +82,7 @@ def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> 
             gather(model, keep=keep)
 
         training.gather_weights = checked  # in this process alone
-    train_llm(**arguments)
+    train_prior(**arguments)
 
 
 def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **env: str) -> None:
@@ -94,7 +94,7 @@ def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
     arguments["overrides"] = [*SETTINGS, *settings]
-    processes.set_forkserver_preload([train_llm.__module__])
+    processes.set_forkserver_preload([train_prior.__module__])
     both = [
         processes.Process(
             target=train_in_process,
@@ -120,7 +120,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: P
         ("accumulated", accumulated),
         ("started", [*accumulated, "training.learning_rate=1e-30", "training.max_steps=1"]),
     ):
-        train_llm(data=[data], out=tmp_path / out, overrides=overrides, device="cpu")
+        train_prior(data=[data], out=tmp_path / out, overrides=overrides, device="cpu")
     found, expected, start = (weights(tmp_path / o) for o in ("two", "accumulated", "started"))
     for name, weight in expected.items():
         assert (weight - start[name]).abs().max() > 1e-3
@@ -130,7 +130,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: P
 def test_accumulated_gradients_are_those_of_a_large_batch(data: Path, tmp_path: Path) -> None:
     for out, size, times in (("large", 16, 1), ("accumulated", 4, 4)):
         settings = (f"training.batch_size={size}", f"training.gradient_accumulation={times}")
-        train_llm(data=[data], out=tmp_path / out, overrides=[*SETTINGS, *settings], device="cpu")
+        train_prior(data=[data], out=tmp_path / out, overrides=[*SETTINGS, *settings], device="cpu")
     found, expected = weights(tmp_path / "accumulated"), weights(tmp_path / "large")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
@@ -144,7 +144,7 @@ def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_p
     )
     sharded = launch(data, tmp_path / "sharded", "training.batch_size=4", flags=flags)
     assert sharded.returncode == 0, sharded.stderr[-3000:]
-    train_llm(
+    train_prior(
         data=[data],
         out=tmp_path / "whole",
         overrides=[*SETTINGS, "training.batch_size=4", "training.gradient_accumulation=2"],

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import MARKER, complete_checkpoints, newest_complete, verify
+from flowllm.training.checkpoints import MARKER, complete_checkpoints, newest_complete, verify
 from flowllm.training import engine as training
 from flowllm.training.config import TrainingConfig
 from flowllm.training.ema import EMA_FILE

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flowllm.crystals.io import read
 from flowllm.training.epochs import VirtualEpochs
-from flowllm.training.recipes import LLMRecipe, load_recipe
+from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset
 from llm_prior.tokenizer import compact_tokenizer
 from support import SHARED
@@ -142,7 +142,7 @@ def test_batches_come_in_random_order() -> None:
 
 @pytest.mark.skipif(not MP20.exists(), reason="MP-20 is not at ../shared/data/mp20")
 def test_less_than_a_tenth_of_the_tokens_of_a_batch_of_mp20_is_padding() -> None:
-    recipe = load_recipe(LLMRecipe, "llm/small")
+    recipe = load_recipe(PriorRecipe, "llm/small")
     crystals = [(c.id, c.structure, c.properties) for c in read(MP20, limit=3200)]
     tokenizer = compact_tokenizer(recipe.text)
     data = CrystalTextDataset(crystals, tokenizer, recipe.text, recipe.tasks)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from flowllm.errors import UserError
 from flowllm.training import recipes as config
 from flowllm.training.config import TrainingConfig
-from flowllm.training.recipes import LLMRecipe, RFMRecipe, load_recipe, named_recipes
+from flowllm.training.recipes import PriorRecipe, RefinerRecipe, load_recipe, named_recipes
 from support import ROOT
 
-KINDS = {"llm": LLMRecipe, "rfm": RFMRecipe}
+KINDS = {"llm": PriorRecipe, "rfm": RefinerRecipe}
 SMALL = """
 model:
   architecture: {hidden_size: 32}
@@ -54,26 +54,26 @@ def test_a_recipe_of_the_other_stage_is_refused(name: str) -> None:
 
 def test_a_path_does_what_a_name_does(tmp_path: Path) -> None:
     copy = shutil.copy(ROOT / "configs" / "llm" / "small.yaml", tmp_path)
-    assert load_recipe(LLMRecipe, copy) == load_recipe(LLMRecipe, "llm/small")
-    assert load_recipe(LLMRecipe, str(copy)) == load_recipe(LLMRecipe, "llm/small")
+    assert load_recipe(PriorRecipe, copy) == load_recipe(PriorRecipe, "llm/small")
+    assert load_recipe(PriorRecipe, str(copy)) == load_recipe(PriorRecipe, "llm/small")
 
 
 def test_numbers_become_the_type_of_their_field(small: Path) -> None:
-    training = load_recipe(LLMRecipe, small).training
+    training = load_recipe(PriorRecipe, small).training
     assert training.learning_rate == 0.0005  # a string to YAML 1.1
     assert type(training.epochs) is float and training.epochs == 3
-    recipe = load_recipe(LLMRecipe, small, ["training.weight_decay=1e-2", "training.epochs=2"])
+    recipe = load_recipe(PriorRecipe, small, ["training.weight_decay=1e-2", "training.epochs=2"])
     assert recipe.training.weight_decay == 0.01 and recipe.training.epochs == 2.0
 
 
 def test_what_is_not_given_has_its_default(small: Path) -> None:
-    training = load_recipe(LLMRecipe, small).training
+    training = load_recipe(PriorRecipe, small).training
     assert training == TrainingConfig(learning_rate=0.0005, epochs=3)
 
 
 def test_overrides_apply_in_order_and_reach_absent_sections(small: Path) -> None:
     recipe = load_recipe(
-        LLMRecipe,
+        PriorRecipe,
         small,
         [
             "training.batch_size=8",
@@ -95,7 +95,7 @@ def test_overrides_apply_in_order_and_reach_absent_sections(small: Path) -> None
 
 @given(st.floats(1e-12, 1e3))
 def test_any_number_survives_the_trip_through_an_override(value: float) -> None:
-    recipe = load_recipe(RFMRecipe, "rfm/uniform", [f"training.learning_rate={value!r}"])
+    recipe = load_recipe(RefinerRecipe, "rfm/uniform", [f"training.learning_rate={value!r}"])
     assert recipe.training.learning_rate == value
 
 
@@ -133,7 +133,7 @@ def test_any_number_survives_the_trip_through_an_override(value: float) -> None:
 )
 def test_a_bad_setting_is_refused_by_name(small: Path, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        load_recipe(LLMRecipe, small, [override])
+        load_recipe(PriorRecipe, small, [override])
     assert "\n" not in str(error.value)
 
 
@@ -150,17 +150,17 @@ def test_a_bad_setting_is_refused_by_name(small: Path, override: str, message: s
 def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        load_recipe(LLMRecipe, tmp_path / "bad.yaml")
+        load_recipe(PriorRecipe, tmp_path / "bad.yaml")
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config 'llm/huge'; known are .*llm/small.*rfm/uniform"):
-        load_recipe(LLMRecipe, "llm/huge")
+        load_recipe(PriorRecipe, "llm/huge")
     with pytest.raises(UserError, match="no config '../configs/llm/small'"):
-        load_recipe(LLMRecipe, "../configs/llm/small")
+        load_recipe(PriorRecipe, "../configs/llm/small")
     with pytest.raises(UserError, match="there is no config file .*absent.yaml"):
-        load_recipe(LLMRecipe, tmp_path / "absent.yaml")
+        load_recipe(PriorRecipe, tmp_path / "absent.yaml")
 
 
 def test_recipes_are_found_in_the_package_once_it_is_installed(
@@ -179,5 +179,5 @@ def test_recipes_are_found_in_the_package_once_it_is_installed(
     assert named_recipes() == sorted(in_the_tree)
     expected = in_the_tree["llm/small"]
     training = replace(expected.training, learning_rate=4e-3)
-    assert load_recipe(LLMRecipe, "llm/small") == replace(expected, training=training)
-    assert load_recipe(RFMRecipe, "rfm/uniform") == in_the_tree["rfm/uniform"]
+    assert load_recipe(PriorRecipe, "llm/small") == replace(expected, training=training)
+    assert load_recipe(RefinerRecipe, "rfm/uniform") == in_the_tree["rfm/uniform"]

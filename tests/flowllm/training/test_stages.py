@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import MARKER, complete_checkpoints, newest_complete
+from flowllm.training.checkpoints import MARKER, complete_checkpoints, newest_complete
 from flowllm.training.folder import training_run
 from flowllm.training.pairing.table import write_pairs
-from flowllm.training.prior import train_llm
-from flowllm.training.refiner import train_rfm
+from flowllm.training.prior import train_prior
+from flowllm.training.refiner import train_refiner
 from llm_prior import Prior
 from rfm import PairedCrystal, Refiner
 
@@ -74,7 +74,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        processes.set_forkserver_preload([train_llm.__module__, train_rfm.__module__])
+        processes.set_forkserver_preload([train_prior.__module__, train_refiner.__module__])
         yield
     torch.set_num_threads(threads)
 
@@ -103,13 +103,13 @@ def stage(name: str, files: Path) -> Train:
     ema = "training.ema_decay=0.9"
     options: dict[str, Any] = {"seed": 3, "device": "cpu"}
     if name == "llm":
-        return partial(train_llm, overrides=[*TRAINING, *ARCHITECTURE], **crystals, **options)
+        return partial(train_prior, overrides=[*TRAINING, *ARCHITECTURE], **crystals, **options)
     if name == "rfm-uniform":
         overrides = [*TRAINING, *NETWORK, ema]
-        return partial(train_rfm, "rfm/uniform", overrides=overrides, **crystals, **options)
+        return partial(train_refiner, "rfm/uniform", overrides=overrides, **crystals, **options)
     base = ("base.kind=llm", "base.position_sigma=0.05", "base.cell_sigma=0.1")
     overrides = [*TRAINING, *NETWORK, *base, ema]
-    return partial(train_rfm, "rfm/uniform", overrides=overrides, **pairs, **options)
+    return partial(train_refiner, "rfm/uniform", overrides=overrides, **pairs, **options)
 
 
 @pytest.fixture(scope="module", params=["llm", "rfm-uniform", "rfm-pairs"])

@@ -12,9 +12,9 @@ from pymatgen.core import Lattice, Structure
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
 from flowllm.generation.sampling_run import refine, sample
-from flowllm.training.pairing.prior_pairs import pair
+from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs, write_pairs
-from flowllm.training.refiner import train_rfm
+from flowllm.training.refiner import train_refiner
 from rfm import Refiner
 
 SMALL = ("network.width=8", "network.layers=1", "network.num_frequencies=2")
@@ -96,11 +96,11 @@ def test_a_refiner_of_a_file_refines_files_and_not_a_priors_samples(
     data, samples = files
     made = pair(data, samples=samples, out=tmp_path / "run").file
     with pytest.raises(UserError, match="pairs of base.kind file, not llm; set base.kind=file"):
-        train_rfm(pairs=made, out=tmp_path / "refiner", device="cpu")
+        train_refiner(pairs=made, out=tmp_path / "refiner", device="cpu")
     more = tmp_path / "more.parquet"
     write_pairs(read_pairs(made), more, base="file")
     overrides = [*SMALL, *STEPS, "base.kind=file", "training.batch_size=2"]
-    model = train_rfm(pairs=[made, more], out=tmp_path / "refiner", overrides=overrides)
+    model = train_refiner(pairs=[made, more], out=tmp_path / "refiner", overrides=overrides)
     run = json.loads((tmp_path / "refiner" / "run.json").read_text())["run"]
     assert [source["name"] for source in run["data"]] == ["pairs.parquet", "more.parquet"]
     assert Refiner.from_pretrained(model).config.base.kind == "file"

@@ -19,7 +19,7 @@ from flowllm.crystals.cells import reduce_basis, reduce_cell
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
-from flowllm.training.pairing.prior_pairs import PairingOutcome, pair
+from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs
 from llm_prior import Prior, PriorError, composition_conditions, generate, generation_prompt
 from llm_prior.generate import Question

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import (
+from flowllm.training.checkpoints import (
     MARKER,
     complete_checkpoints,
     mark_complete,
