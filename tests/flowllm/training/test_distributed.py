@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -13,13 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from training_support import processes, random_structure
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
@@ -38,13 +36,7 @@ SETTINGS = (
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    crystals = []
-    for seed in range(16):
-        rng = np.random.default_rng(seed)
-        lattice = Lattice.from_parameters(*rng.uniform(4, 6, 3), *rng.uniform(80, 100, 3))
-        species = list(rng.choice(["Na", "Mg", "O", "Cl"], rng.integers(1, 6)))
-        structure = Structure(lattice, species, rng.random((len(species), 3)))
-        crystals.append(Crystal(id=f"c{seed}", structure=structure, properties={}))
+    crystals = [Crystal(id=f"c{seed}", structure=random_structure(seed)) for seed in range(16)]
     write(crystals, tmp_path / "train.jsonl")
     return tmp_path / "train.jsonl"
 
@@ -69,9 +61,6 @@ def launch(
     )
 
 
-processes = multiprocessing.get_context("forkserver")  # imports once, and forks without threads
-
-
 def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> None:
     os.environ.update(environment)
     if "ACCELERATE_USE_FSDP" in environment:
@@ -94,7 +83,6 @@ def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
     arguments["overrides"] = [*SETTINGS, *settings]
-    processes.set_forkserver_preload([train_prior.__module__])
     both = [
         processes.Process(
             target=train_in_process,
