@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_every_shipped_recipe_loads_and_is_recorded_as_json(name: str) -> None:
     recipe = load_recipe(KINDS[name.split("/")[0]], name)
     assert recipe.training == type(recipe.training)(**asdict(recipe.training))
     assert json.loads(json.dumps(asdict(recipe), allow_nan=False)) == asdict(recipe)
+
+
+@pytest.mark.parametrize("name", named_recipes())
+def test_every_value_in_a_shipped_recipe_has_a_comment(name: str) -> None:
+    lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ")  # on the recipe itself
+    for before, line in pairwise(lines):
+        if ": " in line and not line.lstrip().startswith("#"):
+            assert " # " in line or before.lstrip().startswith("# "), line
 
 
 @pytest.mark.parametrize("name", named_recipes())

@@ -11,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
-from flowllm.generation.sampling_run import refine, sample
+from flowllm.generation.sampling_run import run_refinement, run_sampling
 from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs, write_pairs
 from flowllm.training.refiner import train_refiner
@@ -107,8 +107,8 @@ def test_a_refiner_of_a_file_refines_files_and_not_a_priors_samples(
 
     out = tmp_path / "out"
     with pytest.raises(UserError, match="crystals of a file, .*use `flowllm refine FILE`"):
-        sample(1, refine=True, refiner=model, out=out, device="cpu")
+        run_sampling(1, refine=True, refiner=model, out=out, device="cpu")
     assert not out.exists()
-    outcome = refine(samples, refiner=model, out=out, device="cpu", skip_invalid=True)
+    outcome = run_refinement(samples, refiner=model, out=out, device="cpu", skip_invalid=True)
     # All but the one of four atoms: the refiner was trained on two.
     assert len(outcome.crystals) + outcome.failures.total() == len(SAMPLES) - 1
