@@ -5,7 +5,8 @@
 Nats per crystal, summed over its tokens, end of sequence included, so that tokenizers compare;
 the crystals are scored as they stand in the file after Niggli reduction. Under the grammar the
 probability at each token is shared out among the tokens that constrained decoding allows. IPT:
-`llm_prior.translation`. Every figure is a mean over the same random crystals with its standard error.
+`llm_prior.translation`. Every figure is a mean over the same random crystals, with its standard
+error.
 """
 
 from __future__ import annotations

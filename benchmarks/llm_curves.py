@@ -23,7 +23,7 @@ import torch
 
 from flowllm.crystals.io import read
 from flowllm.training.epochs import VirtualEpochs
-from flowllm.training.recipes import LLMRecipe, load_recipe
+from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset, Prior
 from llm_prior.scoring import log_likelihood
 
@@ -31,7 +31,12 @@ RECIPES = ("llm/small", "llm/smollm2-135m")
 
 
 def curve(
-    name: str, recipe: LLMRecipe, data: Sequence[Path], held_out: list, minutes: float, points: int
+    name: str,
+    recipe: PriorRecipe,
+    data: Sequence[Path],
+    held_out: list,
+    minutes: float,
+    points: int,
 ) -> tuple[list[dict], Prior]:
     """Train one recipe for so long: the loss at equal spaces of time, the start included, and the
     trained prior."""
@@ -121,7 +126,7 @@ def main(
     held_out = [crystal.structure for crystal in read(validation, limit=crystals)]
     rows = []
     for name in recipe:
-        loaded = load_recipe(LLMRecipe, name)
+        loaded = load_recipe(PriorRecipe, name)
         rows += curve(name, loaded, [data], held_out, minutes, points)[0]
     out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     with out.with_suffix(".csv").open("w", newline="") as file:

@@ -37,7 +37,7 @@ from flowllm.crystals.io import Crystal, read
 from flowllm.errors import InvalidCrystal
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
-from flowllm.training.recipes import LLMRecipe, load_recipe
+from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Prior, composition_conditions, propose
 
 LLAMA = "LLaMA-2 tokenizer"
@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 @contextmanager
-def llama_folder(tokenizer: Path, recipe: LLMRecipe) -> Iterator[str]:
+def llama_folder(tokenizer: Path, recipe: PriorRecipe) -> Iterator[str]:
     """A model of the recipe's size with random weights and LLaMA-2's 32,000 tokens."""
     size = recipe.model.architecture
     assert size is not None
@@ -150,12 +150,12 @@ def main(
                 raise click.UsageError(f"{LLAMA} needs --llama-tokenizer")
             continue
         overrides = ["training.warmup_steps=100", *filter(None, changes.split(","))]
-        recipe = load_recipe(LLMRecipe, "llm/release", overrides)
+        recipe = load_recipe(PriorRecipe, "llm/release", overrides)
         sets = [data] if name == MP_20_ALONE else [data, extra]
         if name == LLAMA:
             with llama_folder(llama_tokenizer, recipe) as folder:
                 overrides += ["model.architecture=null", f"model.name={folder}"]
-                recipe = load_recipe(LLMRecipe, "llm/release", overrides)
+                recipe = load_recipe(PriorRecipe, "llm/release", overrides)
                 rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
         else:
             rows, prior = curve(name, recipe, sets, held_out, minutes, 1)

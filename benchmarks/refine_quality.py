@@ -31,9 +31,9 @@ from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.io import Crystal, Crystals, read, write
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
-from flowllm.training.pairing.prior_pairs import pair
+from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import ARRAYS, read_pairs, write_pairs
-from flowllm.training.refiner import train_rfm
+from flowllm.training.refiner import train_refiner
 from rfm import PairedCrystal, Refiner, refine
 from rfm.alignment import align
 from rfm.integration import METHODS
@@ -179,7 +179,7 @@ class Bench:
         # More epochs than will be needed: the steps end the training.
         settings = {"training.epochs": 1000, "training.max_steps": self.steps, **row.overrides}
         folder = self.out / "runs" / name.split("(")[0].rstrip("-")
-        model = train_rfm(
+        model = train_refiner(
             RECIPE,
             pairs=None if uniform else pairs,
             data=[data] if uniform else (),

@@ -58,10 +58,10 @@ def training_prior(data: Path) -> str:
     """A step of `llm/small`."""
     from flowllm.crystals.io import read
     from flowllm.training.engine import train
-    from flowllm.training.recipes import LLMRecipe, load_recipe
+    from flowllm.training.recipes import PriorRecipe, load_recipe
     from llm_prior import Collator, CrystalTextDataset, Prior
 
-    recipe = load_recipe(LLMRecipe, "llm/small")
+    recipe = load_recipe(PriorRecipe, "llm/small")
     prior = Prior.build(recipe.model, recipe.text)
     prior.model.set_attn_implementation("eager")
     rows = [(c.id, c.structure, c.properties) for c in read(data, limit=8000)]
@@ -100,10 +100,10 @@ def training_refiner(data: Path) -> str:
     from flowllm.crystals.io import read
     from flowllm.training.engine import train
     from flowllm.training.pairing.table import targets_only
-    from flowllm.training.recipes import RFMRecipe, load_recipe
+    from flowllm.training.recipes import RefinerRecipe, load_recipe
     from rfm import PairDataset, Refiner, RefinerConfig, collate
 
-    recipe = load_recipe(RFMRecipe, "rfm/uniform")
+    recipe = load_recipe(RefinerRecipe, "rfm/uniform")
     pairs = PairDataset(targets_only(read(data, limit=8000)), base=recipe.base)
     refiner = Refiner(
         RefinerConfig(statistics=pairs.statistics, network=recipe.network, base=recipe.base)

@@ -1,4 +1,4 @@
-"""Put a trained pair into the package: bfloat16 weights, settings, and a model card each.
+"""Bundle a trained pair with the package: bfloat16 weights, settings and model cards.
 
 python tools/bundle.py weights --prior runs/prior/model --refiner runs/refiner/model
 python benchmarks/match_rate.py ../shared/data/mp20/val.parquet --out figures.json
@@ -31,33 +31,32 @@ NAMES = {"prior": "flowllm-mp20-prior", "refiner": "flowllm-mp20-refiner"}
 SUMMARIES = {
     "prior": "A LLaMA decoder that writes inorganic crystals as text (CrystalLLM, arXiv "
     "2402.04379): the first half of FlowLLM (arXiv 2410.23405).",
-    "refiner": "A velocity network that moves the atoms and the cell of a rough crystal to where a "
-    "stable one would have them, by Riemannian flow matching: the second half of FlowLLM (arXiv "
-    "2410.23405).",
+    "refiner": "A velocity network that moves the atoms and the cell of a rough crystal to a "
+    "stable structure by Riemannian flow matching: the second half of FlowLLM (arXiv 2410.23405).",
 }
 DATA = {
-    "prior": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197) and further crystals "
-    "of at most 20 atoms, all from the Materials Project (Jain et al. 2013, APL Materials 1, "
-    "011002), licence CC BY 4.0.",
+    "prior": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197) and additional "
+    "crystals of at most 20 atoms, all from the Materials Project (Jain et al. 2013, APL Materials "
+    "1, 011002), licence CC BY 4.0.",
     "refiner": "The training split of MP-20 (Xie et al. 2021, arXiv 2110.06197), from the "
     "Materials Project (Jain et al. 2013, APL Materials 1, 011002), licence CC BY 4.0, each "
     "crystal paired with samples of a prior.",
 }
 REDUCED = " Every crystal is reduced to its Niggli cell first."
 USE = (
-    "To propose inorganic crystals for calculations: `flowllm sample`, or "
-    "`flowllm.FlowLLM.from_pretrained()`. Research and teaching; not a source of facts on existing "
-    "materials."
+    "Research and teaching: proposals of inorganic crystals for calculations, with `flowllm "
+    "sample` or `flowllm.FlowLLM.from_pretrained()`. The model is not a source of facts about "
+    "existing materials."
 )
 LIMITS = (
-    "At most 20 atoms in the cell and elements up to fermium, ordered bulk crystals only. Trained "
-    "on calculated crystals near the hull, whose biases it has (many oxides and intermetallics). "
-    "It knows nothing of temperature, pressure, magnetism or charge. Nothing says that a crystal "
-    "that it makes is stable or can be made: relax it with a potential or with DFT before you "
-    "believe it. About one in forty validation targets has a near-duplicate among the prior's "
-    "further crystals."
+    "The model makes ordered bulk crystals of at most 20 atoms in the cell, with elements up to "
+    "fermium. It was trained on calculated crystals near the convex hull and shares their biases "
+    "(many oxides and intermetallics). Temperature, pressure, magnetism and charge are not taken "
+    "into account. A generated crystal need not be stable, and it may be impossible to make: relax "
+    "it with a potential or with DFT before use. About one in forty validation targets has a "
+    "near-duplicate among the additional crystals that the prior was trained on."
 )
-SHOWN = {  # of what `flowllm evaluate` measures
+SHOWN = {  # figures of `flowllm evaluate` that go into the card
     "structural_validity",
     "compositional_validity",
     "valid",
@@ -82,19 +81,20 @@ def main() -> None:
 @click.option(
     "--choice",
     type=PATH,
-    help="Of benchmarks/match_rate.py: the slope that matched most often becomes the refiner's.",
+    help="JSON of benchmarks/match_rate.py; the slope with the highest match rate becomes the "
+    "refiner's default.",
 )
 @click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
 def weights(prior: Path, refiner: Path, choice: Path | None, out: Path) -> None:
     """Write both models in bfloat16 to OUT/prior and OUT/refiner (default: the package's)."""
-    models = {"prior": Prior.from_pretrained(prior), "refiner": Refiner.from_pretrained(refiner)}
+    trained = Refiner.from_pretrained(refiner)
     if choice is not None:
         best = max(_refined(choice), key=lambda result: result["match_rate"]["value"])
-        config = models["refiner"].config
-        config.integration = replace(
-            config.integration, position_slope=best["position_slope"], steps=best["steps"]
+        trained.config.integration = replace(
+            trained.config.integration, position_slope=best["position_slope"], steps=best["steps"]
         )
         click.echo(f"chosen: {best['name']}")
+    models: dict[str, Prior | Refiner] = {"prior": Prior.from_pretrained(prior), "refiner": trained}
     for name, model in models.items():
         shutil.rmtree(out / name, ignore_errors=True)
         model.save_pretrained(out / name, dtype=torch.bfloat16)
@@ -108,14 +108,14 @@ def weights(prior: Path, refiner: Path, choice: Path | None, out: Path) -> None:
     "prior_recipes",
     required=True,
     multiple=True,
-    help="How it was trained: a text or a run folder, one for each training in a row.",
+    help="Recipe of the prior: a run folder, or a text. Repeat it for trainings in a row.",
 )
 @click.option(
     "--refiner-recipe",
     "refiner_recipes",
     required=True,
     multiple=True,
-    help="The same of the refiner.",
+    help="Recipe of the refiner, likewise.",
 )
 @click.option("--out", type=PATH, default=BUNDLED_PRIOR.parent)
 @click.argument("figures", nargs=-1, type=PATH)
@@ -125,8 +125,10 @@ def cards(
     out: Path,
     figures: tuple[Path, ...],
 ) -> None:
-    """Write both model cards, with what benchmarks/match_rate.py (its JSON) and `flowllm evaluate`
-    (metrics.json) measured of the pair."""
+    """Write both model cards.
+
+    FIGURES are the JSON of benchmarks/match_rate.py and the metrics.json of `flowllm evaluate`.
+    """
     measurements = [_measurement(file) for file in figures]
     for name, recipes, tag in (
         ("prior", prior_recipes, "llama"),
@@ -151,7 +153,7 @@ def cards(
 
 
 def _recipe(text: str) -> str:
-    if not os.path.isdir(text):  # where pathlib raises for a text too long to be a name
+    if not os.path.isdir(text):  # pathlib raises for a text that is too long to be a name
         return text
     folder = Path(text)
     run, info = read_identity(folder, RUN_FILE)

@@ -1,24 +1,24 @@
 #!/bin/bash
-# From crystals to the two bundled folders: train the prior, on all crystals and then on MP-20 alone,
-# sample pairs, train the refiner, choose its slope by validation, export in bfloat16, measure, write
-# the model cards. Run whole with trainings of 60 steps only: the bundled pair came from shorter
-# trainings of these kinds in a row, which its cards list.
+# Make the two bundled models from crystals: train the prior, on all crystals and then on MP-20 alone;
+# sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
+# measure them and write the model cards. The script has been run as a whole with trainings of
+# 60 steps only: the bundled pair comes from a series of shorter trainings, listed in its cards.
 #
-#   tools/release.sh              # hours on two cores; killed at any moment, the same goes on
+#   tools/release.sh              # hours on two cores; after a kill the same command continues
 #   DRY=1 tools/release.sh        # only print the commands
 #
-# Every stage keeps its own folder in $RUNS and is skipped, or gone on with, where it is there.
-# Settings, by environment:
-#   DATA      train.parquet and val.parquet of MP-20 in mp20/, train.parquet in mp_extra/
-#   RUNS      where the runs go
-#   BUNDLE    where the two model folders go
+# Every stage has its own folder in $RUNS; finished stages are skipped, unfinished ones continue.
+# Settings, as environment variables:
+#   DATA      folder with train.parquet and val.parquet of MP-20 in mp20/, train.parquet in mp_extra/
+#   RUNS      folder for the runs
+#   BUNDLE    folder for the two model folders
 #   DEVICE    cpu, cuda or auto
-#   SAMPLES, TEMPERATURE   pairs per target, and the temperature that the prior draws them at
-#   TARGETS   validation targets: half as many to choose the slope, all for the figures
+#   SAMPLES, TEMPERATURE   pairs per target, and temperature at which the prior draws them
+#   TARGETS   validation targets of the figures; half as many are used to choose the slope
 #   WORKERS   processes
 #   LIMIT     arguments of `flowllm pair`, such as "--limit 64"
-#   PRIOR, LAST, REFINER   overrides of the recipes, such as "training.epochs=1"; LAST those of the
-#             prior's last training, on MP-20 alone
+#   PRIOR, LAST, REFINER   overrides of the recipes, such as "training.epochs=1"; LAST is for the last
+#             training of the prior, on MP-20 alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,7 +42,7 @@ run() {
     [[ -n ${DRY:-} ]] || "$@"
 }
 
-# A training goes on with --resume, which needs no checkpoint to be there.
+# --resume continues a training, and starts it if there is no checkpoint yet.
 run flowllm train-llm --config llm/release --data "$DATA/mp20/train.parquet" \
     --data "$DATA/mp_extra/train.parquet" --validation "$DATA/mp20/val.parquet" --skip-invalid \
     --out "$RUNS/prior-of-all" --device "$DEVICE" --resume "${PRIOR[@]}"
@@ -63,7 +63,8 @@ run flowllm train-rfm --config rfm/release --pairs "$RUNS/pairs/pairs.parquet" \
     --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
     --device "$DEVICE" --resume "${REFINER[@]}"
 
-# Chosen on another random draw of targets than the one that the card reports; some are in both.
+# The slope is chosen on another random draw of targets than the figures of the card; some targets are
+# in both.
 [[ -e $RUNS/choice.json ]] ||
     run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n $((TARGETS / 2)) --seed 1 \
         --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \

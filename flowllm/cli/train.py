@@ -9,7 +9,6 @@ import click
 
 from flowllm.cli.options import (
     DEVICE,
-    LIMIT,
     OUT,
     OVERRIDES,
     PATH,
@@ -44,20 +43,18 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
     click.echo(train_prior(out=out, **given(arguments)))
 
 
-@click.command("pair", cls=Command, config="flowllm.training.pairing.prior_pairs:PairingConfig")
+@click.command("pair", cls=Command, config="flowllm.training.pairing.config:PairingConfig")
 @click.argument("data", type=PATH)
 @run_option(
     "--samples", type=PATH, help="Crystals of another origin, instead of the prior's samples."
 )
 @PRIOR
 @OUT
-@LIMIT
-@SKIP
 @WORKERS
 @DEVICE
 def pair_command(data: Path, out: Path, **arguments: Any) -> None:
     """Pair samples of the prior, or crystals of a file, with the crystals of DATA."""
-    from flowllm.training.pairing.prior_pairs import pair
+    from flowllm.training.pairing.run import pair
 
     outcome = pair(data, out=out, **given(arguments))
     click.echo(outcome.file)

@@ -118,7 +118,8 @@ def prior_scores(
 ) -> list[float]:
     """Return log p(text | conditions and composition) of each crystal in nats.
 
-    It is -inf for a sample without a crystal. The text describes the Niggli cell, as in training. Refining does not move the origin.
+    It is -inf for a sample without a crystal. The text describes the Niggli cell, as in training.
+    Refining does not move the origin.
     """
     prompts, texts, scores = [], [], [-math.inf] * len(samples)
     scored = []

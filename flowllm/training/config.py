@@ -1,106 +1,85 @@
-"""The hyperparameters of training: those that both stages share, and the refiner's own."""
+"""Hyperparameters of training: the common ones of both stages, and the additional ones of the
+refiner."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from flowllm.errors import UserError
+from flowllm.system.options import Options, option
 
-_POSITIVE = (
-    *("epochs", "batch_size", "gradient_accumulation", "learning_rate"),
-    *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
-)
-_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "max_grad_norm", "num_workers")
-# What a resumed run may change: they decide what is written on the way, not the weights, or (only
-# `compile`) how fast they are computed, which rounds otherwise.
+# A resumed run may change these keys. They do not change the weights, except that `compile` rounds
+# in another order.
 WITHOUT_EFFECT = (
     *("save_steps", "eval_steps", "eval_crystals", "logging_steps"),
     *("match_steps", "match_crystals", "num_workers", "report_to", "compile"),
 )
-_TRACKERS = ("none", "tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Hyperparameters that both stages share.
+class TrainingConfig(Options):
+    """Hyperparameters of both stages: the section `training` of a recipe.
 
-    Attributes:
-        epochs: passes over the data.
-        batch_size: crystals per device and forward pass.
-        gradient_accumulation: forward passes per optimiser step.
-        learning_rate: peak of a cosine schedule after a linear warm-up.
-        warmup_steps: optimiser steps of the warm-up; below 1 it is a share of all steps.
-        weight_decay: of AdamW.
-        beta2: of AdamW.
-        max_grad_norm: gradients are clipped to this norm.
-        bf16: matrix products in bfloat16 (autocast), weights in float32.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
-        ema_decay: decay of the moving average of the weights; 0 keeps none.
-        save_steps: optimiser steps between checkpoints.
-        eval_steps: optimiser steps between evaluations on the validation set.
-        eval_crystals: how many crystals of the validation set that looks at.
-        logging_steps: optimiser steps between log lines.
-        max_steps: stop after this many optimiser steps, if the epochs have not ended before: it
-            caps them and never extends them; -1 runs all epochs.
-        num_workers: processes that prepare batches.
-        report_to: `tensorboard`, `wandb` or `none`.
+    Raises:
+        UserError: if a value is out of range, with the key as `training.KEY`.
     """
 
-    epochs: float = 1
-    batch_size: int = 64
-    gradient_accumulation: int = 1
-    learning_rate: float = 1e-3
-    warmup_steps: float = 0.02
-    weight_decay: float = 0.01
-    beta2: float = 0.99
-    max_grad_norm: float = 1.0
-    bf16: bool = True
-    gradient_checkpointing: bool = False
-    ema_decay: float = 0.0
-    save_steps: int = 500
-    eval_steps: int = 500
-    eval_crystals: int = 1000
-    logging_steps: int = 50
-    max_steps: int = -1
-    num_workers: int = 0
-    report_to: str = "none"
+    epochs: float = option(1, "Passes over the data.", above=0)
+    batch_size: int = option(64, "Crystals per device and forward pass.", minimum=1)
+    gradient_accumulation: int = option(1, "Forward passes per optimiser step.", minimum=1)
+    learning_rate: float = option(
+        1e-3, "Peak of the cosine schedule, after a linear warm-up.", above=0
+    )
+    warmup_steps: float = option(
+        0.02, "Optimiser steps of the warm-up; a value below 1 is a share of all steps.", minimum=0
+    )
+    weight_decay: float = option(0.01, "Weight decay of AdamW.", minimum=0)
+    beta2: float = option(0.99, "Decay of the second moment estimate of AdamW.", minimum=0, below=1)
+    max_grad_norm: float = option(1.0, "Norm to which gradients are clipped.", minimum=0)
+    bf16: bool = option(
+        True, "Compute matrix products in bfloat16 (autocast); weights stay in float32."
+    )
+    gradient_checkpointing: bool = option(
+        False, "Compute activations again in the backward pass, to save memory."
+    )
+    ema_decay: float = option(
+        0.0, "Decay of the moving average of the weights; 0 keeps no average.", minimum=0, below=1
+    )
+    save_steps: int = option(500, "Optimiser steps between checkpoints.", minimum=1)
+    eval_steps: int = option(
+        500, "Optimiser steps between evaluations on the validation set.", minimum=1
+    )
+    eval_crystals: int = option(1000, "Crystals of the validation set in an evaluation.", minimum=1)
+    logging_steps: int = option(50, "Optimiser steps between log lines.", minimum=1)
+    max_steps: int = option(
+        -1, "Optimiser steps after which to stop before the last epoch; -1 sets no limit.",
+        minimum=-1,
+    )  # fmt: skip
+    num_workers: int = option(0, "Processes that prepare batches.", minimum=0)
+    report_to: str = option("none", "Experiment tracker.", choices=("none", "tensorboard", "wandb"))
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"training.{name} must be above 0, not {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"training.{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("beta2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"training.{name} must be in [0, 1), not {getattr(self, name)}")
-        if self.max_steps < 1 and self.max_steps != -1:
-            raise UserError(f"training.max_steps must be above 0, or -1, not {self.max_steps}")
-        if self.report_to not in _TRACKERS:
-            raise UserError(
-                f"training.report_to must be one of {', '.join(_TRACKERS)}, not {self.report_to!r}"
-            )
+        try:
+            super().__post_init__()
+            if self.max_steps == 0:
+                raise UserError("max_steps is 0; give 1 or more, or -1 for no limit")
+        except UserError as error:
+            raise UserError(f"training.{error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefinerTrainingConfig(TrainingConfig):
-    """Those of a refiner, whose crystals are matched with their targets while it trains.
+    """Hyperparameters of a refiner, which also refines validation crystals while it trains."""
 
-    Attributes:
-        match_steps: optimiser steps between such matchings; each comes with the next evaluation.
-        match_crystals: how many crystals of the validation set are refined for it.
-        compile: `torch.compile` the messages of the network, which needs a C++ compiler and half a
-            minute. On the CPU it was as fast without (1.0 times); meant for GPUs, untried there.
-    """
-
-    match_steps: int = 2000
-    match_crystals: int = 128
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("match_steps", "match_crystals"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training.{name} must be above 0, not {getattr(self, name)}")
+    match_steps: int = option(
+        2000,
+        "Optimiser steps between measurements of the match rate, each at the next evaluation.",
+        minimum=1,
+    )
+    match_crystals: int = option(
+        128, "Validation crystals that are refined to measure the match rate.", minimum=1
+    )
+    # It takes half a minute and gained nothing on the CPU (1.0 times). Not yet tried on a GPU.
+    compile: bool = option(
+        False, "Compile the messages of the network (torch.compile); needs a C++ compiler."
+    )

@@ -1,10 +1,10 @@
-"""The one training engine of both stages: `transformers.Trainer` on accelerate, and what it lacks.
+"""Training engine of both stages: `transformers.Trainer` on accelerate with four additions.
 
-1. A draw is a function of (seed, absolute sample position): `draws.py`.
-2. A checkpoint counts only when its COMPLETE marker with file hashes exists: `checkpoints.py`.
-3. A loss that is not finite is shown, its gradient is dropped, and a few in a row stop the run
-   with the ids of the batch.
-4. An exponential moving average of the weights, kept in the checkpoint: `averaging.py`.
+1. A draw is a function of the seed and the absolute position in the run (`epochs`).
+2. A checkpoint counts only with its COMPLETE marker, which holds the hashes (`checkpoints`).
+3. The gradient of a loss that is not finite is dropped, with a log line. Several such losses in a
+   row stop the run with the ids of the batch.
+4. Every checkpoint holds an exponential moving average of the weights, if one is kept (`ema`).
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import mark_complete, newest_complete, verify
 from flowllm.system.device import pick_device
+from flowllm.training.checkpoints import mark_complete, newest_complete, verify_checkpoint
 from flowllm.training.config import TrainingConfig
 from flowllm.training.ema import WeightAverage
 from flowllm.training.epochs import Drawable, VirtualEpochs
 from flowllm.training.fsdp import check_sharding, gather_weights, shard_on_cpu
-from flowllm.training.log import Log, Pace, Progress
+from flowllm.training.progress import TrainingBar, TrainingLog, TrainingRate
 
 log = logging.getLogger(__name__)
 
-# Figures by name, of a model in eval mode at this state of the run; every process calls it.
-Evaluation = Callable[[torch.nn.Module, TrainerState], Mapping[str, float]]
+# Takes the model in eval mode and the state of the run, and returns figures by name. Every process
+# calls it.
+Evaluator = Callable[[Any, TrainerState], Mapping[str, float]]
 
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
-# Kept checkpoints. More than one, because an old one is deleted before the newest is marked.
+# Checkpoints that are kept. More than one, because an old one is deleted before the newest is
+# marked.
 _KEPT = 3
 
 
@@ -54,20 +56,22 @@ class NonFiniteLoss(UserError):
 
 
 class _EngineTrainer(Trainer):
-    """`Trainer` with complete-marked checkpoints, a guard against NaN, and an average."""
+    """`Trainer` with marked checkpoints, a guard against NaN, and an average of the weights."""
 
     def __init__(
         self,
-        *args: Any,
+        model: torch.nn.Module,
+        *,
         average: WeightAverage | None,
-        evaluation: Evaluation | None,
-        pace: Pace,
+        evaluator: Evaluator | None,
+        rate: TrainingRate,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(model, **kwargs)
+        self.module = model
         self.average = average
-        self.evaluation = evaluation
-        self.pace = pace
+        self.evaluator = evaluator
+        self.rate = rate
         self._non_finite_in_a_row = 0
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -79,7 +83,7 @@ class _EngineTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         ids = inputs.pop("ids")
-        self.pace.add(len(ids), inputs.get("attention_mask"))
+        self.rate.add(len(ids), inputs.get("attention_mask"))
         loss = super().training_step(model, inputs, num_items_in_batch)
         # Every process must agree, or one would step on gradients that another has dropped.
         finite = bool(self.accelerator.gather(torch.isfinite(loss).reshape(1)).all())
@@ -107,15 +111,15 @@ class _EngineTrainer(Trainer):
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Of the weights that the run ends with."""
+        """Evaluate the averaged weights, with which the run ends, if an average is kept."""
         averaged = (
-            contextlib.nullcontext() if self.average is None else self.average.applied(self.model)
+            contextlib.nullcontext() if self.average is None else self.average.applied(self.module)
         )
         with averaged:
-            if self.evaluation is None:
+            if self.evaluator is None:
                 return super().evaluate(*args, **kwargs)
-            self.model.eval()  # a training step turns it back
-            found = self.evaluation(self.model, self.state)
+            self.module.eval()  # the next training step sets it back
+            found = self.evaluator(self.module, self.state)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -124,21 +128,24 @@ class _EngineTrainer(Trainer):
         return metrics
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A tied weight is stored once, under the name of the other: it is not missing."""
-        tied = getattr(self.model, "all_tied_weights_keys", {})
+        """Do not report tied weights as missing: they are stored once, under another name."""
+        tied = getattr(self.module, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Into a checkpoint, where sharded weights are already, in the file that FSDP reads.
+        """Write the weights to a checkpoint.
 
-        An adapter goes alone: embeddings that its base was given are the same at every load."""
+        Sharded weights are there already, in the file that FSDP reads. An adapter is written
+        without its base, whose added embeddings are the same at every load.
+        """
         if self.is_fsdp_enabled:
             return
-        if not hasattr(self.model, "peft_config"):
+        if not hasattr(self.module, "peft_config"):
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            self.model.save_pretrained(output_dir, save_embedding_layers=False)
+            adapter: Any = self.module  # a PeftModel; peft is imported only where it is used
+            adapter.save_pretrained(output_dir, save_embedding_layers=False)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -163,43 +170,44 @@ def train(
     seed: int,
     resume: bool = False,
     validation: Drawable | None = None,
-    evaluation: Evaluation | None = None,
+    evaluator: Evaluator | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Train `model` in place; with an EMA it ends with the averaged weights.
+    """Train a model in place. If an average of the weights is kept, the model ends with it.
 
-    Of sharded weights (FSDP) the first process ends with all, on the CPU, and the others with none.
+    With sharded weights (FSDP) the model of the first process ends with all weights, on the CPU,
+    and the models of the other processes end without weights.
 
     Args:
         model: its forward takes the collated batch and returns a loss.
         data: training crystals.
-        collate: items -> batch; keeps the crystals' ids under `ids`.
+        collate: makes a batch of items; the batch holds the crystals' ids under `ids`.
         config: hyperparameters.
-        folder: checkpoints go to `folder/checkpoint-STEP`.
-        seed: of the draws, the order and the dropout.
+        folder: run folder; checkpoints go to `folder/checkpoint-STEP`.
+        seed: seed of the draws, the order and the dropout.
         resume: go on from the newest complete checkpoint in `folder`, if there is one.
-        validation: crystals whose mean loss is logged every `eval_steps` and at the end; always
-            drawn alike.
-        evaluation: gives what is logged then instead.
+        validation: crystals whose mean loss is logged every `eval_steps` and at the end; every
+            evaluation makes the same draws.
+        evaluator: called at the same times instead; its figures are logged.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
         Losses, steps and rates of the run, as the Trainer reports them.
 
     Raises:
-        UserError: a damaged checkpoint (named), losses that stay non-finite, a device or an
-            experiment tracker that is not there, a model without gradient checkpointing, or
-            settings that sharded weights (FSDP) do not allow.
+        UserError: if a checkpoint is damaged, the device or the experiment tracker is absent, the
+            model has no gradient checkpointing, or sharded weights (FSDP) do not allow a setting.
+        NonFiniteLoss: if five losses in a row are not finite.
     """
     device = training_device(device)
     _check(config, model)
     checkpoint = newest_complete(folder) if resume else None
     if checkpoint is not None:
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
         log.info("resuming from %s", checkpoint)
 
-    pace = Pace()
-    callbacks: list[TrainerCallback] = [Log()]
+    rate = TrainingRate()
+    callbacks: list[TrainerCallback] = [TrainingLog()]
     average = None
     if config.ema_decay:
         average = WeightAverage(model, config.ema_decay)
@@ -207,8 +215,8 @@ def train(
             average.load(checkpoint)
         callbacks.append(average)
 
-    arguments = _arguments(config, folder, seed, device, evaluates=bool(validation or evaluation))
-    if arguments.n_gpu > 1:  # the Trainer would split each batch among them, its loss with it
+    arguments = _arguments(config, folder, seed, device, evaluates=bool(validation or evaluator))
+    if arguments.n_gpu > 1:  # the Trainer would split each batch, and its loss, among them
         raise UserError(
             f"{arguments.n_gpu} GPUs and one process: start with `accelerate launch --multi_gpu -m "
             "flowllm ...`, or choose one GPU with CUDA_VISIBLE_DEVICES=0"
@@ -219,27 +227,27 @@ def train(
         draws = config.max_steps * config.gradient_accumulation * config.batch_size
         draws *= arguments.world_size
     trainer = _EngineTrainer(
-        model=model,
+        model,
         args=arguments,
         train_dataset=VirtualEpochs(
             data, epochs=config.epochs, batch_size=config.batch_size, seed=seed, limit=draws
         ),
-        # The Trainer insists on a data set where it evaluates.
+        # The Trainer requires a data set for evaluations, even if it is not used.
         eval_dataset=()
         if validation is None
         else VirtualEpochs(validation, epochs=1, batch_size=config.batch_size, seed=seed),
         data_collator=collate,
         callbacks=callbacks,
         average=average,
-        evaluation=evaluation,
-        pace=pace,
+        evaluator=evaluator,
+        rate=rate,
     )
     if trainer.is_fsdp_enabled:
         check_sharding(trainer.accelerator, ema_decay=config.ema_decay)
-    trainer.callback_handler.callbacks.insert(0, pace)  # what it adds, all others log
+    trainer.callback_handler.callbacks.insert(0, rate)  # the other callbacks log what it adds
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    trainer.add_callback(Progress())
+    trainer.add_callback(TrainingBar())
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if average is not None:
         average.copy_to(model)
@@ -249,10 +257,18 @@ def train(
 
 
 def training_device(device: str) -> str:
-    """`cpu` or `cuda`; which of several GPUs is up to torchrun and CUDA_VISIBLE_DEVICES.
+    """Return the kind of device that a training uses.
+
+    torchrun and CUDA_VISIBLE_DEVICES choose among several GPUs.
+
+    Args:
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        `cpu` or `cuda`.
 
     Raises:
-        UserError: another name, or no GPU for `cuda`.
+        UserError: if the name is another one, or if it is `cuda` and there is no GPU.
     """
     if ":" in device:
         raise UserError(
@@ -262,7 +278,7 @@ def training_device(device: str) -> str:
 
 
 def _check(config: TrainingConfig, model: torch.nn.Module) -> None:
-    """Refuse what only this model or this installation makes impossible."""
+    """Refuse settings that are impossible with this model or this installation."""
     if config.gradient_checkpointing and not hasattr(model, "activation_checkpointing_enable"):
         raise UserError(
             f"a {type(model).__name__} has no gradient checkpointing; "
@@ -280,7 +296,7 @@ def _arguments(
 ) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=1,  # VirtualEpochs holds all of them, or training.max_steps
+        num_train_epochs=1,  # VirtualEpochs holds all of them, up to training.max_steps
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -293,7 +309,7 @@ def _arguments(
         bf16=config.bf16,
         activation_checkpointing=config.gradient_checkpointing,
         use_cpu=device == "cpu",
-        # transformers seeds numpy with it, which takes 32 bits.
+        # transformers seeds numpy with it, and numpy takes 32 bits.
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         train_sampling_strategy="sequential",
         remove_unused_columns=False,

@@ -1,7 +1,7 @@
-"""Which crystal is drawn, and how, as a function of the seed and an absolute position alone.
+"""Draws of a training: functions of the seed and the absolute position in the run.
 
-A run over many epochs is one long data set. A resumed run starts at the position where the other
-stopped and repeats it bit for bit, in the middle of an epoch and with any number of workers.
+A run of many epochs reads one long data set. A resumed run starts at the position where the first
+one stopped, also within an epoch, and draws the same items with any number of workers.
 """
 
 from __future__ import annotations
@@ -17,24 +17,28 @@ _WINDOW = 50  # batches within which draws are sorted by size
 
 
 class Drawable(Protocol):
-    """A data set whose every draw is a function of an index and a random generator."""
+    """A data set that draws training examples from an index and a random generator alone."""
 
-    def __len__(self) -> int: ...
-
-    def size(self, index: int, rng: np.random.Generator) -> int:
-        """How large the draw with a generator in this state is, about."""
+    def __len__(self) -> int:
+        """Return the number of crystals."""
         ...
 
-    def draw(self, index: int, rng: np.random.Generator) -> Mapping[str, Any]: ...
+    def size(self, index: int, rng: np.random.Generator) -> int:
+        """Return the approximate size of the draw that a generator in this state gives."""
+        ...
+
+    def draw(self, index: int, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Return a training example of the crystal at an index."""
+        ...
 
 
 class VirtualEpochs(torch.utils.data.Dataset):
-    """`epochs` passes over a data set as one long map-style data set.
+    """Several passes over a data set as one long map-style data set.
 
-    The item at an absolute position is a function of (seed, position) alone, so it does not depend
-    on what was drawn before, by which worker, or in which run. Each pass is a fresh permutation;
-    within windows of it the draws are put in batches of like size. The remainder that fills no
-    batch is another random one in each pass.
+    The item at an absolute position is a function of (seed, position) alone. It does not depend on
+    earlier draws, on the worker, or on the run. Each pass is a fresh permutation; within windows of
+    it, draws of similar size share a batch. Crystals that fill no batch are left out of a pass,
+    other ones in each pass.
     """
 
     def __init__(
@@ -46,7 +50,15 @@ class VirtualEpochs(torch.utils.data.Dataset):
         seed: int,
         limit: int | None = None,
     ) -> None:
-        """Take a data set; `limit` ends the passes after so many draws."""
+        """Make the data set.
+
+        Args:
+            data: crystals to draw from.
+            epochs: passes over the crystals, also fractions.
+            batch_size: crystals in a batch.
+            seed: decides order and draws.
+            limit: largest number of draws; None: no limit.
+        """
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
@@ -68,11 +80,11 @@ class VirtualEpochs(torch.utils.data.Dataset):
         return self.data.draw(int(self._permutation[place]), self._generator(epoch, place))
 
     def size(self, position: int) -> int:
-        """How large the item at an absolute position is, about."""
+        """Return the approximate size of the item at an absolute position."""
         return self._size(*self._place(position))
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Epoch of a position, and its place in that epoch's permutation."""
+        """Return the epoch of a position and its place in the permutation of that epoch."""
         epoch, at = divmod(position, self.epoch_length)
         window, offset = divmod(at, _WINDOW * self.batch_size)
         if epoch != self._epoch:
@@ -85,7 +97,7 @@ class VirtualEpochs(torch.utils.data.Dataset):
         return epoch, int(self._places[offset])
 
     def _arrange(self, epoch: int, window: int) -> np.ndarray:
-        """The places of one window: in batches of like size, and these in random order."""
+        """Return the places of one window: in batches of similar size, the batches shuffled."""
         start = window * _WINDOW * self.batch_size
         end = min(start + _WINDOW * self.batch_size, self.epoch_length)
         sizes = [self._size(epoch, place) for place in range(start, end)]
@@ -98,7 +110,10 @@ class VirtualEpochs(torch.utils.data.Dataset):
         return self.data.size(int(self._permutation[place]), self._generator(epoch, place))
 
     def _generator(self, epoch: int, place: int) -> np.random.Generator:
-        """Of one draw. It belongs to the place before the sorting, which must know the draw."""
+        """Return the generator of one draw.
+
+        It belongs to the place before the sorting by size, because the size depends on the draw.
+        """
         return self._random(1, epoch * self.epoch_length + place)
 
     def _random(self, *key: int) -> np.random.Generator:

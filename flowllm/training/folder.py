@@ -1,21 +1,24 @@
-"""The run folder of a training: what was asked in `run.json`, checkpoints, at the end `model/`."""
+"""Run folder of a training: `run.json`, `checkpoint-STEP/`, and at the end `model/`."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
-from flowllm.hub.card import write_training_card
-from flowllm.runs.checkpoints import remove_incomplete
+from flowllm.hub.card import write_card
 from flowllm.runs.identity import claimed
 from flowllm.system.files import publish
 from flowllm.system.versions import versions
+from flowllm.training.checkpoints import newest_complete, remove_incomplete
 from flowllm.training.config import WITHOUT_EFFECT
 
 RUN_FILE = "run.json"
@@ -23,12 +26,12 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run folder of a training.
+    """Run folder of a training.
 
     Attributes:
         folder: holds `run.json`, `checkpoint-STEP/` and at the end `model/`.
-        run: what was asked, as in `run.json`.
-        first: whether this process is the one of several (torchrun) that writes.
+        run: stage, recipe, hashes of the data and seed, as in `run.json`.
+        first: True in the process that writes, if several train together (torchrun).
     """
 
     folder: Path
@@ -37,22 +40,56 @@ class TrainingRun:
 
     @property
     def model(self) -> Path:
-        """Where the finished model goes."""
+        """Folder of the finished model."""
         return self.folder / "model"
 
     @property
     def finished(self) -> bool:
-        """Whether the finished model is there."""
+        """True if the finished model is there."""
         return self.model.is_dir()
 
     def publish(self, save: Callable[[Path], object]) -> Path:
-        """Write the finished model and its card, whole or not at all."""
+        """Write the finished model and its model card, whole or not at all.
+
+        Args:
+            save: writes the model to a folder.
+
+        Returns:
+            The folder of the model. Only the first process writes it.
+        """
 
         def save_with_card(path: Path) -> None:
             save(path)
-            write_training_card(path, self.run, self.folder)
+            self._write_card(path)
 
         return publish(self.model, save_with_card) if self.first else self.model
+
+    def _write_card(self, model: Path) -> None:
+        data = "\n".join(f"- `{d['name']}`, sha256 `{d['sha256']}`" for d in self.run["data"])
+        stage, seed, validation = (self.run[key] for key in ("stage", "seed", "validation"))
+        sections = {
+            "": f"Trained by `flowllm {stage}`, seed {seed}.",
+            "Data": f"{data}\n\nThe licence of the data was not recorded.",
+            "Recipe": f"```yaml\n{yaml.safe_dump(self.run['recipe'], sort_keys=False)}```",
+            "Limits": "The crystals that this model generates have not been evaluated "
+            "(`flowllm evaluate`).",
+        }
+        if (loss := self._last_validation_loss()) is not None:
+            step, value = loss
+            sections["Validation"] = (
+                f"Loss {value:.4f} at step {step}, on `{validation['name']}`, sha256 "
+                f"`{validation['sha256']}`."
+            )
+        write_card(model, name=f"{stage} model", sections=sections, tags=["crystals", "materials"])
+
+    def _last_validation_loss(self) -> tuple[int, float] | None:
+        """Return step and loss of the last evaluation in the newest checkpoint, or None."""
+        checkpoint = newest_complete(self.folder)
+        if checkpoint is None:
+            return None
+        history = json.loads((checkpoint / "trainer_state.json").read_bytes())["log_history"]
+        losses = [(line["step"], line["eval_loss"]) for line in history if "eval_loss" in line]
+        return losses[-1] if losses else None
 
 
 @contextlib.contextmanager
@@ -66,31 +103,46 @@ def training_run(
     seed: int,
     resume: bool,
 ) -> Iterator[TrainingRun]:
-    """Open or go on with the run folder of a training, held against other processes.
+    """Open a new or an existing run folder and hold it against other processes.
 
-    A run that ends before its first checkpoint, on bad data for instance, gives the folder back.
+    A run that ends before its first checkpoint, for instance on bad data, leaves the folder free.
+
+    Args:
+        out: the run folder.
+        stage: name of the command, `train-llm` or `train-rfm`.
+        recipe: all settings, as plain JSON.
+        data: files and folders that the training reads.
+        validation: file or folder of the validation set.
+        seed: seed of the run.
+        resume: accept a folder that holds this run already.
+
+    Yields:
+        The run.
 
     Raises:
-        UserError: a data file is missing, or the folder holds another run, foreign files, or this
-            run and `resume` is not given.
+        UserError: if a data file is missing, or if the folder holds another run, foreign files, or
+            this run without `resume`.
     """
     out = Path(out)
     if int(os.environ.get("RANK", "0")):
         yield TrainingRun(out, {}, first=False)
         return
+    for path in [*data, *([] if validation is None else [validation])]:
+        if not Path(path).exists():
+            raise UserError(f"there is no file or folder {path}; check the path")
+    compared = {
+        key: value for key, value in recipe["training"].items() if key not in WITHOUT_EFFECT
+    }
     run = {
         "stage": stage,
-        "recipe": {
-            **recipe,
-            "training": {k: v for k, v in recipe["training"].items() if k not in WITHOUT_EFFECT},
-        },
+        "recipe": {**recipe, "training": compared},
         "data": [_fingerprint(path) for path in data],
         "validation": None if validation is None else _fingerprint(validation),
         "seed": seed,
     }
-    there = (out / RUN_FILE).exists()
+    existed = (out / RUN_FILE).exists()
     with claimed(out, RUN_FILE, run, info={"recipe": recipe, **versions()}):
-        if there and not resume:
+        if existed and not resume:
             raise UserError(
                 f"{out} holds this run already; go on with it by resume=True (--resume)"
             )
@@ -99,7 +151,4 @@ def training_run(
 
 
 def _fingerprint(path: str | Path) -> dict[str, str]:
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no file or folder {path}")
-    return {"name": path.name, "sha256": input_hash(path)}
+    return {"name": Path(path).name, "sha256": input_hash(Path(path))}

@@ -1,7 +1,7 @@
-"""Weights that the processes of a training share out (FSDP 2), and that are whole again at its end.
+"""Sharded weights: FSDP 2 for trainings of several processes, and whole weights at the end.
 
-Started by `accelerate launch --use_fsdp`; each process keeps its shard of every weight and gathers
-a layer when it computes with it.
+`accelerate launch --use_fsdp` starts such a training. Each process keeps its shard of every weight
+and gathers the weights of a layer while it computes with them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from flowllm.errors import UserError
 
 
 def shard_on_cpu(accelerator: Accelerator) -> None:
-    """Let `--use_fsdp` have its way in CPU processes too.
+    """Make `--use_fsdp` take effect in CPU processes.
 
-    accelerate 1.15 drops it there: `AcceleratorState.__init__` asks for ACCELERATE_USE_FSDP only
-    under the kinds of processes that have a GPU. torch's FSDP 2 itself runs on gloo.
+    accelerate 1.15 ignores it there: `AcceleratorState.__init__` looks at ACCELERATE_USE_FSDP only
+    for kinds of processes that have a GPU. FSDP 2 of torch itself runs on gloo.
+
+    Args:
+        accelerator: its state is changed in place.
     """
     state = accelerator.state
     if state.distributed_type is DistributedType.MULTI_CPU and parse_flag_from_env(
@@ -38,16 +41,20 @@ def shard_on_cpu(accelerator: Accelerator) -> None:
 
 
 def check_sharding(accelerator: Accelerator, *, ema_decay: float) -> None:
-    """Refuse what a sharded training cannot do.
+    """Check that a sharded training is possible with these settings.
+
+    Args:
+        accelerator: of a training with FSDP.
+        ema_decay: decay of the moving average of the weights.
 
     Raises:
-        UserError: FSDP 1, sharded checkpoints, or a moving average of the weights.
+        UserError: if FSDP 1, sharded checkpoints or a moving average of the weights are set.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise UserError("FSDP 1 is not supported; start it with accelerate launch --fsdp_version 2")
     if plugin.state_dict_type is not StateDictType.FULL_STATE_DICT:
-        # Reading the others back unpickles a file.
+        # torch reads the other kinds of checkpoints back by unpickling a file.
         raise UserError(
             "sharded checkpoints are not supported; start it with accelerate launch "
             "--fsdp_state_dict_type FULL_STATE_DICT"
@@ -57,22 +64,22 @@ def check_sharding(accelerator: Accelerator, *, ema_decay: float) -> None:
 
 
 def gather_weights(model: torch.nn.Module, *, keep: bool) -> None:
-    """Make the weights of a sharded model whole again, on the CPU; every process must call it.
+    """Replace the sharded weights of a model by whole ones on the CPU; every process must call it.
 
     Args:
-        model: changed in place; it can be saved then, and no longer trained.
-        keep: whether this process wants the weights. On the others they stay without numbers
-            (meta), so that the memory of a machine holds them once.
+        model: changed in place; it can be saved afterwards, but no longer trained.
+        keep: True in the process that needs the weights. In the other ones they become tensors
+            without numbers (meta), so that the memory of a machine holds the weights once.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # an evaluation leaves the outermost weights gathered
-    whole: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied weights stay one
+    whole: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied weights stay tied
     for module in model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             if not isinstance(weight, DTensor):
                 continue
             if weight not in whole:
-                values = weight.detach().full_tensor().to("cpu" if keep else "meta")
+                values = weight.full_tensor().detach().to("cpu" if keep else "meta")
                 whole[weight] = torch.nn.Parameter(values, requires_grad=weight.requires_grad)
             module.register_parameter(name, whole[weight])

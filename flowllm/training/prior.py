@@ -1,24 +1,21 @@
-"""`flowllm train-llm`: crystals -> text prior."""
+"""Training of the prior on crystals: `flowllm train-llm`.
+
+Arguments, recipe and folders are checked before torch is imported.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from flowllm.crystals.io import read
 from flowllm.errors import UserError
-from flowllm.system.files import publish
-from flowllm.training.engine import train, training_device
 from flowllm.training.folder import TrainingRun, training_run
-from flowllm.training.recipes import LLMRecipe, load_recipe
-from llm_prior import Collator, CrystalTextDataset, Prior
+from flowllm.training.recipes import PriorRecipe, load_recipe
 
 
-def train_llm(
+def train_prior(
     config: str | Path = "llm/small",
     *,
     data: Sequence[str | Path],
@@ -40,21 +37,24 @@ def train_llm(
         validation: crystals for the validation loss.
         overrides: `key=value` changes to the recipe.
         skip_invalid: leave out bad rows, and crystals above the size limit, instead of stopping.
-        seed: of weights, order and draws.
+        seed: seed of weights, order and draws.
         resume: go on from the newest complete checkpoint in `out`.
         device: `cpu`, `cuda` or `auto`.
-        merge: also write `out/merged`, the adapter added to the weights of its base: a model that
-            needs no base. Works for a finished run too (with `resume`).
+        merge: also write `out/merged`, a model without a separate base: the adapter is added to
+            the weights of its base. This works for a finished run too (with `resume`).
 
     Returns:
         The model folder, `out/model`, or `out/merged`.
 
     Raises:
-        UserError, PriorError: bad recipe, data, base model or run folder.
+        UserError: if the recipe, the data or the run folder is bad.
+        PriorError: if the base model or a setting of the prior is bad.
     """
-    recipe = load_recipe(LLMRecipe, config, overrides)
+    recipe = load_recipe(PriorRecipe, config, overrides)
     if merge and recipe.model.lora is None:
-        raise UserError(f"{config} has no model.lora, so there is no adapter to merge")
+        raise UserError(
+            f"{config} has no model.lora, so there is no adapter to merge; leave merge out"
+        )
     with training_run(
         out,
         stage="train-llm",
@@ -64,56 +64,86 @@ def train_llm(
         seed=seed,
         resume=resume,
     ) as run:
-        if run.finished:
-            return _merged(run) if merge else run.model
-        prior = Prior.build(recipe.model, recipe.text, seed=seed)
-        if training_device(device) == "cpu":
-            # torch's fused attention has a slow bfloat16 backward pass on CPUs: with it a training
-            # step of llm/small takes 1.3 times as long.
-            prior.model.set_attn_implementation("eager")
+        if not run.finished:
+            _train(
+                run,
+                recipe,
+                data=data,
+                validation=validation,
+                skip_invalid=skip_invalid,
+                seed=seed,
+                resume=resume,
+                device=device,
+            )
+        return _merged(run) if merge else run.model
 
-        def dataset(paths: Sequence[str | Path], limit: int | None = None) -> CrystalTextDataset:
-            rows = []
-            for path in paths:
-                crystals = read(
-                    path,
-                    skip_invalid=skip_invalid,
-                    max_atoms=recipe.text.max_atoms,
-                    limit=limit,
-                )
-                rows += [
-                    (crystal.id, crystal.structure, crystal.properties) for crystal in crystals
-                ]
-            return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks)
 
-        training_data = dataset(data)
-        train(
-            prior.model,
-            training_data,
-            collate=Collator(prior.tokenizer.pad_token_id),
-            config=recipe.training,
-            folder=run.folder,
-            seed=seed,
-            resume=resume,
-            validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
-            device=device,
-        )
-        prior.info = {
-            "crystals": len(training_data),
-            "conditions": training_data.conditions(),
-            "recipe": asdict(recipe),
-        }
-        model = run.publish(prior.save_pretrained)
-        return _merged(run) if merge else model
+def _train(
+    run: TrainingRun,
+    recipe: PriorRecipe,
+    *,
+    data: Sequence[str | Path],
+    validation: str | Path | None,
+    skip_invalid: bool,
+    seed: int,
+    resume: bool,
+    device: str,
+) -> None:
+    """Train the prior of a run and publish it."""
+    from flowllm.crystals.io import read
+    from flowllm.training.engine import train, training_device
+    from llm_prior import Collator, CrystalTextDataset, Prior
+
+    device = training_device(device)
+    prior = Prior.build(recipe.model, recipe.text, seed=seed)
+    if device == "cpu":
+        # The fused attention of torch has a slow bfloat16 backward pass on CPUs: with it a training
+        # step of llm/small takes 1.3 times as long.
+        model: Any = prior.model  # a PreTrainedModel, or a PeftModel, which passes calls on to one
+        model.set_attn_implementation("eager")
+
+    def dataset(paths: Sequence[str | Path], limit: int | None = None) -> CrystalTextDataset:
+        rows = []
+        for path in paths:
+            crystals = read(
+                path, skip_invalid=skip_invalid, max_atoms=recipe.text.max_atoms, limit=limit
+            )
+            rows += [(crystal.id, crystal.structure, crystal.properties) for crystal in crystals]
+        return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks)
+
+    training_data = dataset(data)
+    train(
+        prior.model,
+        training_data,
+        collate=Collator(prior.tokenizer.pad_token_id),
+        config=recipe.training,
+        folder=run.folder,
+        seed=seed,
+        resume=resume,
+        validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
+        device=device,
+    )
+    prior.info = {
+        "crystals": len(training_data),
+        "conditions": training_data.conditions(),
+        "recipe": asdict(recipe),
+    }
+    run.publish(prior.save_pretrained)
 
 
 def _merged(run: TrainingRun) -> Path:
-    """`out/merged`, written if it is not there."""
+    """Return `out/merged`, which is written if it is absent."""
     folder = run.folder / "merged"
     if not run.first or folder.is_dir():
         return folder
+
+    import torch
+
+    from flowllm.system.files import publish
+    from llm_prior import Prior
+
     prior = Prior.from_pretrained(run.model, merge=True)
+    # Quantised weights are computed with in bfloat16, so that type loses nothing.
     quantised = (prior.info["recipe"]["model"] or {}).get("quantization")
-    # Quantised weights are computed with in bfloat16, so that keeps all they say.
-    save = functools.partial(prior.save_pretrained, dtype=torch.bfloat16 if quantised else None)
-    return publish(folder, save)
+    dtype = torch.bfloat16 if quantised else None
+    return publish(folder, lambda path: prior.save_pretrained(path, dtype=dtype))

@@ -20,12 +20,17 @@ from flowllm.training.config import RefinerTrainingConfig, TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
 
-Recipe = TypeVar("Recipe")
-
 
 @dataclass(frozen=True, kw_only=True)
-class LLMRecipe:
-    """How to train a prior: `flowllm train-llm`."""
+class PriorRecipe:
+    """Settings of `flowllm train-llm`.
+
+    Attributes:
+        model: pretrained model, or architecture of a new one.
+        text: precision of the text and size of the largest crystal.
+        tasks: shares of the training tasks.
+        training: hyperparameters.
+    """
 
     model: BaseModel
     text: TextFormat = field(default_factory=TextFormat)
@@ -34,8 +39,17 @@ class LLMRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFMRecipe:
-    """How to train a refiner: `flowllm train-rfm`."""
+class RefinerRecipe:
+    """Settings of `flowllm train-rfm`.
+
+    Attributes:
+        chart: coordinates of the cell, `logmetric` or `params`.
+        network: size of the velocity network.
+        base: distribution that the flow starts from.
+        loss: weights of the parts of the loss.
+        integration: settings that the refiner samples with by default.
+        training: hyperparameters.
+    """
 
     chart: str = "logmetric"
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -45,8 +59,16 @@ class RFMRecipe:
     training: RefinerTrainingConfig
 
 
+AnyRecipe = TypeVar("AnyRecipe", PriorRecipe, RefinerRecipe)
+
+_STAGES = {
+    PriorRecipe: "a recipe for a prior; train it with train-llm, or give another recipe",
+    RefinerRecipe: "a recipe for a refiner; train it with train-rfm, or give another recipe",
+}
+
+
 def named_recipes() -> list[str]:
-    """The recipes that ship with the package, such as `llm/small`."""
+    """Return the names of the recipes that ship with the package, such as `llm/small`."""
     return sorted(
         f"{folder.name}/{Path(file.name).stem}"
         for folder in _configs().iterdir()
@@ -56,16 +78,22 @@ def named_recipes() -> list[str]:
     )
 
 
-def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name (`llm/small`) or by path, and apply `key=value` overrides.
+def load_recipe(
+    kind: type[AnyRecipe], name: str | Path, overrides: Sequence[str] = ()
+) -> AnyRecipe:
+    """Read a recipe and apply overrides.
 
     Args:
-        kind: the dataclass of the recipe.
-        name: a name in `named_recipes()` or the path of a YAML file.
-        overrides: such as `training.epochs=3`; values are YAML.
+        kind: class of the recipe.
+        name: a name in `named_recipes()`, or the path of a YAML file.
+        overrides: changes such as `training.epochs=3`; values are YAML.
+
+    Returns:
+        The recipe, all values checked.
 
     Raises:
-        UserError: no such recipe, broken YAML, unknown key, wrong type, impossible value.
+        UserError: if there is no such recipe, the YAML is broken, a key is unknown, or a value has
+            the wrong type or is impossible.
     """
     content = _read(name)
     try:
@@ -90,27 +118,21 @@ def load_recipe(kind: type[Recipe], name: str | Path, overrides: Sequence[str] =
 
 
 def _unknown_key(kind: type, settings: dict[str, Any], section: str = "") -> str | None:
-    """The first key that a section does not have, and those that it has."""
+    """Return a message on the first unknown key of a section, with the known keys, or None."""
     types = get_type_hints(kind)
     for key, value in settings.items():
         if key not in types:
             place = section.rstrip(".") or "a recipe"
             return f"unknown key {section}{key}; the keys of {place} are {', '.join(sorted(types))}"
-        for type_ in (types[key], *get_args(types[key])):  # itself, or of `X | None`
+        for type_ in (types[key], *get_args(types[key])):  # the type, or the parts of `X | None`
             nested = is_dataclass(type_) and isinstance(value, dict)
             if nested and (found := _unknown_key(type_, value, f"{section}{key}.")):
                 return found
     return None
 
 
-_STAGES = {
-    LLMRecipe: "a recipe for a prior; train it with train-llm, or give another recipe",
-    RFMRecipe: "a recipe for a refiner; train it with train-rfm, or give another recipe",
-}
-
-
 def _other_stage(kind: type, settings: dict[str, Any]) -> str | None:
-    """What a recipe is that has only keys of the other stage, some unknown to this one."""
+    """Return the entry of `_STAGES` for settings that fit only the other stage, or None."""
 
     def fits(stage: type) -> bool:
         return settings.keys() <= {field.name for field in fields(stage)}
@@ -120,7 +142,7 @@ def _other_stage(kind: type, settings: dict[str, Any]) -> str | None:
 
 
 def _configs() -> Any:
-    """`configs/`: inside the package in a wheel, beside it in a source tree."""
+    """Return the folder `configs/`: in the package of a wheel, beside it in a source tree."""
     packaged = resources.files("flowllm") / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
@@ -129,7 +151,7 @@ def _read(name: str | Path) -> bytes:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise UserError(f"there is no config file {path}")
+            raise UserError(f"there is no config file {path}; check the path")
         return path.read_bytes()
     if str(name) not in named_recipes():
         raise UserError(
@@ -157,7 +179,10 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 
 def _to_float(value: Any) -> Any:
-    """YAML 1.1 reads 5e-4 as a string and 1 as an integer. dacite refuses, by key, what stays."""
+    """Return a number as a float: YAML 1.1 reads 5e-4 as a string and 1 as an integer.
+
+    Other values are returned as they are; dacite refuses them and names the key.
+    """
     try:
         return value if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
-"""What is measured of a refiner while it trains: losses by t, and how many targets are met.
+"""Validation of a refiner while it trains: losses by t, and the share of targets that it matches.
 
-Everything is drawn alike at each evaluation and in every run, so that only the weights differ.
+All evaluations in all runs draw the same random numbers, so that only the weights differ.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ _COLUMNS = ("step", *PATH_LOSSES, "match_rate", "rmsd")
 
 
 class RefinerValidation:
-    """An `Evaluation` of a refiner on pairs, kept in `validation.csv` as a row a time.
+    """Evaluator of a refiner on pairs that adds a row to `validation.csv` at each call.
 
-    At every evaluation `rfm.path_losses`; at the first one at or after each `match_steps`, and at
-    the end of the training, also `match_rate` and `rmsd` (`flowllm.metrics.csp`): the share of
-    `match_crystals` bases that, refined by the refiner's own settings, match their targets, and the
-    mean normalised RMSD of those that do (none, no number).
+    Every row has the losses of `rfm.path_losses`. At the first evaluation at or after each multiple
+    of `match_steps`, and at the end of the training, it also has `match_rate` and `rmsd`
+    (`flowllm.metrics.csp`): `match_crystals` bases are refined with the refiner's own settings, and
+    `match_rate` is the share of them that match their targets, `rmsd` the mean normalised RMSD of
+    the matches (absent without a match).
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class RefinerValidation:
         config: RefinerTrainingConfig,
         file: Path | None,
     ) -> None:
-        """Take the validation set.
+        """Choose the pairs that are refined.
 
         Args:
-            pairs: at least one.
-            data: the same pairs, as they are drawn for the losses.
-            config: how often, and of how many crystals.
+            pairs: the validation pairs, at least one.
+            data: the same pairs, from which the losses are drawn.
+            config: intervals and numbers of crystals.
             file: the table; None in a process that does not write.
         """
         self.data = data
@@ -55,11 +56,11 @@ class RefinerValidation:
         count = min(config.match_crystals, len(pairs))
         chosen = [pairs[k] for k in np.random.default_rng(0).permutation(len(pairs))[:count]]
         self.targets = [pair.target for pair in chosen]
-        # The base `uniform` takes from a crystal only which atoms it has.
+        # The base `uniform` takes only the atoms from a crystal.
         self.bases = [pair.base or pair.target for pair in chosen]
 
     def __call__(self, refiner: Refiner, state: TrainerState) -> dict[str, float]:
-        """The figures of the refiner at this state of the training."""
+        """Return the figures of the refiner at this state of the training."""
         step = state.global_step
         found = path_losses(refiner, self.data, batch_size=self.config.batch_size)
         every = self.config.match_steps
@@ -81,7 +82,7 @@ class RefinerValidation:
 
 
 def _add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row; those of the same step or later ones, of a run that was cut off, give way."""
+    """Add a row, in place of rows of the same or later steps from a run that was cut off."""
     rows = []
     if file.exists():
         with file.open(newline="", encoding="utf-8") as table:

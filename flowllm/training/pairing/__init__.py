@@ -1,1 +1,1 @@
-"""Pairs of a base crystal and its target, the training data of the refiner."""
+"""Pairs of a base crystal and its target: the training data of the refiner."""

@@ -1,4 +1,4 @@
-"""`flowllm pair --samples`: crystals from anywhere as the base of targets of the same atoms."""
+"""Pairs of a target and crystals from elsewhere with the same atoms (`flowllm pair --samples`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,19 @@ from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.versions import versions
-from flowllm.training.pairing.records import PairingOutcome, publish_pairs, record
+from flowllm.training.pairing.config import PairingConfig
+from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
 
 
-class Candidate(NamedTuple):
-    """A base crystal and its target, or why there is none; `name` is the id of either."""
+class CandidatePair(NamedTuple):
+    """A base crystal with its target, or with the reason why it has none.
+
+    Attributes:
+        name: id of the target, or of the base crystal if no target was found.
+        base: the base crystal.
+        target: its target, if one was found.
+        reject: reason for which the two are not paired.
+    """
 
     name: str
     base: Structure
@@ -30,76 +38,76 @@ class Candidate(NamedTuple):
 def pair_file(
     data: Path,
     samples: Path,
+    config: PairingConfig,
     *,
     out: str | Path,
-    limit: int | None,
-    skip_invalid: bool,
-    batch_size: int,
     workers: int,
     progress: bool,
 ) -> PairingOutcome:
-    """Pair crystals of `samples` with targets of `data`; see `pair` in `prior_pairs`."""
-    targets = read(data, skip_invalid=skip_invalid, limit=limit)
-    bases = read(samples, skip_invalid=skip_invalid)
-    # By size, as the prior's are.
+    """Pair crystals of `samples` with targets in `data`; see `flowllm.training.pairing.run`."""
+    targets = read(data, skip_invalid=config.skip_invalid, limit=config.limit)
+    bases = read(samples, skip_invalid=config.skip_invalid)
+    # By size, as the samples of a prior are.
     candidates = sorted(_candidates(bases, targets), key=lambda candidate: len(candidate.base))
-    folder = run_job(
+    run = run_job(
         out,
         manifest={
             "command": "pair",
             "data": input_hash(data),
             "samples": input_hash(samples),
-            "limit": limit,
-            "skip_invalid": skip_invalid,
+            "limit": config.limit,
+            "skip_invalid": config.skip_invalid,
             "niggli_tolerance": NIGGLI_TOLERANCE,
         },
         total=len(candidates),
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         work=functools.partial(_align_batch, candidates),
         info=versions(),
         workers=workers,
         progress=progress,
         description="pairing",
     )
-    mend = "give samples of the same atoms as crystals of the data, or name the targets by id"
-    return publish_pairs(folder, base="file", mend=mend)
+    remedy = "give samples of the same atoms as crystals of the data, or name the targets by id"
+    return publish_pairs(run, base="file", remedy=remedy)
 
 
-def _candidates(bases: Iterable[Crystal], targets: Iterable[Crystal]) -> Iterator[Candidate]:
-    named: dict[str, Crystal] = {}
-    alike: dict[frozenset[tuple[int, int]], list[Crystal]] = defaultdict(list)
+def _candidates(bases: Iterable[Crystal], targets: Iterable[Crystal]) -> Iterator[CandidatePair]:
+    by_id: dict[str, Crystal] = {}
+    by_atoms: dict[frozenset[tuple[int, int]], list[Crystal]] = defaultdict(list)
     for target in targets:
-        named[target.id] = target
-        alike[_atoms(target.structure)].append(target)
+        by_id[target.id] = target
+        by_atoms[_atoms(target.structure)].append(target)
     for base in bases:
         atoms = _atoms(base.structure)
-        asked = base.properties.get("target")
-        name = base.id if asked is None else _text(asked)
-        if name in named:
-            target = named[name].structure
-            same = _atoms(target) == atoms
-            yield Candidate(name, base.structure, target, None if same else "other_composition")
-        elif asked is None and (found := alike.get(atoms)):
+        wanted = base.properties.get("target")
+        name = base.id if wanted is None else _text(wanted)
+        if name in by_id:
+            structure = by_id[name].structure
+            same = _atoms(structure) == atoms
+            yield CandidatePair(
+                name, base.structure, structure, None if same else "other_composition"
+            )
+        elif wanted is None and (found := by_atoms.get(atoms)):
             for target in found:
-                yield Candidate(target.id, base.structure, target.structure)
+                yield CandidatePair(target.id, base.structure, target.structure)
         else:
-            yield Candidate(base.id, base.structure, None, "no_target")
+            yield CandidatePair(base.id, base.structure, None, "no_target")
 
 
 def _text(value: float | int | str) -> str:
-    """A column of numbers with a gap comes back as floats: 5.0 is the id `5`."""
+    """Return the id in a table cell: in a column of numbers with gaps the id `5` is read as 5.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _atoms(structure: Structure) -> frozenset[tuple[int, int]]:
-    """How many atoms of each element."""
+    """Return the number of atoms of each element."""
     return frozenset(Counter(structure.atomic_numbers).items())
 
 
 def _align_batch(
-    candidates: Sequence[Candidate], context: None, batch: Batch, progress: Progress
+    candidates: Sequence[CandidatePair], context: None, batch: Batch, progress: Progress
 ) -> list[dict[str, Any]]:
     return [
-        record(name, base, None if reject else target, rejects={reject: 1} if reject else {})
-        for name, base, target, reject in candidates[batch.start : batch.stop]
+        pair_record(name, base, None if reject else target, rejects={reject: 1} if reject else {})
+        for name, base, target, reject in candidates[batch.start : batch.start + batch.count]
     ]

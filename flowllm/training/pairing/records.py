@@ -1,4 +1,4 @@
-"""The shards of a pairing, a record for each base crystal, and the file of pairs made of them."""
+"""Records of a pairing, one for each base crystal, and the file of pairs that is made from them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PairingOutcome:
-    """A finished pairing.
+    """Result of a pairing.
 
     Attributes:
-        file: the pairs.
-        requested: samples asked for, one per target and repetition; of samples from a file those
-            in it, each as often as there are targets for it.
+        file: the file of pairs.
+        requested: number of samples: for a prior, targets times `samples_per_target`; for a file of
+            samples, its crystals, each counted once for each of its targets.
         kept: pairs in the file.
-        first_try: of them, accepted on the first attempt; all of those from a file.
-        rejects: refused answers of the prior, by reason, where several may belong to one request;
-            samples from a file that belong to no target (`no_target`, `other_composition`); and
-            what could not be aligned.
+        first_try: pairs whose sample was accepted at the first attempt; for a file, all pairs.
+        rejects: refused samples by reason. A prior can have several for one request. Samples of a
+            file without a target are `no_target` or `other_composition`, and samples that could not
+            be aligned `not_aligned`.
     """
 
     file: Path
@@ -44,7 +44,7 @@ class PairingOutcome:
     rejects: dict[str, int]
 
 
-def record(
+def pair_record(
     name: str,
     base: Structure | None,
     target: Structure | None,
@@ -52,14 +52,18 @@ def record(
     attempts: int = 1,
     rejects: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The record of a base crystal in its Niggli cell, aligned to its target; either may be None.
+    """Return the record of a base crystal, aligned to its target.
 
     Args:
-        name: id of the target, or of the base crystal where there is no target.
-        base: the crystal that the flow starts from.
-        target: the one that it should end at, of the same atoms.
-        attempts: answers that were drawn for it.
-        rejects: how many were refused, by reason.
+        name: id of the target, or of the base crystal if there is no target.
+        base: start of the flow, in its Niggli cell; None if no sample was accepted.
+        target: end of the flow, with the same atoms; None if there is no target.
+        attempts: texts that were drawn for the base crystal.
+        rejects: number of refused texts or samples by reason.
+
+    Returns:
+        Plain JSON with the keys `id`, `attempts`, `rejects` and `pair`, which is None if base or
+        target is, or if the two cannot be aligned.
     """
     found: dict[str, Any] = {
         "id": name,
@@ -71,7 +75,7 @@ def record(
         return found
     try:
         aligned = align(base, target)
-    except RefinerError:  # a cell too odd to be reduced: one pair less, not the end of the job
+    except RefinerError:  # a cell that cannot be reduced costs one pair, not the whole run
         found["rejects"]["not_aligned"] = 1
         return found
     found["pair"] = {
@@ -81,16 +85,19 @@ def record(
     return found
 
 
-def publish_pairs(folder: RunFolder, *, base: str, mend: str) -> PairingOutcome:
+def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcome:
     """Write `pairs.parquet` and `summary.json` from the shards.
 
     Args:
         folder: a complete run.
-        base: what the base crystals are, `llm` or `file`.
-        mend: what to do where there is not one pair.
+        base: origin of the base crystals, `llm` (samples of a prior) or `file`.
+        remedy: advice in the error message if there is no pair.
+
+    Returns:
+        The file of pairs and the counts.
 
     Raises:
-        UserError: there is not one pair.
+        UserError: if there is no pair.
     """
     records = list(folder.records())
     rejects: Counter[str] = Counter()
@@ -108,7 +115,7 @@ def publish_pairs(folder: RunFolder, *, base: str, mend: str) -> PairingOutcome:
     if not outcome.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.rejects.items())
         raise UserError(
-            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {mend}; "
+            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {remedy}; "
             f"{folder.path} keeps the counts in {SUMMARY_FILE}"
         )
     folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path, base=base))

@@ -1,7 +1,7 @@
-"""Pairs of a base crystal and its target on disk: one parquet file, a row a pair.
+"""Parquet files of pairs, one row for each pair.
 
-The file says in its metadata what the base crystals are, `llm` (a prior's samples) or `file`; one
-from before it did holds a prior's samples.
+The metadata of a file names the origin of the base crystals, `llm` (samples of a prior) or `file`.
+Older files do not name it; they hold samples of a prior.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ _SCHEMA = pa.schema(
 
 
 def write_pairs(pairs: Iterable[PairedCrystal], path: Path, *, base: str = "llm") -> None:
-    """Write pairs; arrays go flat into list columns, in Angstrom and fractions as they are.
+    """Write pairs to a file.
+
+    Arrays are stored flat in list columns: fractional coordinates, and lattice vectors in Angstrom.
 
     Args:
-        pairs: what to write.
-        path: the file, replaced if it is there.
-        base: what the base crystals are, `llm` or `file`.
+        pairs: pairs with a base.
+        path: the file; an existing one is replaced.
+        base: origin of the base crystals, `llm` or `file`.
     """
     pairs = list(pairs)
-    columns: dict[str, list] = {
+    columns: dict[str, list[Any]] = {
         "id": [pair.id for pair in pairs],
         "atomic_numbers": [pair.atomic_numbers.tolist() for pair in pairs],
     }
@@ -50,15 +52,18 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path, *, base: str = "llm"
 
 
 def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCrystal]:
-    """Read what `write_pairs` wrote.
+    """Read a file of pairs.
 
     Args:
-        path: the file.
-        base: what the base crystals must be, `llm` or `file`; None takes both.
+        path: a file that `write_pairs` wrote.
+        base: origin that the base crystals must have, `llm` or `file`; None accepts both.
+
+    Returns:
+        The pairs, in the order of the file.
 
     Raises:
-        UserError: no such file, no parquet file, a column that is missing or of another type, a
-            damaged row, no pair in it, or another base.
+        UserError: if there is no such file, it is no parquet file or holds no pair, a column is
+            missing or has another type, a row is damaged, or the base crystals have another origin.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,7 +78,9 @@ def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCryst
             f"(its columns: {', '.join(table.column_names)})"
         )
     if not table.num_rows:
-        raise UserError(f"{path} holds no pair; summary.json beside it counts what was dropped")
+        raise UserError(
+            f"{path} holds no pair; summary.json beside it counts the refused samples by reason"
+        )
     found = (table.schema.metadata or {}).get(_BASE_KEY, b"llm").decode()
     if base is not None and found != base:
         raise UserError(
@@ -98,7 +105,7 @@ def _pair(path: Path, number: int, row: dict[str, Any]) -> PairedCrystal:
 
 
 def targets_only(crystals: Iterable[Crystal]) -> list[PairedCrystal]:
-    """Crystals as pairs without a base, for `base: uniform`."""
+    """Return crystals as pairs without a base crystal, for `base.kind: uniform`."""
     return [
         PairedCrystal(
             id=crystal.id,

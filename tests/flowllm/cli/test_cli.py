@@ -31,9 +31,9 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.evaluation.evaluate import evaluate
 from flowllm.generation import sampling_run as runs
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
-from flowllm.training.pairing import prior_pairs as pairing
-from flowllm.training.prior import train_llm
-from flowllm.training.refiner import train_rfm
+from flowllm.training.pairing import run as pairing
+from flowllm.training.prior import train_prior
+from flowllm.training.refiner import train_refiner
 from llm_prior import proposals
 from llm_prior.prompts import ATTRIBUTES
 from llm_prior.proposals import Question
@@ -41,9 +41,9 @@ from rfm import refining
 
 # The function behind each command, and what the command cannot do without.
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
-    "train-llm": (train_llm, "--data x --out y"),
+    "train-llm": (train_prior, "--data x --out y"),
     "pair": (pairing.pair, "x --out y"),
-    "train-rfm": (train_rfm, "--out y"),
+    "train-rfm": (train_refiner, "--out y"),
     "sample": (runs.sample, "-n 1 --out y"),
     "refine": (runs.refine, "x --out y"),
     "evaluate": (evaluate, "x --out y"),

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from huggingface_hub import ModelCard
-from pymatgen.core import Lattice, Structure
 
 from flowllm import FlowLLM, UserError
 from flowllm.cli import cli
-from flowllm.crystals.io import Crystal, write
 from flowllm.hub.card import CARD_FILE, Measurement, check_weights, write_card
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.system.files import sha256_file
-from flowllm.training.refiner import train_rfm
 
 WEIGHTS = "model.safetensors"
 
@@ -97,35 +92,3 @@ def test_figures_reach_the_card_with_their_intervals(tmp_path: Path) -> None:
     assert "| rmsd | none |  | 0 |" in card.text.split("\n")
     (result,) = card.data.eval_results  # what has no value is no result
     assert (result.metric_name, result.metric_value) == ("match rate", 0.3125)
-
-
-def test_a_training_leaves_a_card(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    crystals = [
-        Crystal(
-            id=str(number),
-            structure=Structure(
-                Lattice.from_parameters(*rng.uniform(4, 6, 3), 90, 95, 100),
-                ["Na", "Cl"],
-                rng.random((2, 3)),
-            ),
-        )
-        for number in range(6)
-    ]
-    file = write(crystals, tmp_path / "crystals.jsonl")
-    overrides = [
-        *("network.width=8", "network.layers=1", "network.num_frequencies=2"),
-        *("training.max_steps=4", "training.eval_steps=2", "training.batch_size=2"),
-    ]
-    out = tmp_path / "run"
-    arguments = {"data": [file], "validation": file, "overrides": overrides, "seed": 5}
-    model = train_rfm("rfm/uniform", out=out, device="cpu", **arguments)
-    card = ModelCard.load(model / CARD_FILE)
-    check_weights(model)
-    assert card.data.weights_sha256 == {WEIGHTS: sha256_file(model / WEIGHTS)}
-    assert f"- `crystals.jsonl`, sha256 `{sha256_file(file)}`" in card.text
-    assert "width: 8" in card.text and "seed 5" in card.text
-    (checkpoint,) = out.glob("checkpoint-*")
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    last = [line["eval_loss"] for line in state["log_history"] if "eval_loss" in line][-1]
-    assert f"Loss {last:.4f} at step 4" in card.text

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from flowllm.cli import cli
-from flowllm.training.recipes import LLMRecipe, RFMRecipe, load_recipe
+from flowllm.training.recipes import PriorRecipe, RefinerRecipe, load_recipe
 from support import ROOT
 
 
@@ -69,7 +69,7 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
     ]
     both, alone, pairs = lines[:3]
     given = [word for word in alone if "=" in word]
-    model = load_recipe(LLMRecipe, "llm/release", given).model
+    model = load_recipe(PriorRecipe, "llm/release", given).model
     assert (model.architecture, model.name) == (None, f"{tmp_path}/prior-of-all/model")
     assert both[both.index("--out") + 1] == f"{tmp_path}/prior-of-all"
     assert pairs[pairs.index("--prior") + 1] == alone[alone.index("--out") + 1] + "/model"
@@ -87,5 +87,5 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
 
 
 def test_the_release_recipes_are_recipes() -> None:
-    load_recipe(LLMRecipe, "llm/release", [])
-    assert load_recipe(RFMRecipe, "rfm/release", []).base.kind == "llm"
+    load_recipe(PriorRecipe, "llm/release", [])
+    assert load_recipe(RefinerRecipe, "rfm/release", []).base.kind == "llm"

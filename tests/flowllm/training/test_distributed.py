@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import socket
@@ -13,19 +12,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from pymatgen.core import Lattice, Structure
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
+from training_support import processes, random_structure
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
 from flowllm.training import engine as training
 from flowllm.training.fsdp import check_sharding
-from flowllm.training.prior import train_llm
+from flowllm.training.prior import train_prior
 from llm_prior import Prior
 
 SETTINGS = (
@@ -38,13 +36,7 @@ SETTINGS = (
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    crystals = []
-    for seed in range(16):
-        rng = np.random.default_rng(seed)
-        lattice = Lattice.from_parameters(*rng.uniform(4, 6, 3), *rng.uniform(80, 100, 3))
-        species = list(rng.choice(["Na", "Mg", "O", "Cl"], rng.integers(1, 6)))
-        structure = Structure(lattice, species, rng.random((len(species), 3)))
-        crystals.append(Crystal(id=f"c{seed}", structure=structure, properties={}))
+    crystals = [Crystal(id=f"c{seed}", structure=random_structure(seed)) for seed in range(16)]
     write(crystals, tmp_path / "train.jsonl")
     return tmp_path / "train.jsonl"
 
@@ -69,9 +61,6 @@ def launch(
     )
 
 
-processes = multiprocessing.get_context("forkserver")  # imports once, and forks without threads
-
-
 def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> None:
     os.environ.update(environment)
     if "ACCELERATE_USE_FSDP" in environment:
@@ -82,7 +71,7 @@ def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> 
             gather(model, keep=keep)
 
         training.gather_weights = checked  # in this process alone
-    train_llm(**arguments)
+    train_prior(**arguments)
 
 
 def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **env: str) -> None:
@@ -94,7 +83,6 @@ def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
     arguments["overrides"] = [*SETTINGS, *settings]
-    processes.set_forkserver_preload([train_llm.__module__])
     both = [
         processes.Process(
             target=train_in_process,
@@ -120,7 +108,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: P
         ("accumulated", accumulated),
         ("started", [*accumulated, "training.learning_rate=1e-30", "training.max_steps=1"]),
     ):
-        train_llm(data=[data], out=tmp_path / out, overrides=overrides, device="cpu")
+        train_prior(data=[data], out=tmp_path / out, overrides=overrides, device="cpu")
     found, expected, start = (weights(tmp_path / o) for o in ("two", "accumulated", "started"))
     for name, weight in expected.items():
         assert (weight - start[name]).abs().max() > 1e-3
@@ -130,7 +118,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: P
 def test_accumulated_gradients_are_those_of_a_large_batch(data: Path, tmp_path: Path) -> None:
     for out, size, times in (("large", 16, 1), ("accumulated", 4, 4)):
         settings = (f"training.batch_size={size}", f"training.gradient_accumulation={times}")
-        train_llm(data=[data], out=tmp_path / out, overrides=[*SETTINGS, *settings], device="cpu")
+        train_prior(data=[data], out=tmp_path / out, overrides=[*SETTINGS, *settings], device="cpu")
     found, expected = weights(tmp_path / "accumulated"), weights(tmp_path / "large")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
@@ -144,7 +132,7 @@ def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_p
     )
     sharded = launch(data, tmp_path / "sharded", "training.batch_size=4", flags=flags)
     assert sharded.returncode == 0, sharded.stderr[-3000:]
-    train_llm(
+    train_prior(
         data=[data],
         out=tmp_path / "whole",
         overrides=[*SETTINGS, "training.batch_size=4", "training.gradient_accumulation=2"],

@@ -19,8 +19,13 @@ import transformers
 from safetensors.torch import load_file
 
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import MARKER, complete_checkpoints, newest_complete, verify
 from flowllm.training import engine as training
+from flowllm.training.checkpoints import (
+    MARKER,
+    complete_checkpoints,
+    newest_complete,
+    verify_checkpoint,
+)
 from flowllm.training.config import TrainingConfig
 from flowllm.training.ema import EMA_FILE
 from flowllm.training.engine import NonFiniteLoss, train, training_device
@@ -333,7 +338,7 @@ def test_a_run_always_has_a_complete_checkpoint_once_it_had_one(
         *("checkpoint-14", "checkpoint-15", "checkpoint-16"),
     ]
     for checkpoint in complete_checkpoints(tmp_path):
-        verify(checkpoint)
+        verify_checkpoint(checkpoint)
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_taken_once_it_is_gone(

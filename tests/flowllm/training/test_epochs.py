@@ -1,3 +1,5 @@
+"""Draws of a training: functions of the seed and the position, in batches of similar size."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -11,12 +13,10 @@ from hypothesis import strategies as st
 
 from flowllm.crystals.io import read
 from flowllm.training.epochs import VirtualEpochs
-from flowllm.training.recipes import LLMRecipe, load_recipe
+from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset
 from llm_prior.tokenizer import compact_tokenizer
-from support import SHARED
-
-MP20 = SHARED / "data" / "mp20" / "val.parquet"
+from support import MP20_SAMPLE
 
 
 class Sizes:
@@ -140,10 +140,9 @@ def test_batches_come_in_random_order() -> None:
     assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.5  # sorted batches have 1; 0.14 is 1 sigma
 
 
-@pytest.mark.skipif(not MP20.exists(), reason="MP-20 is not at ../shared/data/mp20")
 def test_less_than_a_tenth_of_the_tokens_of_a_batch_of_mp20_is_padding() -> None:
-    recipe = load_recipe(LLMRecipe, "llm/small")
-    crystals = [(c.id, c.structure, c.properties) for c in read(MP20, limit=3200)]
+    recipe = load_recipe(PriorRecipe, "llm/small")
+    crystals = [(c.id, c.structure, c.properties) for c in read(MP20_SAMPLE)] * 45  # 3,240
     tokenizer = compact_tokenizer(recipe.text)
     data = CrystalTextDataset(crystals, tokenizer, recipe.text, recipe.tasks)
     draws = VirtualEpochs(data, epochs=1, batch_size=64, seed=0)

@@ -1,4 +1,4 @@
-"""A LLaMA with the real LLaMA-2 vocabulary: trained in 4 bits by `train_llm`, loaded, sampled."""
+"""A LLaMA with the real LLaMA-2 vocabulary: trained in 4 bits by `train_prior`, loaded, sampled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pymatgen.core import Lattice, Structure
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flowllm.crystals.io import Crystal, write
-from flowllm.training.prior import train_llm
+from flowllm.training.prior import train_prior
 from llm_prior import BaseModel, Lora, Prior, PriorError, TextFormat, propose
 from support import SHARED
 
@@ -32,7 +32,7 @@ def test_a_quantised_llama_trains_saves_loads_and_writes_crystals(tmp_path: Path
     salt = Structure(Lattice.cubic(4.1), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     crystals = [Crystal(id=f"c{k}", structure=salt, properties={}) for k in range(4)]
     write(crystals, tmp_path / "train.jsonl")
-    model = train_llm(
+    model = train_prior(
         "llm/llama2-7b",
         data=[tmp_path / "train.jsonl"],
         out=tmp_path / "run",

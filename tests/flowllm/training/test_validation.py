@@ -15,7 +15,7 @@ from flowllm.crystals.io import Crystal, write
 from flowllm.training import validation
 from flowllm.training.config import RefinerTrainingConfig
 from flowllm.training.pairing.table import write_pairs
-from flowllm.training.refiner import train_rfm
+from flowllm.training.refiner import train_refiner
 from flowllm.training.validation import RefinerValidation
 from rfm import PATH_LOSSES, PairDataset, PairedCrystal, Refinement
 
@@ -71,7 +71,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_table(kind: str, tmp_path: Pa
 
     def train(**more: bool) -> None:
         config = "rfm/small" if kind == "llm" else "rfm/uniform"
-        train_rfm(config, out=out, overrides=OVERRIDES, device="cpu", **files, **more)
+        train_refiner(config, out=out, overrides=OVERRIDES, device="cpu", **files, **more)
 
     train()
     table = (out / "validation.csv").read_bytes()

@@ -11,10 +11,10 @@ from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
-from flowllm.generation.sampling_run import refine, sample
-from flowllm.training.pairing.prior_pairs import pair
+from flowllm.generation.sampling_run import run_refinement, run_sampling
+from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs, write_pairs
-from flowllm.training.refiner import train_rfm
+from flowllm.training.refiner import train_refiner
 from rfm import Refiner
 
 SMALL = ("network.width=8", "network.layers=1", "network.num_frequencies=2")
@@ -81,7 +81,7 @@ def test_a_target_named_by_a_number_is_found_in_a_column_with_gaps(tmp_path: Pat
 
 def test_what_cannot_be_paired_is_one_line(files: tuple[Path, Path], tmp_path: Path) -> None:
     data, samples = files
-    with pytest.raises(UserError, match="stand in for a prior; leave out prior"):
+    with pytest.raises(UserError, match="take the place of a prior; leave out prior"):
         pair(data, samples=samples, out=tmp_path / "run", temperature=0.3)
     with pytest.raises(UserError, match="there is no|no such file"):
         pair(data, samples="nothing.cif", out=tmp_path / "run")
@@ -96,19 +96,19 @@ def test_a_refiner_of_a_file_refines_files_and_not_a_priors_samples(
     data, samples = files
     made = pair(data, samples=samples, out=tmp_path / "run").file
     with pytest.raises(UserError, match="pairs of base.kind file, not llm; set base.kind=file"):
-        train_rfm(pairs=made, out=tmp_path / "refiner", device="cpu")
+        train_refiner(pairs=made, out=tmp_path / "refiner", device="cpu")
     more = tmp_path / "more.parquet"
     write_pairs(read_pairs(made), more, base="file")
     overrides = [*SMALL, *STEPS, "base.kind=file", "training.batch_size=2"]
-    model = train_rfm(pairs=[made, more], out=tmp_path / "refiner", overrides=overrides)
+    model = train_refiner(pairs=[made, more], out=tmp_path / "refiner", overrides=overrides)
     run = json.loads((tmp_path / "refiner" / "run.json").read_text())["run"]
     assert [source["name"] for source in run["data"]] == ["pairs.parquet", "more.parquet"]
     assert Refiner.from_pretrained(model).config.base.kind == "file"
 
     out = tmp_path / "out"
     with pytest.raises(UserError, match="crystals of a file, .*use `flowllm refine FILE`"):
-        sample(1, refine=True, refiner=model, out=out, device="cpu")
+        run_sampling(1, refine=True, refiner=model, out=out, device="cpu")
     assert not out.exists()
-    outcome = refine(samples, refiner=model, out=out, device="cpu", skip_invalid=True)
+    outcome = run_refinement(samples, refiner=model, out=out, device="cpu", skip_invalid=True)
     # All but the one of four atoms: the refiner was trained on two.
     assert len(outcome.crystals) + outcome.failures.total() == len(SAMPLES) - 1

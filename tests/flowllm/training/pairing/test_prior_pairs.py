@@ -19,15 +19,14 @@ from flowllm.crystals.cells import reduce_basis, reduce_cell
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
-from flowllm.training.pairing.prior_pairs import PairingOutcome, pair
+from flowllm.training.pairing.records import PairingOutcome
+from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs
 from llm_prior import Prior, PriorError, composition_conditions, generation_prompt, proposals
 from llm_prior.proposals import Question
 from llm_prior.text import TextFormat, decode, encode
 from rfm import PairedCrystal
-from support import SHARED
-
-MP20 = SHARED / "data" / "mp20" / "val.parquet"
+from support import MP20_SAMPLE
 
 
 def crystal(name: str, group: str, a: float, species: list[str], coords: list[Any]) -> Crystal:
@@ -182,11 +181,10 @@ def test_a_finished_pairing_is_left_alone_and_no_other_is_written_over_it(
     assert contents(outcome.file.parent) == before
 
 
-@pytest.mark.skipif(not MP20.is_file(), reason=f"needs MP-20 in {MP20}")
 def test_real_crystals_are_paired(tmp_path: Path) -> None:
-    outcome = pair(MP20, out=tmp_path / "run", limit=12, max_attempts=2, device="cpu")
+    outcome = pair(MP20_SAMPLE, out=tmp_path / "run", limit=12, max_attempts=2, device="cpu")
     assert outcome.requested == 12 and outcome.kept >= 1
-    targets = {c.id: c.structure for c in read(MP20, limit=12)}
+    targets = {c.id: c.structure for c in read(MP20_SAMPLE, limit=12)}
     check_pairs(read_pairs(outcome.file), targets)
 
 
@@ -256,12 +254,13 @@ def test_targets_larger_than_the_prior_writes_stop_or_are_left_out(
     ("change", "message"),
     [
         ({"data": "nowhere.csv"}, "nowhere.csv: no such file"),
-        ({"temperature": math.nan}, "temperature nan is no number"),
-        ({"max_attempts": 0}, "max_attempts 0 must be at least 1"),
-        ({"samples_per_target": 0}, "samples_per_target 0 must be at least 1"),
-        ({"seed": -1}, "seed -1 is negative"),
-        ({"batch_size": 0}, "batch_size is 0; give 1 or more"),
-        ({"limit": 0}, "limit must be at least 1"),
+        ({"temperature": math.nan}, "temperature is nan; give a number at least 0"),
+        ({"max_attempts": 0}, "max_attempts is 0; give a whole number at least 1"),
+        ({"samples_per_target": 0}, "samples_per_target is 0; give a whole number at least 1"),
+        ({"seed": -1}, "seed is -1; give a whole number at least 0"),
+        ({"batch_size": 0}, "batch_size is 0; give a whole number at least 1"),
+        ({"temprature": 0.5}, "unknown option 'temprature'; known are .*temperature"),
+        ({"limit": 0}, "limit is 0; give a whole number at least 1"),
     ],
 )
 def test_an_impossible_request_leaves_the_folder_free(

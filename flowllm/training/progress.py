@@ -1,4 +1,4 @@
-"""What a training shows on its way: the bar, the log lines, and how fast it goes."""
+"""Progress of a training: the bar, the log lines, and the rates in both."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ log = logging.getLogger(__name__)
 _ON_THE_BAR = ("loss", "crystals_per_second", "tokens_per_second")
 
 
-class Progress(ProgressCallback):
-    """The bar, with loss and rate. The original also prints the log lines to stdout, which is for
-    results."""
+class TrainingBar(ProgressCallback):
+    """The Trainer's progress bar with loss and rate.
+
+    The original also prints the log lines to stdout, which is reserved for results.
+    """
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Leave the log lines to `Log`."""
+        """Show the newest figures on the bar."""
         if state.is_world_process_zero and self.training_bar is not None and logs:
             shown = {key: f"{logs[key]:.4g}" for key in _ON_THE_BAR if key in logs}
             if shown:
                 self.training_bar.set_postfix(shown)
 
 
-class Pace(TrainerCallback):
-    """How fast this run goes: crystals and tokens per second since the last log line, and the time
-    that is left at the rate since the start."""
+class TrainingRate(TrainerCallback):
+    """Rates of a training, added to its log lines.
+
+    `crystals_per_second` and `tokens_per_second` are averages since the last log line;
+    `minutes_left` follows from the rate since the start.
+    """
 
     def __init__(self) -> None:
         self._crystals = self._tokens = 0
@@ -36,7 +41,7 @@ class Pace(TrainerCallback):
         self._first_step = 0
 
     def add(self, crystals: int, attention_mask: torch.Tensor | None) -> None:
-        """Count one batch of this process; without a mask there are no tokens."""
+        """Count one batch of this process; a batch without a mask has no tokens."""
         self._crystals += crystals
         self._tokens += 0 if attention_mask is None else int(attention_mask.sum())
 
@@ -45,7 +50,7 @@ class Pace(TrainerCallback):
         self._first_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Add the rates to a line of the training; other callbacks are called after this one."""
+        """Add the rates to a log line; this must come before the callbacks that show it."""
         if logs is None or "loss" not in logs:
             return
         now = time.monotonic()
@@ -61,14 +66,14 @@ class Pace(TrainerCallback):
         self._last = now
 
 
-class Log(TrainerCallback):
-    """Appends every log line of the Trainer to the log of the run."""
+class TrainingLog(TrainerCallback):
+    """Log lines of the Trainer, written to the log of `flowllm`."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if state.is_world_process_zero and logs:
             shown = {
                 key: f"{value:.4g}" if isinstance(value, float) else value
                 for key, value in logs.items()
-                if key != "epoch"  # of VirtualEpochs, which is one, however many passes it holds
+                if key != "epoch"  # the Trainer's, which counts all passes of VirtualEpochs as one
             }
             log.info("step %d/%d %s", state.global_step, state.max_steps, shown)

@@ -1,3 +1,5 @@
+"""Checkpoints: complete, cut off and damaged ones."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from flowllm.errors import UserError
-from flowllm.runs.checkpoints import (
+from flowllm.training.checkpoints import (
     MARKER,
     complete_checkpoints,
     mark_complete,
     newest_complete,
     remove_incomplete,
-    verify,
+    verify_checkpoint,
 )
 
 
@@ -40,8 +42,8 @@ def test_one_without_a_marker_does_not_count(tmp_path: Path) -> None:
 
 def test_an_intact_one_is_accepted_wherever_it_lies(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1)
-    verify(folder)
-    verify(folder.rename(tmp_path / "checkpoint-2"))
+    verify_checkpoint(folder)
+    verify_checkpoint(folder.rename(tmp_path / "checkpoint-2"))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "deeper/state.json"])
@@ -51,12 +53,12 @@ def test_a_damaged_file_is_refused_by_its_name(tmp_path: Path, name: str) -> Non
     for damaged in (content[:-1], content[:-1] + b"?", content + b"\0"):
         (folder / name).write_bytes(damaged)
         with pytest.raises(UserError, match=f"{folder / name} is missing or damaged; delete"):
-            verify(folder)
+            verify_checkpoint(folder)
     (folder / name).write_bytes(content)
-    verify(folder)
+    verify_checkpoint(folder)
     (folder / name).unlink()
     with pytest.raises(UserError, match=f"{folder / name} is missing or damaged; delete"):
-        verify(folder)
+        verify_checkpoint(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"3"])
@@ -64,7 +66,7 @@ def test_a_damaged_marker_is_refused_by_its_name(tmp_path: Path, content: bytes)
     folder = checkpoint(tmp_path, 1)
     (folder / MARKER).write_bytes(content)
     with pytest.raises(UserError, match=f"{folder / MARKER} is damaged; delete"):
-        verify(folder)
+        verify_checkpoint(folder)
 
 
 def test_only_checkpoints_that_were_cut_off_are_removed(tmp_path: Path) -> None:
@@ -75,4 +77,4 @@ def test_only_checkpoints_that_were_cut_off_are_removed(tmp_path: Path) -> None:
     remove_incomplete(tmp_path)
     assert not cut.exists()
     assert complete.is_dir() and other.is_dir() and (tmp_path / "checkpoint-3").is_file()
-    verify(complete)
+    verify_checkpoint(complete)

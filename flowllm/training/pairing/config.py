@@ -1,0 +1,35 @@
+"""Options of pairing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowllm.generation.config import DrawingConfig
+from flowllm.system.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingConfig(DrawingConfig):
+    """Options of `flowllm pair`: how samples are drawn from the prior, and how many for a target.
+
+    Raises:
+        UserError: if an option is out of range.
+    """
+
+    max_attempts: int = option(
+        3, "Texts drawn for a sample before it counts as failed.", section="Drawing", minimum=1
+    )
+    samples_per_target: int = option(
+        1,
+        "Samples of the prior for each crystal. For more later, use another seed and folder.",
+        section="Drawing",
+        minimum=1,
+    )
+    limit: int | None = option(
+        None, "Use only the first so many crystals of the data.", section="Data", minimum=1
+    )
+    skip_invalid: bool = option(
+        False,
+        "Leave out bad rows, and crystals larger than the prior writes, and count them.",
+        section="Data",
+    )

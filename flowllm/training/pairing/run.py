@@ -1,0 +1,83 @@
+"""Pairing: base crystals from a prior or from a file, aligned to their targets (`flowllm pair`).
+
+Options and paths are checked before torch is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowllm.errors import UserError
+from flowllm.system.options import from_arguments
+from flowllm.training.pairing.config import PairingConfig
+
+if TYPE_CHECKING:
+    from flowllm.training.pairing.records import PairingOutcome
+
+_OF_A_PRIOR = ("samples_per_target", "temperature", "top_p", "max_attempts", "constrain")
+
+
+def pair(
+    data: str | Path,
+    *,
+    out: str | Path,
+    samples: str | Path | None = None,
+    prior: str | Path | None = None,
+    config: PairingConfig | None = None,
+    workers: int = 1,
+    device: str = "auto",
+    progress: bool = True,
+    **options: Any,
+) -> PairingOutcome:
+    """Sample the prior for every crystal of the data and pair the samples with their targets.
+
+    Samples are kept only if they have exactly the atoms of the target; refused ones are counted by
+    reason.
+
+    With `samples` the base crystals come from there and no prior is used. A sample names its target
+    by the column or property `target`, or else by its id; both must have the same atoms. A sample
+    without `target` whose id is unknown is paired with every target of the same atoms. A refiner
+    is trained on such pairs with `base.kind: file`.
+
+    Args:
+        data: target crystals; see `flowllm.crystals.io.read`.
+        out: run folder; `pairs.parquet` and `summary.json` appear in it at the end.
+        samples: base crystals from elsewhere; see `flowllm.crystals.io.read`.
+        prior: folder or hub id; None takes the bundled one.
+        config: the options that `options` do not name; None: the defaults.
+        workers: processes; their number does not change the result.
+        device: `cpu`, `cuda` or `auto`.
+        progress: show a bar on a terminal.
+        **options: fields of `PairingConfig`, such as `samples_per_target=2`.
+
+    Returns:
+        The file of pairs and the counts.
+
+    Raises:
+        UserError: if the data, the folder or an option is bad, if no sample could be kept, or if
+            settings of a prior are given together with `samples`.
+        PriorError: if the prior cannot be loaded.
+    """
+    given = {} if config is None else {f.name: getattr(config, f.name) for f in fields(config)}
+    config = from_arguments(PairingConfig, {**given, **options})
+    for path in (data, samples):
+        if path is not None and not Path(path).exists():
+            raise UserError(f"{path}: no such file or folder; check the path")
+    # Imported after the checks, so that they need no torch.
+    if samples is None:
+        from flowllm.training.pairing.prior_pairs import pair_prior
+
+        return pair_prior(
+            Path(data), prior, config, out=out, workers=workers, device=device, progress=progress
+        )
+    defaults = PairingConfig()
+    if prior is not None or any(getattr(config, n) != getattr(defaults, n) for n in _OF_A_PRIOR):
+        raise UserError(
+            "samples take the place of a prior; leave out prior, samples_per_target and the "
+            "settings of its draws"
+        )
+    from flowllm.training.pairing.file_pairs import pair_file
+
+    return pair_file(Path(data), Path(samples), config, out=out, workers=workers, progress=progress)
