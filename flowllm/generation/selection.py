@@ -74,7 +74,8 @@ def add_candidates(
     """
     if best_of == 1:
         return [[proposal] for proposal in proposals]
-    requests, numbers = [], []
+    requests: list[dict[str, Any]] = []
+    numbers: list[int] = []
     for index, proposal in zip(indices, proposals, strict=True):
         if proposal.structure is not None:
             composition = composition_conditions(proposal.structure.formula)
@@ -184,10 +185,11 @@ def _energy(potential: RankingPotential, structure: Structure) -> float:
 
 def flow_scores(samples: Sequence[Sample]) -> list[float]:
     """Return log p_1 of each refined crystal in nats; -inf without a number."""
-    found = [sample.refinement and sample.refinement.log_likelihood for sample in samples]
-    return [
-        -math.inf if score is None or math.isnan(score.total) else score.total for score in found
-    ]
+    scores = []
+    for sample in samples:
+        found = None if sample.refinement is None else sample.refinement.log_likelihood
+        scores.append(-math.inf if found is None or math.isnan(found.total) else found.total)
+    return scores
 
 
 def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[list[Sample]]:
