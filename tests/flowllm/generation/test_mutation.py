@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from ase.calculators.calculator import Calculator
 from click.testing import CliRunner, Result
-from llm_prior.swaps import allowed_swaps
+from llm_prior.infilling import allowed_swaps
 from pymatgen.core import Lattice, Structure
 
 from flowllm.cli import cli
