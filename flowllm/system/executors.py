@@ -39,7 +39,8 @@ def for_each(
         items: the work, one call each.
         work: computes the result of an item from the context and the item. With several workers it
             must be picklable (a top-level function or a `functools.partial` of one).
-        save: takes an item and its result; always runs in this process.
+        save: takes an item and its result; always runs in this process. Called again for an item
+            if an interrupt of this process has ended the first call.
         setup: makes the context, once per process and before its first item; picklable as `work`.
             None: the context is None.
         workers: number of processes. One is this process; several are spawned, and end at once when
@@ -66,31 +67,29 @@ def for_each(
         ProcessPoolExecutor(workers, spawn, _start_worker, (work, setup)) as pool,
     ):
         while True:
-            # Never more items than workers: what the pool has queued could not be called back.
-            while failure is None and len(running) < workers:
-                try:
-                    item = next(waiting)
-                except StopIteration:
-                    break
-                try:
-                    running[pool.submit(_call_in_worker, item)] = item
-                except BrokenProcessPool as error:  # died between two items
-                    failure = error
-            if not running:
-                break
             try:
-                finished = wait(running, return_when=FIRST_COMPLETED).done
+                # Never more items than workers: those queued in the pool could not be called back.
+                while failure is None and len(running) < workers:
+                    try:
+                        item = next(waiting)
+                    except StopIteration:
+                        break
+                    try:
+                        running[pool.submit(_call_in_worker, item)] = item
+                    except BrokenProcessPool as error:  # died between two items
+                        failure = error
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    if (raised := future.exception()) is None:
+                        save(running[future], future.result())
+                    else:
+                        failure = failure or raised
+                    del running[future]
             except KeyboardInterrupt as error:
                 if isinstance(failure, KeyboardInterrupt):  # the second: wait for nothing
                     raise
                 failure = error
-                continue
-            for future in finished:
-                item = running.pop(future)
-                if (raised := future.exception()) is None:
-                    save(item, future.result())
-                else:
-                    failure = failure or raised
     if isinstance(failure, BrokenProcessPool):
         raise UserError(
             "a worker process ended without a result (killed, out of memory, or failed at its "
