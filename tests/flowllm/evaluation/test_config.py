@@ -48,6 +48,7 @@ def test_a_bad_option_is_refused(options, message):
     [
         ([], {}, "no samples are given"),
         ("nowhere.csv", {}, "nowhere.csv: no such file or folder"),
+        (Path(__file__), {}, "cannot read '.py' files"),
         (MP20_SAMPLE, {"train": [MP20_SAMPLE, "nowhere.csv"]}, "nowhere.csv: no such file"),
         (MP20_SAMPLE, {"potential": "chgnet", "hull": "nowhere.csv"}, "nowhere.csv: no such file"),
         (MP20_SAMPLE, {"potentail": "chgnet"}, "unknown option 'potentail'; known are"),
