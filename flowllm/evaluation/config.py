@@ -14,6 +14,7 @@ from flowllm.system.options import Options, as_tuple, option
 
 MATERIALS_PROJECT = "materials-project"  # the hull of the online database
 LEMAT = "lemat"
+IDENTITY = "evaluation.json"  # file with the identity of an evaluation
 
 _SETS = "Reference sets"
 _ENERGIES = "Energies"

@@ -60,6 +60,12 @@ def test_a_bad_call_is_refused_before_the_folder_is_made(tmp_path, samples, opti
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_other_files_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        evaluate(MP20_SAMPLE, out=tmp_path, potential="operator:neg")  # a potential that fails
+
+
 def test_a_refusal_loads_no_heavy_library():
     code = (
         "import sys; from flowllm.evaluation.evaluate import evaluate\n"
