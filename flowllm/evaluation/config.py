@@ -14,6 +14,7 @@ from flowllm.system.options import Options, as_tuple, option
 
 MATERIALS_PROJECT = "materials-project"  # the hull of the online database
 LEMAT = "lemat"
+IDENTITY = "evaluation.json"  # file with the identity of an evaluation
 
 _SETS = "Reference sets"
 _ENERGIES = "Energies"
@@ -136,18 +137,23 @@ class EvaluationConfig(Options):
         return self.hull is not None and str(self.hull) == MATERIALS_PROJECT
 
     def check_files(self, samples: Sequence[Path]) -> None:
-        """Check that all files exist.
+        """Check that all files exist and that those of crystals have a known format.
 
         Args:
             samples: files or folders of generated crystals.
 
         Raises:
-            UserError: if there are no samples, or a file or folder does not exist.
+            UserError: if there are no samples, a file or folder does not exist, a format is
+                unknown, or a run is not finished.
         """
+        from flowllm.crystals.io import check_input  # 0.3 s, which other refusals do not need
+
         if not samples:
             raise UserError("no samples are given; name at least one file or folder")
+        for path in (*samples, *self.train, self.reference, self.targets):
+            if path is not None:
+                check_input(path)
         hull = None if self.hull_is_online else self.hull
-        given = (self.reference, self.targets, self.composition_scale, self.references, hull)
-        for path in (*samples, *self.train, *(p for p in given if p is not None)):
-            if not path.exists():
+        for path in (self.composition_scale, self.references, hull):
+            if path is not None and not path.exists():
                 raise UserError(f"{path}: no such file or folder; check the path")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowllm.evaluation.config import EvaluationConfig
+from flowllm.evaluation.config import IDENTITY, EvaluationConfig
+from flowllm.runs.identity import check_folder
 from flowllm.system.options import as_tuple, from_arguments
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def evaluate(
     config = from_arguments(EvaluationConfig, options, base=config)
     paths = [Path(path) for path in as_tuple(samples)]
     config.check_files(paths)
+    check_folder(out, IDENTITY)
     from flowllm.evaluation.pipeline import run_evaluation
 
     return run_evaluation(paths, config, Path(out), workers=workers, progress=progress)

@@ -16,7 +16,7 @@ from flowllm.crystals.io import read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.energy.formation import read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
-from flowllm.evaluation.config import MATERIALS_PROJECT, EvaluationConfig
+from flowllm.evaluation.config import IDENTITY, MATERIALS_PROJECT, EvaluationConfig
 from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.energies import EnergyModel, RelaxedSet, load_energy_model, relax_set
 from flowllm.evaluation.features import read_scale
@@ -40,7 +40,6 @@ from flowllm.system.versions import versions
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY = "evaluation.json"
 _RELAXED_RUNS = "relaxed"
 _EXTENDABLE = ("potential", "hull", "references")  # may be given to a finished evaluation
 
@@ -76,7 +75,7 @@ def run_evaluation(
     sets = _distinctly_named([read_generated(path) for path in samples])
     model = _energy_model(config, sets)
     run = _run_identity(samples, config, definitions, model)
-    with claimed(out, _IDENTITY, run, info=versions(), extendable=_EXTENDABLE) as folder:
+    with claimed(out, IDENTITY, run, info=versions(), extendable=_EXTENDABLE) as folder:
         if config.submission is not None:
             write_submission(sets, folder)
         relaxed: list[RelaxedSet] | None = None

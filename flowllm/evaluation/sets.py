@@ -21,7 +21,6 @@ from flowllm.evaluation.features import cached_fingerprints, cached_properties
 from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.runs.identity import read_identity
 
-_TABLE = "samples.parquet"
 _MANIFEST = "manifest.json"
 _LONGEST_REASON = 60
 
@@ -118,15 +117,10 @@ def read_generated(path: str | Path) -> GeneratedSet:
     """
     path = Path(path)
     conditions: dict[str, Any] = {}
-    file = path
-    if (path / _TABLE).is_file():
-        file = path / _TABLE
-        if (path / _MANIFEST).is_file():
-            conditions = read_identity(path, _MANIFEST)[0].get("conditions") or {}
-    elif (path / _MANIFEST).is_file():
-        raise UserError(f"{path}: the run is not finished; repeat its command to go on with it")
+    if (path / _MANIFEST).is_file():
+        conditions = read_identity(path, _MANIFEST)[0].get("conditions") or {}
     crystals = []
-    for row in read_all(file, reduce=False):
+    for row in read_all(path, reduce=False):
         if isinstance(row.source, Geometry):
             structure = cells.make_structure(*row.source)
             crystals.append(

@@ -48,6 +48,7 @@ def test_a_bad_option_is_refused(options, message):
     [
         ([], {}, "no samples are given"),
         ("nowhere.csv", {}, "nowhere.csv: no such file or folder"),
+        (Path(__file__), {}, "cannot read '.py' files"),
         (MP20_SAMPLE, {"train": [MP20_SAMPLE, "nowhere.csv"]}, "nowhere.csv: no such file"),
         (MP20_SAMPLE, {"potential": "chgnet", "hull": "nowhere.csv"}, "nowhere.csv: no such file"),
         (MP20_SAMPLE, {"potentail": "chgnet"}, "unknown option 'potentail'; known are"),
@@ -57,6 +58,12 @@ def test_a_bad_call_is_refused_before_the_folder_is_made(tmp_path, samples, opti
     with pytest.raises(UserError, match=message):
         evaluate(samples, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_other_files_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        evaluate(MP20_SAMPLE, out=tmp_path, potential="operator:neg")  # a potential that fails
 
 
 def test_a_refusal_loads_no_heavy_library():

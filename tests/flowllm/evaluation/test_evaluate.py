@@ -136,6 +136,16 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         read(tmp_path / "bad.zip")
 
 
+def test_an_unfinished_run_is_refused_and_an_evaluation_can_be_evaluated_again(tmp_path):
+    run = run_folder(tmp_path / "run")
+    evaluate(run, out=tmp_path / "one", progress=False)
+    (again,) = evaluate(tmp_path / "one", out=tmp_path / "two", progress=False).sets
+    assert again.num_generated == 2 and again.failures == {"no answer that decodes": 1}
+    (run / "samples.parquet").unlink()
+    with pytest.raises(UserError, match="the run is not finished"):
+        evaluate(run, out=tmp_path / "three", progress=False)
+
+
 def test_an_error_that_shows_late_leaves_the_folder_free(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT)
     (tmp_path / "run").mkdir()
