@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test lint release clean
 
 demo: .venv/.installed
-	$(BIN)/flowllm sample -n 16 --refine --seed 0 --out demo
+	$(BIN)/flowllm sample -n 16 --seed 0 --out demo
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest

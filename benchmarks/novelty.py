@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from flowllm.evaluation.evaluate import evaluate
-from flowllm.generation.sampling_run import sample
+from flowllm.generation.sampling_run import run_sampling
 
 RATES = ("valid", "uniqueness", "novelty", "stable_0", "stable_0.1", "sun", "metastable_sun")
 
@@ -80,12 +80,11 @@ def main(
     seconds, refused = {}, {}
     for name, arguments in wanted.items():
         start = time.perf_counter()
-        outcome = sample(
+        outcome = run_sampling(
             n,
             out=out / name,
             prior=prior,
             refiner=refiner,
-            refine=True,
             seed=seed,
             temperature=temperature,
             workers=workers,

@@ -185,7 +185,7 @@ def _measurement(file: Path) -> Measurement:
     return Measurement(
         what="Refined samples without conditions, novelty against the training split of MP-20",
         dataset=f"MP-20, {measured['num_generated']} samples",
-        command=f"flowllm sample -n {measured['num_generated']} --refine; flowllm evaluate --train"
+        command=f"flowllm sample -n {measured['num_generated']}; flowllm evaluate --train"
         + (" --potential chgnet --hull --references" if "sun" in measured["metrics"] else ""),
         figures={k: v for k, v in measured["metrics"].items() if k in SHOWN},
     )

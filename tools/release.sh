@@ -75,7 +75,7 @@ run python tools/bundle.py weights --prior "$RUNS/prior/model" --refiner "$RUNS/
 [[ -e $RUNS/figures.json ]] ||
     run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n "$TARGETS" \
         --prior "$BUNDLE/prior" --refiner "$BUNDLE/refiner" --out "$RUNS/figures.json"
-run flowllm sample -n "$TARGETS" --refine --prior "$BUNDLE/prior" --refiner "$BUNDLE/refiner" \
+run flowllm sample -n "$TARGETS" --prior "$BUNDLE/prior" --refiner "$BUNDLE/refiner" \
     --out "$RUNS/samples" --workers "$WORKERS" --device "$DEVICE" || [[ $? == 1 ]] # some failed
 run flowllm evaluate "$RUNS/samples" --train "$DATA/mp20/train.parquet" \
     --out "$RUNS/evaluation" --workers "$WORKERS"
