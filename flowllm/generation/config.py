@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.errors import UserError
 from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
@@ -23,7 +24,6 @@ from llm_prior.prompts import render_elements
 from rfm.config import INTEGRATION_METHODS
 
 Rank = Literal["prior", "energy", "flow"]
-POTENTIAL = "chgnet"  # ranks where no other is named
 
 _CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
 _INTEGRATION = ("steps", "method", "position_slope", "cell_slope")
@@ -180,6 +180,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         "Potential of --rank energy: chgnet (extra [eval]), matgl:NAME-OR-FOLDER or "
         "MODULE:FACTORY.",
         section="Selection",
+        parse=check_potential_name,
         default_text=POTENTIAL,
     )
     refine: bool = option(True, "Refine the crystals.", section="Refining")
