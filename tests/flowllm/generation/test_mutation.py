@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from ase.calculators.calculator import Calculator
 from click.testing import CliRunner, Result
-from llm_prior.infilling import allowed_swaps
 from pymatgen.core import Lattice, Structure
 
 from flowllm.cli import cli
@@ -23,6 +22,7 @@ from flowllm.energy import calculators
 from flowllm.generation import mutation as mutate
 from flowllm.generation.mutation import MutationConfig
 from flowllm.system.options import specs
+from llm_prior.infilling import allowed_swaps
 
 NACL = Structure(
     Lattice.from_parameters(4.02, 4.02, 4.02, 60, 60, 60), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3]
