@@ -11,12 +11,14 @@ from flowllm.cli.options import (
     DEVICE,
     FILE,
     LIMIT,
+    PATH,
     PRIOR,
     SKIP,
     TABLE,
     Command,
     Option,
     given,
+    run_option,
 )
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ def _crystals(count: int) -> str:
 )
 @PRIOR
 @TABLE
+@run_option(
+    "--structures", type=PATH, help="Run folder to write, with the likeliest swap of each crystal."
+)
 @LIMIT
 @SKIP
 @DEVICE

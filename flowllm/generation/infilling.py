@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import llm_prior
-from flowllm.crystals.io import Crystal
+from flowllm.crystals.cells import NIGGLI_TOLERANCE
+from flowllm.crystals.io import Crystal, input_hash
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
+from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.runs.identity import check_folder
+from flowllm.runs.sharded import MANIFEST, Batch, Progress, Record, run_job
 from flowllm.system.options import Options, from_arguments, option
 from flowllm.system.tables import check_absent, write_rows
+from flowllm.system.versions import versions
 from llm_prior.text import SYMBOLS, site_symbols
 
 logger = logging.getLogger(__name__)
@@ -51,6 +58,7 @@ def infill(
     *,
     prior: str | Path | None = None,
     out: str | Path | None = None,
+    structures: str | Path | None = None,
     limit: int | None = None,
     skip_invalid: bool = False,
     device: str = "auto",
@@ -66,6 +74,8 @@ def infill(
         config: the settings; None: the defaults.
         prior: folder or hub id; None takes the bundled prior.
         out: CSV file to write, with a row for each crystal and element.
+        structures: run folder to write, with each crystal after its likeliest swap: the masked
+            element replaced by the likeliest other one; cell and positions stay.
         limit: read at most this many rows.
         skip_invalid: leave out bad rows and crystals with too many atoms.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
@@ -82,6 +92,8 @@ def infill(
     given = {} if config is None else vars(config)
     config = from_arguments(InfillingConfig, {**given, **options})
     table = check_absent(out)
+    if structures is not None:
+        check_folder(structures, MANIFEST)
     if mask not in SYMBOLS:
         raise UserError(f"mask {mask!r} is not the symbol of an element; give one such as Na")
     candidates = llm_prior.allowed_swaps().get(mask) if config.swap_table else None
@@ -118,4 +130,60 @@ def infill(
             ],
             table,
         )
+    if structures is not None:
+        _write_structures(
+            results,
+            mask,
+            structures,
+            manifest={
+                "command": "infill",
+                "input": input_hash(Path(file)),
+                "mask": mask,
+                "prior": identity(resolve(prior, BUNDLED_PRIOR)),
+                "limit": limit,
+                "skip_invalid": skip_invalid,
+                "niggli_tolerance": NIGGLI_TOLERANCE,
+                **vars(config),
+            },
+        )
     return results
+
+
+def _write_structures(
+    results: Sequence[Infilled], mask: str, out: str | Path, *, manifest: dict[str, Any]
+) -> None:
+    import pyarrow as pa
+
+    from flowllm.runs.outputs import publish_crystals
+
+    folder = run_job(
+        out,
+        manifest=manifest,
+        total=len(results),
+        batch_size=len(results),
+        work=functools.partial(_replace, results, mask),
+        info=versions(),
+        progress=False,
+    )
+    publish_crystals(folder, {"swap": pa.string(), "probability": pa.float64()})
+
+
+def _replace(
+    results: Sequence[Infilled], mask: str, context: None, batch: Batch, progress: Progress
+) -> list[Record]:
+    from flowllm.runs.records import CrystalRecord
+    from llm_prior.infilling import replace_element
+
+    records = []
+    for result in results[batch.start : batch.stop]:
+        element, probability = next(
+            (symbol, p) for symbol, p in result.probabilities.items() if symbol != mask
+        )
+        record = CrystalRecord(
+            id=result.crystal.id,
+            structure=replace_element(result.crystal.structure, mask, element),
+            initial_structure=result.crystal.structure,
+            properties={"swap": f"{mask}->{element}", "probability": probability},
+        )
+        records.append(record.to_json())
+    return records

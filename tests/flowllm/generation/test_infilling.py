@@ -10,10 +10,11 @@ import pytest
 
 from flowllm.cli import cli
 from flowllm.crystals.io import read, write
+from flowllm.errors import UserError
 from flowllm.generation.infilling import InfillingConfig, infill
 from flowllm.system.options import specs
 from llm_prior import allowed_swaps
-from support import run_command
+from support import MP20_SAMPLE, run_command
 
 
 def test_the_options_are_the_arguments_and_the_settings() -> None:
@@ -53,3 +54,20 @@ def test_a_mistake_is_one_line(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not result.stdout
+
+
+def test_the_likeliest_swaps_are_written_as_a_run(tmp_path: Path) -> None:
+    results = infill(
+        MP20_SAMPLE, "O", structures=tmp_path / "run", out=tmp_path / "o.csv", device="cpu"
+    )
+    made = read(tmp_path / "run", reduce=False)
+    assert [crystal.id for crystal in made] == [result.crystal.id for result in results]
+    for crystal, result in zip(made, results, strict=True):
+        element = next(symbol for symbol in result.probabilities if symbol != "O")
+        assert crystal.properties["swap"] == f"O->{element}"
+        assert crystal.properties["probability"] == result.probabilities[element]
+        counts = result.crystal.structure.composition.as_dict()
+        counts[element] = counts.pop("O") + counts.get(element, 0)
+        assert crystal.structure.composition.as_dict() == counts
+    with pytest.raises(UserError, match="holds another run"):
+        infill(MP20_SAMPLE, "F", structures=tmp_path / "run", device="cpu")
