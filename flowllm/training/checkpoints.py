@@ -19,7 +19,11 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Write the marker with the SHA-256 of every file in a checkpoint folder."""
+    """Write the marker with the SHA-256 of every file in a checkpoint.
+
+    Args:
+        checkpoint: folder whose other files are all written.
+    """
     hashes = {
         str(path.relative_to(checkpoint)): sha256_file(path)
         for path in sorted(checkpoint.rglob("*"))
@@ -49,18 +53,36 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the complete checkpoints in a run folder, by ascending step."""
+    """Return the complete checkpoints of a run.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        Folders of checkpoints by ascending step.
+    """
     return [path for path in _checkpoints(folder) if (path / MARKER).is_file()]
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """Return the complete checkpoint of the highest step in a run folder, or None."""
+    """Return the complete checkpoint of the highest step of a run.
+
+    Args:
+        folder: the run folder.
+
+    Returns:
+        The folder of the checkpoint; None if there is none.
+    """
     found = complete_checkpoints(folder)
     return found[-1] if found else None
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Delete the checkpoints in a run folder that were cut off while they were written."""
+    """Delete the checkpoints of a run that were cut off while they were written.
+
+    Args:
+        folder: the run folder.
+    """
     for path in _checkpoints(folder):
         if not (path / MARKER).is_file():
             shutil.rmtree(path)

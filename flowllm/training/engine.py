@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import DistributedType
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -248,7 +249,10 @@ def train(
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     trainer.add_callback(TrainingBar())
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with logging_redirect_tqdm():  # log lines go above the bar
+        result = trainer.train(
+            resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
+        )
     if average is not None:
         average.copy_to(model)
     if trainer.is_fsdp_enabled:

@@ -111,7 +111,7 @@ def training_run(
         out: the run folder.
         stage: name of the command, `train-llm` or `train-rfm`.
         recipe: all settings, as plain JSON.
-        data: files and folders that the training reads.
+        data: files, folders and runs that the training reads.
         validation: file or folder of the validation set.
         seed: seed of the run.
         resume: accept a folder that holds this run already.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm.errors import UserError
+from flowllm.system.device import check_device
 from flowllm.training.folder import TrainingRun, training_run
 from flowllm.training.recipes import PriorRecipe, load_recipe
 
@@ -55,6 +56,7 @@ def train_prior(
         raise UserError(
             f"{config} has no model.lora, so there is no adapter to merge; leave merge out"
         )
+    check_device(device)
     with training_run(
         out,
         stage="train-llm",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flowllm.errors import UserError
 from flowllm.hub.card import check_weights
+from flowllm.system.device import check_device
 from flowllm.training.folder import TrainingRun, training_run
 from flowllm.training.recipes import RefinerRecipe, load_recipe
 
@@ -64,6 +65,7 @@ def train_refiner(
     """
     recipe = load_recipe(RefinerRecipe, config, overrides)
     sources = _sources(recipe.base.kind, config, pairs, data)
+    check_device(device)
     with training_run(
         out,
         stage="train-rfm",

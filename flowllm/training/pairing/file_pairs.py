@@ -44,7 +44,22 @@ def pair_file(
     workers: int,
     progress: bool,
 ) -> PairingOutcome:
-    """Pair crystals of `samples` with targets in `data`; see `flowllm.training.pairing.run`."""
+    """Pair target crystals with samples in a file; see `flowllm.training.pairing.run.pair`.
+
+    Args:
+        data: target crystals.
+        samples: base crystals.
+        config: options of the pairing.
+        out: run folder.
+        workers: processes.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The file of pairs and the counts.
+
+    Raises:
+        UserError: if the data or the folder is bad, or no sample could be kept.
+    """
     targets = read(data, skip_invalid=config.skip_invalid, limit=config.limit)
     bases = read(samples, skip_invalid=config.skip_invalid)
     # By size, as the samples of a prior are.

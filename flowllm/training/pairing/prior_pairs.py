@@ -30,7 +30,24 @@ def pair_prior(
     device: str,
     progress: bool,
 ) -> PairingOutcome:
-    """Pair the crystals of `data` with samples of a prior; see `flowllm.training.pairing.run`."""
+    """Pair target crystals with samples of a prior; see `flowllm.training.pairing.run.pair`.
+
+    Args:
+        data: target crystals.
+        prior: folder or hub id; None takes the bundled one.
+        config: options of the pairing.
+        out: run folder.
+        workers: processes.
+        device: `cpu`, `cuda` or `auto`.
+        progress: show a bar on a terminal.
+
+    Returns:
+        The file of pairs and the counts.
+
+    Raises:
+        UserError: if the data or the folder is bad, or no sample could be kept.
+        PriorError: if the prior cannot be loaded.
+    """
     device = pick_device(device)
     folder = resolve(prior, BUNDLED_PRIOR)
     load = functools.partial(Prior.from_pretrained, folder, device=device)

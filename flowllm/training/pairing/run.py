@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
+from flowllm.runs.identity import check_folder
+from flowllm.runs.sharded import MANIFEST
+from flowllm.system.device import check_device
 from flowllm.system.options import from_arguments
 from flowllm.training.pairing.config import PairingConfig
 
@@ -65,6 +68,8 @@ def pair(
     for path in (data, samples):
         if path is not None and not Path(path).exists():
             raise UserError(f"{path}: no such file or folder; check the path")
+    check_folder(out, MANIFEST)
+    check_device(device)
     # Imported after the checks, so that they need no torch.
     if samples is None:
         from flowllm.training.pairing.prior_pairs import pair_prior

@@ -105,7 +105,14 @@ def _pair(path: Path, number: int, row: dict[str, Any]) -> PairedCrystal:
 
 
 def targets_only(crystals: Iterable[Crystal]) -> list[PairedCrystal]:
-    """Return crystals as pairs without a base crystal, for `base.kind: uniform`."""
+    """Return crystals as pairs without a base crystal, for `base.kind: uniform`.
+
+    Args:
+        crystals: the targets.
+
+    Returns:
+        One pair for each crystal, in order.
+    """
     return [
         PairedCrystal(
             id=crystal.id,

@@ -51,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train-llm --data crystals.jsonl --validation no.csv", "no file or folder no.csv"),
         ("train-llm --data crystals.jsonl --merge", "no model.lora, so there is no adapter"),
         ("train-llm --data crystals.jsonl --out thesis", "thesis is not empty"),
+        ("train-llm --data crystals.jsonl --device gpu", "unknown device 'gpu'; use cpu, cuda"),
         ("train-rfm --config rfm/none --data crystals.jsonl", "no config 'rfm/none'"),
         ("train-rfm --config rfm/uniform --data nothing.csv", "no file or folder nothing.csv"),
         ("train-rfm --pairs pairs.parquet", "there is no file or folder pairs.parquet"),
@@ -65,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pair nothing.csv", "nothing.csv: no such file or folder"),
         ("pair crystals.jsonl --samples nothing.csv", "nothing.csv: no such file or folder"),
         ("pair crystals.jsonl --samples crystals.jsonl --top-p 0.5", "take the place of a prior"),
+        ("pair crystals.jsonl --device gpu", "unknown device 'gpu'; use cpu, cuda"),
         ("pair crystals.jsonl --out thesis", "thesis is not empty"),
     ],
 )
