@@ -1,17 +1,26 @@
 # make demo   install into .venv and generate 16 refined crystals into demo/
 # make test   install into .venv with the dev tools and run every test
+# make test-newest   tests of the model code with the newest transformers that pyproject.toml allows
+# make lint   ruff, import contracts, types
 # make release   hours: train the bundled pair from ../shared/data anew, see tools/release.sh
 PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint release clean
+.PHONY: demo test test-newest lint release clean
 
 demo: .venv/.installed
 	$(BIN)/flowllm sample -n 16 --seed 0 --out demo
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest
+
+# The constraints pin the lowest allowed transformers, so `make test` covers that one.
+test-newest: .venv/.installed-dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/newest \
+		"transformers>=5.24,<6"
+	PYTHONPATH=build/newest $(BIN)/python -m pytest tests/llm_prior/test_decoding.py \
+		tests/llm_prior/test_proposals.py tests/flowllm/training/test_engine.py
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
