@@ -1,1 +1,7 @@
-"""Crystals: reading and writing files, cells, formulas."""
+"""Crystals: files to pymatgen `Structure`s and back.
+
+- `io`: `read` and `write` for every format; `readers`, `cif`, `writers` and `cache` are its parts;
+- `run_folders`: the crystals of a finished run as an input;
+- `crystal`, `cells`: a crystal with its id and properties; Niggli cells;
+- `formulas`: reduced formulas, and the formulas of known crystals.
+"""

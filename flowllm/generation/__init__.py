@@ -1,1 +1,9 @@
-"""Generation: the composed model, its runs, selection, mutation, infilling and scoring."""
+"""Generation: the composed model and its runs.
+
+- `config`: every option of sampling and refining;
+- `pipeline`: `FlowLLM`, in memory; `sampling_run`: the same into a run folder;
+- `sample`, `selection`, `capabilities`: one requested crystal, the best of several candidates, and
+  checks that the models can do what is requested;
+- `mutation`, `infilling`, `scoring`: new crystals by element swaps, elements in place of a masked
+  one, likelihoods of given crystals; `prior_input` reads what the last two need.
+"""

@@ -1,1 +1,1 @@
-"""Models: bundled ones, folders, the Hugging Face hub, and model cards."""
+"""Models: where they come from (`locate`), their cards (`card`), and the bundled pair."""
