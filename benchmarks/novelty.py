@@ -1,4 +1,4 @@
-"""What each lever does to S.U.N.: novel compositions only, the best of K by a model or by energy.
+"""Effect of each lever on S.U.N.: novel compositions only, best of K by a model or by energy.
 
     python benchmarks/novelty.py -n 1000 --train ../shared/data/mp20/train.parquet \
         --hull ../shared/data/mp20/hull_entries.parquet \

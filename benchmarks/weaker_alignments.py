@@ -1,4 +1,4 @@
-"""What `rfm.alignment.align` does, with parts of it left out: for `benchmarks/refine_quality.py`.
+"""Variants of `rfm.alignment.align` with parts left out, for `benchmarks/refine_quality.py`.
 
 Each takes a base crystal and its target in any description and returns the target's fractional
 coordinates (n, 3) and lattice (3, 3) with its sites in the base's order of elements.
