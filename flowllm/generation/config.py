@@ -221,7 +221,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             for name in ("formula", "num_atoms"):  # merged from the composition
                 values["conditions"] = dict(values["conditions"])
                 values["conditions"].pop(name, None)
-        conditions = {**values.get("conditions", {}), **arguments.pop("conditions", {})}
+        conditions = {**values.get("conditions", {}), **(arguments.pop("conditions", None) or {})}
         for name, value in arguments.items():
             if name in names:
                 values[name] = value
@@ -266,4 +266,9 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         """
         left_out = ("novel_to", "composition", "batch_size")
         values = {name: getattr(self, name) for name in specs(self) if name not in left_out}
-        return {**values, "exclude_elements": list(self.exclude_elements)}
+        return {
+            **values,
+            "conditions": dict(self.conditions),
+            "exclude_elements": list(self.exclude_elements),
+            "potential": self.ranking_potential,
+        }

@@ -20,8 +20,8 @@ from flowllm.errors import UserError
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, run_job, sample_seed
-from flowllm.system.device import pick_device
-from flowllm.system.options import Options, from_arguments, option
+from flowllm.system.device import check_device, pick_device
+from flowllm.system.options import Options, check_count, from_arguments, option
 from flowllm.system.versions import versions
 
 if TYPE_CHECKING:
@@ -118,24 +118,25 @@ def mutate(
     """
     config = from_arguments(MutationConfig, options, base=config)
     file = Path(file)
+    check_count("workers", workers, 1)
     if n < 1:
         raise UserError(f"n is {n}; give a number at least 1")
     if prior is not None and config.method == "uniform":
         raise UserError("a prior is given and not used; leave it out, or use method llm")
-    if not file.exists():
-        raise UserError(f"{file}: no such file or folder; check the path")
     check_folder(out, MANIFEST)
-    where = pick_device(device)
+    check_device(device)
     folder = resolve(prior, BUNDLED_PRIOR) if config.method == "llm" else None
 
     import pyarrow as pa
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.crystals.io import read
+    from flowllm.crystals.io import check_input, read
     from flowllm.crystals.run_folders import input_hash
     from flowllm.energy.calculators import potential_identity
     from flowllm.runs.outputs import publish_crystals
 
+    check_input(file)
+    where = pick_device(device)  # the first to import torch
     load = functools.partial(_load, folder, config.potential, where)
     models = load()
     max_atoms = models[0].fmt.max_atoms if models[0] is not None else None

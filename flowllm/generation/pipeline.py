@@ -31,7 +31,7 @@ from flowllm.generation.selection import (
 )
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from flowllm.system.device import pick_device
-from flowllm.system.options import from_arguments
+from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
@@ -108,8 +108,7 @@ class FlowLLM:
                 or a model cannot do it.
         """
         config = SamplingConfig.of(config, **options)
-        if n < 0:
-            raise UserError(f"n is {n}; give a number at least 0")
+        check_count("n", n, 0)
         known = KnownFormulas(config.novel_to)
         self.prepare(config, known)
         samples: list[Sample] = []
@@ -127,11 +126,10 @@ class FlowLLM:
         """
         known.check(config.conditions)
         wanted = config.ranking_potential
-        if wanted is None:
-            self.potential = None
-        elif self.potential is None or self.potential.name != wanted:
+        if wanted is not None and (self.potential is None or self.potential.name != wanted):
             self.potential = RankingPotential.load(wanted)
-        check_models(config, self.prior, self.refiner, self.potential)
+        ranking = None if wanted is None else self.potential
+        check_models(config, self.prior, self.refiner, ranking)
 
     def sample_batch(
         self,
@@ -201,7 +199,8 @@ class FlowLLM:
 
     def _rank(self, samples: Sequence[Sample], config: SamplingConfig) -> list[float]:
         """Return the score of each finished candidate; the highest one wins."""
-        if self.potential is not None:
+        if config.rank == "energy":
+            assert self.potential is not None  # see `prepare`
             return energy_scores(self.potential, samples)
         if config.rank == "flow":
             return flow_scores(samples)

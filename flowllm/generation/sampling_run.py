@@ -15,9 +15,9 @@ from flowllm.errors import UserError
 from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.runs.identity import check_folder
-from flowllm.runs.sharded import MANIFEST, Batch, run_job
-from flowllm.system.device import pick_device
-from flowllm.system.options import from_arguments
+from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, run_job
+from flowllm.system.device import check_device, pick_device
+from flowllm.system.options import check_count, from_arguments
 from flowllm.system.versions import versions
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def run_sampling(
         UserError, PriorError, RefinerError: if the request, a model or the folder is bad.
     """
     config = SamplingConfig.of(config, **options)
-    if n < 1:
-        raise UserError(f"n is {n}; give a number at least 1")
+    check_count("n", n, 0)
+    check_count("workers", workers, 1)
     if refiner is not None and not config.refine:
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
     check_folder(out, MANIFEST)
-    where = pick_device(device)
+    check_device(device)
     prior_folder = resolve(prior, BUNDLED_PRIOR)
     refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
 
@@ -75,6 +75,7 @@ def run_sampling(
 
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
+    where = pick_device(device)  # the first to import torch
     load = functools.partial(
         load_models, prior_folder, refiner_folder, where, config.ranking_potential
     )
@@ -156,15 +157,19 @@ def run_refinement(
     given = {} if config is None else vars(config)
     config = from_arguments(RefinementConfig, {**given, **options})
     file = Path(file)
-    if not file.exists():
-        raise UserError(f"{file}: no such file or folder; check the path")
+    check_count("workers", workers, 1)
+    if limit is not None:
+        check_count("limit", limit, 1)
     check_folder(out, MANIFEST)
-    where = pick_device(device)
-    refiner_folder = resolve(refiner, BUNDLED_REFINER)
+    check_device(device)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.crystals.io import input_hash, read
+    from flowllm.crystals.io import check_input, read
+    from flowllm.crystals.run_folders import input_hash
 
+    check_input(file)
+    refiner_folder = resolve(refiner, BUNDLED_REFINER)
+    where = pick_device(device)  # the first to import torch
     load = functools.partial(load_models, None, refiner_folder, where)
     model = load()
     assert model.refiner is not None
@@ -278,7 +283,7 @@ def _refine_batch(
     return records
 
 
-def _publish(folder: Any, columns: list[str], *, scored: bool) -> Outcome:
+def _publish(folder: RunFolder, columns: list[str], *, scored: bool) -> Outcome:
     import pyarrow as pa
 
     from flowllm.generation.sample import SCORE_COLUMNS

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -96,12 +97,8 @@ class OptionSpec:
             known = ", ".join(map(str, self.choices))
             raise OptionError(name, f"{value!r} is unknown; choose one of {known}")
         if kind in (int, float):
-            numbers = int if kind is int else (int, float)
-            if (
-                not isinstance(value, numbers)
-                or isinstance(value, bool)
-                or not (math.isfinite(value) and self._contains(value))
-            ):
+            number = _finite(value, kind)
+            if number is None or not self._contains(number):
                 what = "a whole number" if kind is int else "a number"
                 raise OptionError(name, f"is {value!r}; give {what} {self.range}".rstrip())
         elif kind is not None and not isinstance(value, kind):
@@ -114,6 +111,19 @@ class OptionSpec:
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
         )
+
+
+def _finite(value: Any, kind: type) -> float | None:
+    """Return a finite number, numpy's as well, as Python's own; None if it is none."""
+    if isinstance(value, bool):
+        return None
+    if kind is int:
+        return int(value) if isinstance(value, numbers.Integral) else None
+    try:
+        number = float(value) if isinstance(value, numbers.Real) else math.nan
+    except OverflowError:  # a whole number that no float holds
+        return None
+    return number if math.isfinite(number) else None
 
 
 def option(default: Any, help: str, **spec: Any) -> Any:
@@ -154,7 +164,24 @@ class Options:
             if spec.parse is not None:
                 value = spec.parse(value)
                 object.__setattr__(self, name, value)
-            spec.check(name, value, kinds[name])
+            kind = kinds[name]
+            spec.check(name, value, kind)
+            if kind in (int, float):  # so that equal values are written alike
+                object.__setattr__(self, name, kind(value))
+
+
+def check_count(name: str, value: Any, minimum: int) -> None:
+    """Check an argument that counts something.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        minimum: smallest allowed number.
+
+    Raises:
+        OptionError: if the value is no whole number of at least `minimum`.
+    """
+    OptionSpec(help="", minimum=minimum).check(name, value, int)
 
 
 def plain_types(config: type[Options]) -> dict[str, type | None]:
