@@ -62,6 +62,26 @@ def same(one: Structure, other: Structure, atol: float) -> bool:
     )
 
 
+def same_bits(one: Structure | None, other: Structure | None) -> bool:
+    """The same species, cell and coordinates to the last bit; None equals None."""
+    if one is None or other is None:
+        return one is other
+    return (
+        one.species == other.species
+        and one.lattice.matrix.tobytes() == other.lattice.matrix.tobytes()
+        and one.frac_coords.tobytes() == other.frac_coords.tobytes()
+    )
+
+
+def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """The content and the time of change of every file in a folder by its relative path."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def cif(structure: Structure) -> str:
     return str(CifWriter(structure))
 

@@ -60,7 +60,7 @@ def check_models(
                     f"the potential {potential.name} has not learnt {symbol}; rank by the "
                     "prior, or with another potential"
                 )
-    warn_of_untrained(prior, config.prompt_conditions)
+    warn_of_untrained(prior, sorted(config.prompt_conditions))
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

@@ -1,13 +1,59 @@
-"""Fixtures of the generation tests."""
+"""Models, scripted answers and crystals of the generation tests."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm import FlowLLM
 from flowllm.crystals.io import Crystal, write
+from llm_prior import proposals
+from llm_prior.proposals import Question
+from rfm import BaseConfig
+
+
+@pytest.fixture(scope="module")
+def model() -> FlowLLM:
+    """The bundled pair, with a little noise whatever the refiner has: its seed must show."""
+    model = FlowLLM.from_pretrained(device="cpu")
+    assert model.refiner is not None
+    model.refiner.config.base = BaseConfig(position_sigma=0.05, cell_sigma=0.05)
+    return model
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have the prior answer these texts, by place in the batch, to every attempt."""
+
+    def script(*texts: str) -> None:
+        def generate_texts(
+            prior: object, queue: deque[Question], **_: Any
+        ) -> Iterator[tuple[int, str, bool]]:
+            while queue:
+                place = queue.popleft().place
+                yield place, texts[place], True
+
+        monkeypatch.setattr(proposals, "generate_texts", generate_texts)
+
+    return script
+
+
+@pytest.fixture(scope="session")
+def rough() -> Callable[..., Crystal]:
+    """Make a crystal of TiO with random cell and positions, by id and seed."""
+
+    def make(name: str, seed: int = 0) -> Crystal:
+        rng = np.random.default_rng(seed)
+        lattice = Lattice.from_parameters(*rng.uniform(4, 6, 3), *rng.uniform(80, 100, 3))
+        return Crystal(id=name, structure=Structure(lattice, ["Ti", "O"], rng.random((2, 3))))
+
+    return make
 
 
 @pytest.fixture(scope="module")
