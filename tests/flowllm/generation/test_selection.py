@@ -1,9 +1,10 @@
-"""Novelty and best-of-K: which crystals are drawn again, and which of several stays."""
+"""Novelty and best of K: crystals of known formulas are drawn again, the best candidate stays."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import pytest
 from ase.calculators.calculator import Calculator
 from pymatgen.core import Lattice, Structure
 
-from flowllm import FlowLLM, Sample, UserError
+from flowllm import FlowLLM, Sample, UserError, run_sampling
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.formulas import KNOWN_FORMULA, KnownFormulas
 from flowllm.crystals.io import Crystal, write
-from flowllm.energy import calculators as potentials
-from flowllm.generation import pipeline as sampler
-from flowllm.generation.sampling_run import sample
+from flowllm.energy import potential_check
+from flowllm.generation import pipeline
 from flowllm.generation.selection import RankingPotential, choose, energy_scores
+from flowllm.runs.records import read_records
 from flowllm.runs.sharded import RunFolder
 from llm_prior import composition_conditions, generation_prompt
 from llm_prior.scoring import score_texts
@@ -30,13 +31,8 @@ N = 6
 
 
 @pytest.fixture(scope="module")
-def model() -> FlowLLM:
-    return FlowLLM.from_pretrained(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def free(model: FlowLLM) -> list[Sample]:
-    """What the prior makes when nothing is asked of it."""
+    """Samples without a condition."""
     return model.sample(N, refine=False, seed=1)
 
 
@@ -44,15 +40,15 @@ def formula(made: Sample) -> str:
     return made.structure.composition.reduced_formula
 
 
-def record(samples: list[Sample]) -> list[dict[str, Any]]:
-    return [made.to_record() for made in samples]
+def records(samples: list[Sample]) -> list[dict[str, Any]]:
+    return [made.to_record().to_json() for made in samples]
 
 
-# --- novelty -------------------------------------------------------------------------------------
+# Novelty
 
 
 def known_crystals(free: list[Sample], file: Path) -> Path:
-    """Every other crystal, in a cell of twice the size: a formula is what counts."""
+    """Write every other crystal in a cell of twice the size, as only formulas count."""
     crystals = []
     for made in free[::2]:
         structure = made.structure.copy()
@@ -72,25 +68,25 @@ def test_known_formulas_are_drawn_again_and_the_others_stay(
         if formula(before) in known:
             assert after.rejects[KNOWN_FORMULA] >= 1
         else:
-            assert after.to_record() == before.to_record()
+            assert records([after]) == records([before])
 
 
 def test_a_run_counts_what_it_refused_and_a_lost_shard_comes_back(
     model: FlowLLM, free: list[Sample], tmp_path: Path
 ) -> None:
     file = known_crystals(free, tmp_path / "known.jsonl")
-    options: dict[str, Any] = {"seed": 1, "novel_to": [file], "batch_size": 3, "device": "cpu"}
-    outcome = sample(N, out=tmp_path / "run", **options)
+    options: dict[str, Any] = {"seed": 1, "novel_to": [file], "batch_size": 3, "refine": False}
+    sample = partial(run_sampling, N, out=tmp_path / "run", device="cpu")
+    outcome = sample(**options)
     folder = RunFolder.open(outcome.folder)
-    samples = [Sample.from_record(record) for record in folder.records()]
-    refused = sum(made.rejects.get(KNOWN_FORMULA, 0) for made in samples)
+    refused = sum(made.rejects.get(KNOWN_FORMULA, 0) for made in read_records(folder))
     assert outcome.rejects[KNOWN_FORMULA] == refused > 0
     before = folder.shard(1).read_bytes()
     folder.shard(1).unlink()
-    sample(N, out=tmp_path / "run", **options)
+    sample(**options)
     assert folder.shard(1).read_bytes() == before
     with pytest.raises(UserError, match="novel_to"):
-        sample(N, out=tmp_path / "run", **{**options, "novel_to": ()})
+        sample(**{**options, "novel_to": ()})
 
 
 def test_a_formula_that_is_known_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -98,14 +94,14 @@ def test_a_formula_that_is_known_is_refused_before_anything_is_written(tmp_path:
     file = write([Crystal(id="known", structure=structure)], tmp_path / "known.jsonl")
     for asked in ({"formula": "ClNa"}, {"composition": "Na4Cl4"}):
         with pytest.raises(UserError, match="NaCl is among the known crystals"):
-            sample(1, out=tmp_path / "run", novel_to=file, **asked)
+            run_sampling(1, out=tmp_path / "run", novel_to=file, **asked)
     assert not (tmp_path / "run").exists()
     KnownFormulas(file).check({"formula": "Na2Cl", "elements": "Na, Cl"})
     with pytest.raises(UserError, match="no such file"):
-        sample(1, out=tmp_path / "run", novel_to=tmp_path / "absent.csv")
+        run_sampling(1, out=tmp_path / "run", novel_to=tmp_path / "absent.csv")
 
 
-# --- best of K -----------------------------------------------------------------------------------
+# Best of K
 
 
 def test_the_likeliest_of_one_composition_stays(model: FlowLLM, free: list[Sample]) -> None:
@@ -122,12 +118,10 @@ def test_the_likeliest_of_one_composition_stays(model: FlowLLM, free: list[Sampl
         better += kept.log_likelihood > first.log_likelihood + 1
         assert other.attempts == 3 + sum(other.rejects.values())
     assert better >= N / 3
-    assert record(model.sample(N, refine=False, seed=1, best_of=3)) == record(best)
+    assert records(model.sample(N, refine=False, seed=1, best_of=3)) == records(best)
 
 
-def test_the_flow_ranks_what_came_out_of_refining(
-    model: FlowLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_flow_ranks_refined_crystals(model: FlowLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = {0: -3.0, 1: 2.0, 2: 1.0, 3: None, 4: float("nan"), 5: -50.0}
 
     def refine(refiner: object, structures: list[Structure], **options: Any) -> list[Refinement]:
@@ -141,16 +135,16 @@ def test_the_flow_ranks_what_came_out_of_refining(
             results.append(Refinement(structure=marked, log_likelihood=score))
         return results
 
-    monkeypatch.setattr(sampler, "refine_structures", refine)
+    monkeypatch.setattr(pipeline, "refine_structures", refine)
     samples = model.sample(2, composition="NaCl", best_of=3, rank="flow", seed=2)
     assert [made.structure.site_properties["place"][0] for made in samples] == [1, 5]
 
 
-def test_the_prior_ranks_what_came_out_of_refining(
+def test_the_prior_ranks_refined_crystals_in_the_niggli_cell(
     model: FlowLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three candidates one becomes rock salt in a cell that is not the Niggli one, in whose
-    terms no text of a crystal is written; the other two become gases."""
+    """Of three candidates one becomes rock salt in another cell than the Niggli cell, in which
+    texts describe crystals; the other two become gases."""
     salt = Structure(
         Lattice.from_parameters(3.97, 3.97, 3.97, 60, 60, 60),
         ["Na", "Cl"],
@@ -166,7 +160,7 @@ def test_the_prior_ranks_what_came_out_of_refining(
             for place, made in enumerate(places)
         ]
 
-    monkeypatch.setattr(sampler, "refine_structures", refine)
+    monkeypatch.setattr(pipeline, "refine_structures", refine)
     samples = model.sample(2, composition="NaCl", best_of=3, seed=2)
     assert [made.structure.site_properties["place"][0] for made in samples] == [1, 4]
     prompt = generation_prompt(composition_conditions("NaCl"))
@@ -190,7 +184,7 @@ def harmonic() -> Calculator:
 
 
 def broken() -> Calculator:
-    """Raises what potentials raise."""
+    """Raises an error of the kind that potentials raise."""
 
     class Broken(Calculator):
         implemented_properties = ("energy",)
@@ -204,7 +198,7 @@ def broken() -> Calculator:
 @pytest.fixture
 def untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Toy potentials know nothing of NaCl."""
-    monkeypatch.setattr(potentials, "check_calculator", lambda *a: None)
+    monkeypatch.setattr(potential_check, "check_calculator", lambda *a: None)
 
 
 def test_the_one_of_lowest_energy_stays(model: FlowLLM, untested: None) -> None:
@@ -223,7 +217,7 @@ def test_the_one_of_lowest_energy_stays(model: FlowLLM, untested: None) -> None:
     assert all(made.rank_score is None for made in free)
 
 
-def test_where_a_potential_fails_the_first_candidate_stays_and_the_log_tells(
+def test_if_a_potential_fails_the_first_candidate_stays_and_the_log_says_so(
     model: FlowLLM, untested: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"composition": "NaCl", "seed": 2, "refine": False}
@@ -236,8 +230,8 @@ def test_where_a_potential_fails_the_first_candidate_stays_and_the_log_tells(
     assert line.startswith("6 of 6 candidates") and line.endswith("the first: no such element")
 
 
-def test_what_a_potential_does_not_know_has_no_energy() -> None:
-    """Atoms within 0.5 Angstrom, elements outside its data: it would give them some number."""
+def test_a_crystal_that_a_potential_does_not_know_has_no_energy() -> None:
+    """Atoms within 0.5 Angstrom and elements outside its data: their energies mean nothing."""
     lattice = Lattice.cubic(20 ** (1 / 3) * 2 ** (1 / 3))
     apart = Structure(lattice, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     close = Structure(lattice, ["Na", "Cl"], [[0, 0, 0], [0, 0, 0.1]])
@@ -256,14 +250,15 @@ def test_an_element_that_the_potential_has_not_learnt_is_refused(model: FlowLLM)
 
 def test_the_manifest_names_the_potential(tmp_path: Path, untested: None) -> None:
     pytest.importorskip("chgnet", reason="the extra [eval] is not installed")
-    options: dict[str, Any] = {"composition": "NaCl", "best_of": 2, "seed": 2, "device": "cpu"}
-    outcome = sample(2, out=tmp_path / "run", rank="energy", **options)
+    options: dict[str, Any] = {"composition": "NaCl", "best_of": 2, "seed": 2, "refine": False}
+    sample = partial(run_sampling, 2, out=tmp_path / "run", device="cpu", rank="energy", **options)
+    outcome = sample()
     manifest = RunFolder.open(outcome.folder).run
     assert manifest["potential"]["name"] == "chgnet" and len(outcome.crystals) == 2
     scores = pq.read_table(outcome.folder / "samples.parquet")["rank_score"].to_pylist()
     assert all(2 < score < 5 for score in scores)  # NaCl has -3.4 eV an atom
     with pytest.raises(UserError, match="potential"):
-        sample(2, out=tmp_path / "run", rank="energy", potential=f"{__name__}:harmonic", **options)
+        sample(potential=f"{__name__}:harmonic")
 
 
 def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:
@@ -277,21 +272,46 @@ def test_a_candidate_without_a_structure_never_stays_beside_one_with() -> None:
     assert Counter(chosen.rejects).total() == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"best_of": 0}, "best_of 0 must be at least 1"),
-        ({"best_of": 2, "temperature": 0}, "at temperature 0"),
-        ({"best_of": 2, "rank": "loudest"}, "none of prior, flow, energy"),
-        ({"best_of": 2, "rank": "flow", "refine": False}, "ask for refine"),
-        ({"rank": "flow"}, "best_of 2 or more"),
-        ({"rank": "energy"}, "best_of 2 or more"),
-        ({"best_of": 2, "potential": "chgnet"}, "potential is for rank energy"),
-        ({"best_of": 2, "rank": "energy", "potential": "nonsense"}, "unknown potential"),
-    ],
-)
-def test_settings_without_sense_are_refused(
-    model: FlowLLM, options: dict[str, Any], message: str
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch, untested: None) -> list[str]:
+    """The names of the potentials that were loaded, in order."""
+    names: list[str] = []
+    load = RankingPotential.load
+
+    def counted(name: str, **options: Any) -> RankingPotential:
+        names.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(RankingPotential, "load", counted)
+    return names
+
+
+def test_a_potential_is_loaded_once_and_ranks_only_if_requested(
+    model: FlowLLM, loads: list[str]
 ) -> None:
-    with pytest.raises(UserError, match=message):
-        model.sample(1, **options)
+    pair = FlowLLM(model.prior, model.refiner)
+    options = {"composition": "NaCl", "best_of": 2, "seed": 2, "refine": False}
+    name = f"{__name__}:harmonic"
+    first = pair.sample(2, rank="energy", potential=name, **options)
+    by_prior = pair.sample(2, **options)
+    again = pair.sample(2, rank="energy", potential=name, **options)
+    assert loads == [name]
+    assert records(again) == records(first)
+    assert records(by_prior) == records(model.sample(2, **options))
+
+
+def test_a_run_loads_a_potential_only_to_rank_by_energy(
+    tmp_path: Path, loads: list[str]
+) -> None:
+    sample = partial(run_sampling, 2, device="cpu", composition="NaCl", refine=False, best_of=2)
+    sample(out=tmp_path / "prior")
+    assert loads == []
+    name = f"{__name__}:harmonic"
+    outcome = sample(out=tmp_path / "energy", rank="energy", potential=name)
+    assert loads == [name]
+    run = RunFolder.open(outcome.folder).run
+    assert (run["rank"], run["potential"]) == ("energy", {"name": name})
+    table = pq.read_table(outcome.folder / "samples.parquet").to_pylist()
+    for row, made in zip(table, outcome.crystals, strict=True):
+        off = made.structure.volume / len(made.structure) - 20
+        assert row["rank_score"] == pytest.approx(-(off**2))

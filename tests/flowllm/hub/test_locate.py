@@ -1,11 +1,33 @@
-"""Models by name: names that are no model are refused."""
+"""Models by name: bundled, in a folder or on the hub, and their identities."""
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
+from pathlib import Path
+
 import pytest
+from torch import nn
 
 from flowllm.errors import UserError
-from flowllm.hub.locate import BUNDLED_PRIOR, resolve
+from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+
+
+def test_a_model_is_bundled_or_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve(None, BUNDLED_PRIOR) == BUNDLED_PRIOR
+    assert resolve(str(tmp_path), BUNDLED_PRIOR) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert resolve(f"~/{tmp_path.name}", BUNDLED_PRIOR) == tmp_path
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; give the folder of a model"):
+        resolve(tmp_path / "file", BUNDLED_PRIOR)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere", "runs/prior/model", "~/x", "/no/x"])
+def test_a_name_that_can_only_be_a_folder_is_refused_if_there_is_none(name: str) -> None:
+    with pytest.raises(UserError, match=f"there is no model folder {name}; give a folder or"):
+        resolve(name, BUNDLED_PRIOR)
 
 
 @pytest.mark.parametrize("name", ["some one/model", "owner/model--x", "owner/model.", "ow:ner/m"])
@@ -18,3 +40,48 @@ def test_a_name_that_cannot_be_a_hub_id_is_refused_without_the_hub(
     assert str(error.value) == (
         f"{name!r} is neither a folder here nor a valid hub id (OWNER/NAME); check the name"
     )
+
+
+def test_the_identity_of_a_model_is_its_content(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"1")
+    before = identity(tmp_path / "model")
+    (tmp_path / "model" / "weights").write_bytes(b"2")
+    assert before["name"] == "model" and identity(tmp_path / "model") != before
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(UserError):
+        identity(tmp_path / "model")
+
+
+def test_the_identity_of_an_adapter_includes_its_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    base = tmp_path / "base"
+    base.mkdir()
+    gguf = tmp_path / "base.gguf"
+    for place, weights in ((base, base / "model.safetensors"), (gguf, gguf)):
+        settings.write_text(json.dumps({"base_model_name_or_path": str(place)}))
+        weights.write_bytes(b"1")
+        before = identity(tmp_path / "adapter")
+        weights.write_bytes(b"2")
+        after = identity(tmp_path / "adapter")
+        assert before["sha256"] == after["sha256"] and before["base"] != after["base"]
+        assert after["base"]["name"] == place.name
+    settings.write_text(json.dumps({"base_model_name_or_path": "org/model"}))
+    assert identity(tmp_path / "adapter")["base"] == {"name": "org/model"}
+    settings.write_text("{}")
+    with pytest.raises(UserError, match="adapter_config.json names no base model"):
+        identity(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"), [(BUNDLED_REFINER, "bundled"), (Path("my/model"), "my/model")]
+)
+def test_the_log_names_source_size_and_hash_of_a_model(
+    folder: Path, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    module = nn.Linear(999, 1000)
+    assert announce("refiner", folder, {"sha256": "0123456789abcdef"}, module) == 1_000_000
+    (line,) = caplog.messages
+    assert line == f"refiner: {source}, 1.0 M parameters, sha256 01234567, on cpu"

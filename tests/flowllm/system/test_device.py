@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from flowllm.errors import UserError
 from flowllm.system.device import check_device, pick_device
@@ -23,6 +24,23 @@ def test_an_unknown_name_is_refused(name: str) -> None:
     for function in (check_device, pick_device):
         with pytest.raises(UserError, match=f"unknown device '{name}'; use cpu, cuda, cuda:NUMBER"):
             function(name)
+
+
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("cpu") == "cpu"
+    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    for present, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
+        assert pick_device("auto") == device
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="device cuda:99 is not there; use --device cpu"):
+        pick_device("cuda:99")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == "cuda:1"
+    with pytest.raises(UserError, match="cuda:2 is not there"):
+        pick_device("cuda:2")
 
 
 def test_torch_is_imported_only_for_auto_and_a_gpu() -> None:
