@@ -72,13 +72,14 @@ def run_sampling(
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.crystals.formulas import KnownFormulas
+    from flowllm.energy.calculators import potential_identity
 
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
+    potential = config.ranking_potential
+    ranked_by = None if potential is None else potential_identity(potential)
     where = pick_device(device)  # the first to import torch
-    load = functools.partial(
-        load_models, prior_folder, refiner_folder, where, config.ranking_potential
-    )
+    load = functools.partial(load_models, prior_folder, refiner_folder, where, potential)
     model = load(check=True)
     models: dict[str, Any] = {"prior": identity(prior_folder), "refiner": None}
     assert model.prior is not None
@@ -97,11 +98,8 @@ def run_sampling(
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **config.identity(),
         "novel_to": known.files,
+        "potential": ranked_by,
     }
-    if config.ranking_potential is not None:
-        from flowllm.energy.calculators import potential_identity
-
-        manifest["potential"] = potential_identity(config.ranking_potential)
     folder = run_job(
         out,
         manifest=manifest,

@@ -300,9 +300,7 @@ def test_a_potential_is_loaded_once_and_ranks_only_if_requested(
     assert records(by_prior) == records(model.sample(2, **options))
 
 
-def test_a_run_loads_a_potential_only_to_rank_by_energy(
-    tmp_path: Path, loads: list[str]
-) -> None:
+def test_a_run_loads_a_potential_only_to_rank_by_energy(tmp_path: Path, loads: list[str]) -> None:
     sample = partial(run_sampling, 2, device="cpu", composition="NaCl", refine=False, best_of=2)
     sample(out=tmp_path / "prior")
     assert loads == []
