@@ -32,7 +32,9 @@ def check_models(
         potential: ranks them; needed if `config.rank` is `energy`.
 
     Raises:
-        UserError, PriorError, RefinerError: if a model is missing or cannot do it.
+        UserError: if a model is missing, does not know an element, or is of another kind.
+        PriorError: if the prior cannot meet the conditions.
+        RefinerError: if the refiner cannot integrate with these settings.
     """
     if prior is None:
         raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
@@ -65,6 +67,10 @@ def check_models(
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:
     """Return the symbols of the elements that the refiner does not know.
+
+    Args:
+        refiner: the model.
+        conditions: the conditions of a request by name.
 
     Raises:
         UserError: if the conditions name one of them.

@@ -30,7 +30,10 @@ _INTEGRATION = ("steps", "method", "position_slope", "cell_slope")
 
 
 def parse_symbols(elements: Any) -> tuple[str, ...]:
-    """Return `Na,Cl` or a sequence of symbols as a sorted tuple without repeats.
+    """Return symbols of elements as a sorted tuple without repeats.
+
+    Args:
+        elements: text such as `Na,Cl`, or a sequence of symbols.
 
     Raises:
         PriorError: if one is not the symbol of an element.
@@ -213,7 +216,8 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             **arguments: fields of this class and names of conditions. None leaves a condition out.
 
         Raises:
-            UserError, PriorError: if an argument is unknown or has a bad value.
+            UserError: if an argument is unknown, or an option has a bad value.
+            PriorError: if a condition has a bad value.
         """
         names = {field.name for field in fields(cls)}
         values = {} if config is None else {name: getattr(config, name) for name in names}

@@ -78,7 +78,10 @@ class FlowLLM:
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
         Raises:
-            UserError, PriorError, RefinerError: if a model is missing or damaged.
+            UserError: if there is no such model, its weights are not those of its card, or there
+                is no such device.
+            PriorError: if the prior is damaged.
+            RefinerError: if the refiner is damaged.
         """
         where = pick_device(device)
         return cls(
@@ -104,8 +107,9 @@ class FlowLLM:
             `n` samples in order. The `structure` of a failed one is None, and `failure` says why.
 
         Raises:
-            UserError, PriorError, RefinerError: if a condition or option is unknown or impossible,
-                or a model cannot do it.
+            UserError: if an option is unknown or impossible, or a model is missing.
+            PriorError: if a condition is impossible, or the prior cannot meet it.
+            RefinerError: if the refiner cannot integrate with these settings.
         """
         config = SamplingConfig.of(config, **options)
         check_count("n", n, 0)
@@ -121,8 +125,14 @@ class FlowLLM:
     def prepare(self, config: SamplingConfig, known: KnownFormulas) -> None:
         """Check that a request can be fulfilled, and load the potential that it ranks with.
 
+        Args:
+            config: the request.
+            known: the formulas of `config.novel_to`.
+
         Raises:
-            UserError, PriorError, RefinerError: if it cannot.
+            UserError: if a model is missing or does not know an element, or no formula is left.
+            PriorError: if the prior cannot meet the conditions.
+            RefinerError: if the refiner cannot integrate with these settings.
         """
         known.check(config.conditions)
         wanted = config.ranking_potential
@@ -147,7 +157,11 @@ class FlowLLM:
             config: the request.
             known: the formulas of `config.novel_to`.
             indices: positions of the samples among all samples of the request.
-            progress: called with the number of crystals that are finished.
+            progress: called with the number of crystals that were finished since its last call;
+                in the end they add up to that of `indices`.
+
+        Returns:
+            The samples, in the order of `indices`.
         """
         assert self.prior is not None  # see `check_models`
         excluded = list(config.exclude_elements)
@@ -259,8 +273,9 @@ class FlowLLM:
             A `Refinement` for each crystal, in order: `structure`, or None and `failure`.
 
         Raises:
-            UserError, RefinerError: if no refiner is loaded, `structures` is a single crystal, or
-                an option is unknown or impossible.
+            UserError: if no refiner is loaded, `structures` is a single crystal, or an option is
+                unknown or impossible.
+            RefinerError: if there is not one index for each crystal, or one is negative.
         """
         given = {} if config is None else vars(config)
         config = from_arguments(RefinementConfig, {**given, **options})

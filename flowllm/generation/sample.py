@@ -54,7 +54,12 @@ class Sample:
 
     @classmethod
     def of(cls, name: str, proposal: Proposal) -> Sample:
-        """Return the sample of a proposal, its crystal reduced to the Niggli cell."""
+        """Return the sample of a proposal, its crystal reduced to the Niggli cell.
+
+        Args:
+            name: id of the sample.
+            proposal: answer of the prior.
+        """
         sample = cls(
             id=name,
             prompt=proposal.prompt,
@@ -73,7 +78,11 @@ class Sample:
         return sample
 
     def add_refinement(self, refinement: Refinement) -> None:
-        """Take the structure, or the failure, of a refinement of `prior_structure`."""
+        """Take the structure, or the failure, of a refinement of `prior_structure`.
+
+        Args:
+            refinement: the outcome.
+        """
         self.refinement = refinement
         self.structure = refinement.structure
         self.failure = f"refiner: {refinement.failure}" if refinement.failure else None
@@ -111,7 +120,14 @@ class Sample:
 
 
 def frames(trajectory: Trajectory) -> Sequence[Frame]:
-    """Return the states of a refinement with their time `t` from 0 (base) to 1."""
+    """Return the states of a refinement with their time `t` from 0 (base) to 1.
+
+    Args:
+        trajectory: F states.
+
+    Returns:
+        F frames.
+    """
     return [
         Frame(lattice=lattice, frac_coords=frac_coords, info={"t": float(t)})
         for t, frac_coords, lattice in zip(

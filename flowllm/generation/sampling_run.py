@@ -57,8 +57,13 @@ def run_sampling(
         progress: show a progress bar on a terminal.
         **options: fields of `SamplingConfig` and conditions; they replace those of `config`.
 
+    Returns:
+        The crystals and the counts of failures.
+
     Raises:
-        UserError, PriorError, RefinerError: if the request, a model or the folder is bad.
+        UserError: if an option, a file, the name of a model or the folder is bad.
+        PriorError: if a condition or the prior is bad.
+        RefinerError: if the refiner is bad.
     """
     config = SamplingConfig.of(config, **options)
     check_count("n", n, 0)
@@ -149,8 +154,12 @@ def run_refinement(
         progress: show a progress bar on a terminal.
         **options: fields of `RefinementConfig`; they replace those of `config`.
 
+    Returns:
+        The crystals and the counts of failures.
+
     Raises:
-        UserError, RefinerError: if the file, an option, the model or the folder is bad.
+        UserError: if the file, an option, the name of the model or the folder is bad.
+        RefinerError: if the refiner is bad.
     """
     given = {} if config is None else vars(config)
     config = from_arguments(RefinementConfig, {**given, **options})
@@ -225,6 +234,14 @@ def load_models(
         device: `cpu`, `cuda` or `cuda:NUMBER`.
         potential: name of the potential, or None.
         check: test the potential.
+
+    Returns:
+        The models together.
+
+    Raises:
+        UserError: if the potential is bad.
+        PriorError: if the prior is bad.
+        RefinerError: if the refiner is bad.
     """
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.generation.selection import RankingPotential

@@ -106,7 +106,11 @@ class RankingPotential:
 
     @classmethod
     def load(cls, name: str, *, check: bool = True) -> RankingPotential:
-        """Load a potential and, with `check`, test it.
+        """Load a potential.
+
+        Args:
+            name: as `flowllm.energy.calculators.load_calculator` takes it.
+            check: test it.
 
         Raises:
             UserError: if there is no such potential, or it gives wrong energies.
@@ -121,6 +125,11 @@ def prior_scores(
 
     It is -inf for a sample without a crystal. The text describes the Niggli cell, as in training.
     Refining does not move the origin.
+
+    Args:
+        prior: the model.
+        conditions: the conditions that all samples share.
+        samples: the crystals.
     """
     prompts, texts, scores = [], [], [-math.inf] * len(samples)
     scored = []
@@ -148,6 +157,10 @@ def energy_scores(potential: RankingPotential, samples: Sequence[Sample]) -> lis
     A crystal has no energy if atoms (images included) lie within 0.5 Angstrom of each other, as in
     `flowllm evaluate`, if the potential has not learnt one of its elements, or if the potential
     fails. The log gives the number of such crystals.
+
+    Args:
+        potential: the potential.
+        samples: the crystals.
     """
     scores, failures = [], []
     for sample in samples:
@@ -184,7 +197,11 @@ def _energy(potential: RankingPotential, structure: Structure) -> float:
 
 
 def flow_scores(samples: Sequence[Sample]) -> list[float]:
-    """Return log p_1 of each refined crystal in nats; -inf without a number."""
+    """Return log p_1 of each refined crystal in nats; -inf without a number.
+
+    Args:
+        samples: crystals that were refined with their log-likelihoods.
+    """
     scores = []
     for sample in samples:
         found = None if sample.refinement is None else sample.refinement.log_likelihood
@@ -216,5 +233,9 @@ def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[
 
 
 def flat(groups: Iterable[Iterable[Sample]]) -> list[Sample]:
-    """Return the candidates of all groups in one list."""
+    """Return the candidates of all groups in one list.
+
+    Args:
+        groups: the candidates of each crystal.
+    """
     return list(itertools.chain.from_iterable(groups))

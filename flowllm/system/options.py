@@ -92,7 +92,16 @@ class OptionSpec:
         return " and ".join(words)
 
     def check(self, name: str, value: Any, kind: type | None = None) -> None:
-        """Raise `OptionError` if a value is no `kind`, not among the choices, or out of range."""
+        """Check a value.
+
+        Args:
+            name: of the option.
+            value: of the option.
+            kind: int, float, bool or str; None: any.
+
+        Raises:
+            OptionError: if the value is no `kind`, not among the choices, or out of range.
+        """
         if self.choices is not None and value not in self.choices:
             known = ", ".join(map(str, self.choices))
             raise OptionError(name, f"{value!r} is unknown; choose one of {known}")
@@ -141,7 +150,14 @@ def option(default: Any, help: str, **spec: Any) -> Any:
 
 
 def specs(config: type[Options] | Options) -> dict[str, tuple[dataclasses.Field[Any], OptionSpec]]:
-    """Return the options of a config class by name, in the order of their declaration."""
+    """Return the options of a config class by name, in the order of their declaration.
+
+    Args:
+        config: the class or an instance.
+
+    Returns:
+        Field and description of each option.
+    """
     return {f.name: (f, f.metadata[_KEY]) for f in fields(config) if _KEY in f.metadata}
 
 
@@ -185,7 +201,11 @@ def check_count(name: str, value: Any, minimum: int) -> None:
 
 
 def plain_types(config: type[Options]) -> dict[str, type | None]:
-    """Return int, float, bool or str for each option annotated so (or with None); else None."""
+    """Return int, float, bool or str for each option annotated so (or with None); else None.
+
+    Args:
+        config: the class.
+    """
     found: dict[str, type | None] = {}
     for name, hint in get_type_hints(config).items():
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
@@ -197,7 +217,7 @@ def plain_types(config: type[Options]) -> dict[str, type | None]:
 def from_arguments(
     config: type[Config], arguments: dict[str, Any], *, base: Config | None = None
 ) -> Config:
-    """Make a config from keyword arguments; an unknown one is an error that lists the known ones.
+    """Return a config made from keyword arguments.
 
     Args:
         config: the class.
@@ -205,7 +225,8 @@ def from_arguments(
         base: has the values of the other fields; None: the defaults.
 
     Raises:
-        UserError: an unknown name or a bad value.
+        UserError: if a name is unknown; the message lists the known ones.
+        OptionError: if a value is bad.
     """
     known = {f.name for f in fields(config)}
     for name in arguments:
@@ -215,7 +236,11 @@ def from_arguments(
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """Return a value or a sequence of values as a tuple; a string or path counts as one value."""
+    """Return a value or a sequence of values as a tuple.
+
+    Args:
+        value: a string or a path counts as one value.
+    """
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(value)
     return (value,)
