@@ -214,6 +214,11 @@ class Prior:
         return next(self.model.parameters()).device
 
     @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def context_length(self) -> int:
         """Longest sequence that the model takes, in tokens."""
         config: Any = self.model.config

@@ -116,10 +116,11 @@ class FlowLLM:
         known = KnownFormulas(config.novel_to)
         self.prepare(config, known)
         samples: list[Sample] = []
-        for start in range(0, n, config.batch_size):
-            samples += self.sample_batch(
-                config, known, range(start, min(start + config.batch_size, n))
-            )
+        assert self.prior is not None  # see `check_models`
+        batch_size = config.batch_size_for(self.prior.num_parameters)
+        for start in range(0, n, batch_size):
+            indices = range(start, min(start + batch_size, n))
+            samples += self.sample_batch(config, known, indices)
         return samples
 
     def prepare(self, config: SamplingConfig, known: KnownFormulas) -> None:

@@ -109,7 +109,7 @@ def run_sampling(
         out,
         manifest=manifest,
         total=n,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size_for(parameters["prior"]),
         work=functools.partial(_sample_batch, config, known),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},

@@ -341,3 +341,10 @@ assert not {"torch", "transformers"} & sys.modules.keys()
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_large_priors_draw_smaller_batches() -> None:
+    config = SamplingConfig.of()
+    assert config.batch_size_for(5_200_000) == 128
+    assert config.batch_size_for(7_000_000_000) == 16
+    assert SamplingConfig.of(batch_size=3).batch_size_for(7_000_000_000) == 3
