@@ -29,30 +29,15 @@ _setting = functools.partial(common_option, section="Training")
 
 
 @click.command("train-llm", cls=Command)
-@_setting(
-    "--config",
-    type=click.Path(),
-    help="Recipe name or YAML file.",
-    default_text="llm/small",
-)
-@_setting(
-    "--data",
-    type=PATH,
-    multiple=True,
-    required=True,
-    help="Crystals. Repeatable.",
-)
+@_setting("--config", type=click.Path(), help="Recipe name or YAML file.", default_text="llm/small")
+@_setting("--data", type=PATH, multiple=True, required=True, help="Crystals. Repeatable.")
 @VALIDATION
 @OUT
 @SKIP
 @SEED
 @RESUME
 @DEVICE
-@_setting(
-    "--merge",
-    is_flag=True,
-    help="Also write OUT/merged: the base with the adapter in it.",
-)
+@_setting("--merge", is_flag=True, help="Also write OUT/merged: the base with the adapter in it.")
 @OVERRIDES
 def train_llm_command(out: Path, **arguments: Any) -> None:
     """Train or fine-tune the text prior on crystals."""
@@ -89,24 +74,9 @@ def pair_command(data: Path, out: Path, **arguments: Any) -> None:
 
 
 @click.command("train-rfm", cls=Command)
-@_setting(
-    "--config",
-    type=click.Path(),
-    help="Recipe name or YAML file.",
-    default_text="rfm/small",
-)
-@_setting(
-    "--pairs",
-    type=PATH,
-    multiple=True,
-    help="Pairs of `flowllm pair`. Repeatable.",
-)
-@_setting(
-    "--data",
-    type=PATH,
-    multiple=True,
-    help="Crystals, if base.kind is uniform.",
-)
+@_setting("--config", type=click.Path(), help="Recipe name or YAML file.", default_text="rfm/small")
+@_setting("--pairs", type=PATH, multiple=True, help="Pairs of `flowllm pair`. Repeatable.")
+@_setting("--data", type=PATH, multiple=True, help="Crystals, if base.kind is uniform.")
 @VALIDATION
 @_setting("--init", type=PATH, help="Trained refiner to start from.")
 @OUT
