@@ -132,10 +132,9 @@ def _config_option(
     name, default = declared.name, declared.default
     flag = _flag(name)
     if kind is bool:
-        if default:
-            return Option([f"{flag}/{_flag(f'no_{name}')}", name], spec=spec, default=None,
-                          is_flag=True, default_text="on")  # fmt: skip
-        return Option([flag, name], spec=spec, default=None, is_flag=True)
+        both = f"{flag}/{_flag(f'no_{name}')}" if default else flag
+        shown = "on" if default else None
+        return Option([both, name], spec=spec, default_text=shown, is_flag=True, default=None)
     type_: Any = kind
     if spec.choices is not None:
         type_ = click.Choice([str(choice) for choice in spec.choices], case_sensitive=False)

@@ -18,7 +18,6 @@ from flowllm.cli.options import (
     Command,
     common_option,
     given,
-    run_option,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _crystals(count: int) -> str:
 @common_option("--mask", section="Request", required=True, help="Element to mask, such as Na.")
 @PRIOR
 @TABLE
-@run_option(
+@common_option(
     "--structures", type=PATH, help="Run folder to write, with the likeliest swap of each crystal."
 )
 @LIMIT

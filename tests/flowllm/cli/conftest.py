@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.cif import cif_text
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
@@ -28,6 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nacl.cif": cif_text(SALT),
         "large.cif": cif_text(SALT * (3, 1, 1)),
         "disorder.cif": disordered().to(fmt="cif"),
+        "copper.cif": cif_text(Structure(Lattice.cubic(2.6), ["Cu"], [[0, 0, 0]])),
         "nothing.cif": "data_x\nnothing",
         "not_finite.json": json.dumps(_not_finite()),
         "wrong_column.csv": "material_id,structure\nmp-1,x\n",

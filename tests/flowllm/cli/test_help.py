@@ -81,6 +81,12 @@ def test_every_command_is_listed_once_by_its_task_with_a_whole_sentence() -> Non
     assert not [line for task in tasks for line in task.splitlines() if line.endswith("...")]
 
 
+def test_without_a_command_the_help_is_shown() -> None:
+    result = run_command()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == run_command("--help").stdout
+
+
 def test_unit_range_and_default_are_shown_once() -> None:
     words = " ".join(run_command("relax", "--help").stdout.split())
     for text in (
