@@ -33,9 +33,7 @@ _NAMES = {
     "flowllm.crystals.crystal": ("Crystal",),
     "flowllm.crystals.io": ("read", "write"),
     "flowllm.energy.relaxation": ("RelaxationConfig", "relax"),
-    "flowllm.errors": (
-        *("FlowLLMError", "InvalidCrystal", "PriorError", "RefinerError", "UserError"),
-    ),
+    "flowllm.errors": ("FlowLLMError", "InvalidCrystal", "PriorError", "RefinerError", "UserError"),
     "flowllm.evaluation.evaluate": ("EvaluationConfig", "evaluate"),
     "flowllm.generation.config": ("RefinementConfig", "SamplingConfig"),
     "flowllm.generation.pipeline": ("FlowLLM",),

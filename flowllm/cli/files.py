@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from flowllm.cli.options import FILE, LIMIT, PATH, SKIP, Command, counts, run_option
+from flowllm.cli.options import FILE, LIMIT, PATH, SKIP, Command, common_option, counts
 
 
 @click.command("data", cls=Command)
 @FILE
-@click.argument("out", type=PATH)
-@run_option("--no-reduce", is_flag=True, help="Keep the cells of FILE.")
-@run_option("--max-atoms", type=click.IntRange(min=1), help="Refuse larger crystals.")
+@click.argument("out", type=PATH, help="File or folder to write.")
+@common_option("--no-reduce", is_flag=True, help="Keep the cells of FILE.")
+@common_option("--max-atoms", type=int, minimum=1, help="Refuse larger crystals.")
 @LIMIT
 @SKIP
-@run_option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@common_option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def data_command(
     file: Path,
     out: Path,
@@ -27,9 +27,10 @@ def data_command(
     skip_invalid: bool,
     overwrite: bool,
 ) -> None:
-    """Convert crystals: read FILE and write OUT in the format of its suffix.
+    """Convert the crystals of FILE to another format.
 
-    OUT without a suffix is a folder of CIFs; POSCAR or x.vasp is a POSCAR.
+    The suffix of OUT tells the format. Without a suffix it is a folder of CIFs; POSCAR or x.vasp
+    is a POSCAR.
     """
     from flowllm.crystals.io import read, write
 

@@ -33,7 +33,10 @@ _CONFIG = "flowllm.generation.config"
 @WORKERS
 @DEVICE
 def sample_command(n: int, out: Path, **arguments: Any) -> None:
-    """Generate crystals into a run folder; the same command resumes a killed run."""
+    """Generate crystals into a run folder.
+
+    The same command goes on with a killed run.
+    """
     from flowllm.generation.sampling_run import run_sampling
 
     report(run_sampling(n, out=out, **given(arguments)), n)
@@ -48,7 +51,7 @@ def sample_command(n: int, out: Path, **arguments: Any) -> None:
 @WORKERS
 @DEVICE
 def refine_command(file: Path, out: Path, **arguments: Any) -> None:
-    """Refine the crystals of FILE: any file, folder or run of crystals.
+    """Refine the crystals of FILE.
 
     Meant for rough crystals such as the samples of a prior. A relaxed crystal usually comes out
     worse.

@@ -1,20 +1,28 @@
-"""The group of all commands: help by task, logging, and errors as one line."""
+"""The group of all commands: help by task, errors and interruptions as one line."""
 
 from __future__ import annotations
 
 import errno
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
+from flowllm.cli.options import FOLDER, NAMED_BY
 from flowllm.errors import FlowLLMError
+from flowllm.system.options import OptionError
 
-# A folder that cannot be written or read, a full disk.
-_PLACE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT}
+# A path that cannot be written or read, a full disk.
+_PLACE_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG),
+}
 _INTERRUPTED = 130  # exit code of a shell after Ctrl-C
+_ARGUMENTS = f"{__name__}.arguments"  # key of `click.Context.meta`
 
 
 class _OneLine(click.ClickException):
@@ -52,11 +60,20 @@ class Group(click.Group):
         return [name for names in self.tasks.values() for name in names]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = formatter.width - 6 - max(len(name) for name in self.list_commands(ctx))
+        longest = max(map(len, self.list_commands(ctx)))
+        width = formatter.width - 6 - longest
         for task, names in self.tasks.items():
-            rows = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+            rows = [
+                (name.ljust(longest), self.commands[name].get_short_help_str(width))
+                for name in names
+            ]
             with formatter.section(task):
-                formatter.write_dl(rows, col_max=max(map(len, self.list_commands(ctx))))
+                formatter.write_dl(rows)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        with _errors_as_one_line(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         with _errors_as_one_line(ctx):
@@ -67,25 +84,52 @@ class Group(click.Group):
 def _errors_as_one_line(ctx: click.Context) -> Iterator[None]:
     try:
         yield
+    except NoArgsIsHelpError:
+        raise
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else ctx.command_path
         message = error.format_message().rstrip(".")
         raise _OneLine(f"{message}; see {path} --help") from error
+    except OptionError as error:
+        raise _OneLine(f"{_flag(ctx, error.name)} {error.problem}") from error
     except FlowLLMError as error:
-        raise _OneLine(_as_typed(error)) from error
+        raise _OneLine(str(error)) from error
     except OSError as error:
-        if error.errno in _PLACE_ERRORS:
-            raise _OneLine(f"{error.filename}: {error.strerror}; fix that first") from error
-        raise
+        if error.errno not in _PLACE_ERRORS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        raise _OneLine(f"{place}{error.strerror}; choose another place") from error
     except KeyboardInterrupt:
-        click.echo("interrupted; the same command goes on from what is finished", err=True)
+        click.echo(f"interrupted; {_how_to_go_on(ctx)}", err=True)
         ctx.exit(_INTERRUPTED)
 
 
-def _as_typed(error: FlowLLMError) -> str:
-    """Return the message with the option spelled as on the command line."""
-    name, problem = getattr(error, "name", None), getattr(error, "problem", None)
-    return f"--{name.replace('_', '-')} {problem}" if name and problem else str(error)
+def _flag(ctx: click.Context, name: str) -> str:
+    """Return an option as it is spelled on the command line."""
+    for param in _command(ctx).get_params(ctx):
+        if isinstance(param, click.Option) and param.name == name:
+            return param.opts[-1]
+    return name
+
+
+def _command(ctx: click.Context) -> click.Command:
+    """Return the command that runs in the context of the group."""
+    assert isinstance(ctx.command, click.Group)
+    return ctx.command.commands.get(ctx.invoked_subcommand or "", ctx.command)
+
+
+def _how_to_go_on(ctx: click.Context) -> str:
+    """Return the command line that goes on after an interruption."""
+    folder = ctx.meta.get(FOLDER)
+    if folder is None or not folder.exists():
+        return "nothing was written"
+    added = list(ctx.meta.get(NAMED_BY, ()))
+    words = ctx.meta[_ARGUMENTS]
+    if "--resume" not in words and any(p.name == "resume" for p in _command(ctx).params):
+        added.append("--resume")
+    end = words.index("--") if "--" in words else len(words)
+    line = shlex.join([ctx.command_path, *words[:end], *added, *words[end:]])
+    return f"to go on: {line}"
 
 
 def _log_more(context: click.Context, parameter: click.Parameter, value: bool) -> None:

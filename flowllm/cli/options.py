@@ -1,7 +1,8 @@
-"""Options that several commands share, and options derived from config classes."""
+"""Options of the commands: those that several share, and those derived from config classes."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import time
@@ -11,164 +12,240 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowllm.system.device import check_device
+from flowllm.system.options import OptionSpec, plain_types, specs
+
 if TYPE_CHECKING:
     import dataclasses
 
+    from click.shell_completion import CompletionItem
+
     from flowllm.runs.outputs import Outcome
-    from flowllm.system.options import OptionSpec
 
 PATH = click.Path(path_type=Path)
+# Keys of `click.Context.meta`: the folder that a command writes, and the options that name it if
+# the user did not.
+FOLDER = f"{__name__}.folder"
+NAMED_BY = f"{__name__}.named_by"
+
+_RUN = "Run"  # heading of the options that do not belong to a task
 
 
 class Option(click.Option):
-    """An option that is listed under a heading."""
+    """An option under a heading. Its help ends with unit, range and default.
 
-    def __init__(self, *args: Any, section: str = "Run", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.section = section
+    A number is checked when the command line is read, so before the command does anything.
+
+    Args:
+        spec: help, heading, unit and range.
+        default_text: shown as the default; None: nothing is shown.
+    """
+
+    def __init__(
+        self, *args: Any, spec: OptionSpec, default_text: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **{**kwargs, "help": spec.help})
+        self.spec = spec
+        self.section = spec.section or "Options"
+        self.default_text = default_text
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        value = super().type_cast_value(ctx, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            self.spec.check(self.name or "", value, type(value))
+        return value
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        default = self.default_text and f"default: {self.default_text}"
+        details = [text for text in (self.spec.unit, self.spec.range, default) if text]
+        if details:
+            extra["range"] = "; ".join(details)  # click shows this text as it is
+        return extra
 
 
 class Command(click.Command):
     """A command whose options are derived from a config class and listed under headings.
 
     Args:
-        config: `MODULE:CLASS` of an `Options` class; it is imported when its options are needed,
-            so that `flowllm --help` imports nothing.
-        leave_out: names of fields that are no options of this command.
-        conditions: add one option for each condition of the prior.
+        config: `MODULE:CLASS` of an `Options` class. It is imported when its options are needed,
+            so that `flowllm --help` imports none.
+        conditions: add an option for each condition of the prior.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        config: str | None = None,
-        leave_out: tuple[str, ...] = (),
-        conditions: bool = False,
-        **kwargs: Any,
+        self, *args: Any, config: str | None = None, conditions: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.config = config
-        self.leave_out = leave_out
         self.conditions = conditions
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        params = super().get_params(ctx)
-        derived: list[click.Parameter] = []
+    @functools.cached_property
+    def derived(self) -> list[click.Parameter]:
+        """The options that are not written in `flowllm.cli`."""
+        options: list[click.Parameter] = []
         if self.conditions:
-            derived += _condition_options()
+            options += _condition_options()
         if self.config is not None:
-            derived += _config_options(self.config, self.leave_out)
-        # After the arguments and options that have no default, before those about the run.
-        place = sum(1 for p in params if not isinstance(p, Option) or p.section != "Run")
-        return [*params[:place], *derived, *params[place:]]
+            options += _config_options(self.config)
+        return options
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*super().get_params(ctx), *self.derived]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(param, "section", "Run"), []).append(record)
-        sections["Run"] = sections.pop("Run", [])  # the general ones last
+            if record is not None and not isinstance(param, click.Argument):
+                sections.setdefault(getattr(param, "section", _RUN), []).append(record)
+        sections[_RUN] = sections.pop(_RUN)  # to the end; every command has --help there
         for section, rows in sections.items():
             with formatter.section(section):
                 formatter.write_dl(rows)
 
 
 def _condition_options() -> list[click.Parameter]:
-    from llm_prior.prompts import ATTRIBUTES
+    from llm_prior import ATTRIBUTES
 
     return [
-        Option(["--" + a.name.replace("_", "-"), a.name], help=a.help, section="Conditions")
+        Option([_flag(a.name), a.name], spec=OptionSpec(help=a.help, section="Conditions"))
         for a in ATTRIBUTES
     ]
 
 
-def _config_options(config: str, leave_out: tuple[str, ...]) -> list[click.Parameter]:
-    from flowllm.system.options import plain_types, specs
-
+def _config_options(config: str) -> list[click.Parameter]:
     module, name = config.split(":")
     cls = getattr(importlib.import_module(module), name)
     kinds = plain_types(cls)
     return [
-        _option(name, declared, spec, kinds[name])
+        _config_option(declared, spec, kinds[name])
         for name, (declared, spec) in specs(cls).items()
-        if not spec.hidden and name not in leave_out
+        if not spec.hidden
     ]
 
 
-def _option(
-    name: str, declared: dataclasses.Field[Any], spec: OptionSpec, kind: type | None
+def _config_option(
+    declared: dataclasses.Field[Any], spec: OptionSpec, kind: type | None
 ) -> click.Parameter:
     """Return the option of a field. It is None where the user does not give it."""
-    flag = "--" + name.replace("_", "-")
-    default = spec.default_text
-    if default is None and declared.default not in (None, ()) and kind is not bool:
-        default = str(declared.default)
-    details = [text for text in (spec.range, default and f"default: {default}") if text]
-    shown: dict[str, Any] = {
-        "help": spec.full_help + (f"  [{'; '.join(details)}]" if details else ""),
-        "section": spec.section or "Options",
-        "default": None,
-    }
+    name, default = declared.name, declared.default
+    flag = _flag(name)
     if kind is bool:
-        names = [f"{flag}/--no-{name.replace('_', '-')}" if declared.default else flag, name]
-        if declared.default:
-            shown["help"] += "  [default: on]"
-        return Option(names, is_flag=True, **shown)
+        both = f"{flag}/{_flag(f'no_{name}')}" if default else flag
+        shown = "on" if default else None
+        return Option([both, name], spec=spec, default_text=shown, is_flag=True, default=None)
+    type_: Any = kind
     if spec.choices is not None:
-        shown["type"] = click.Choice([str(c) for c in spec.choices], case_sensitive=False)
+        type_ = click.Choice([str(choice) for choice in spec.choices], case_sensitive=False)
     elif spec.path:
-        shown["type"] = PATH
-    elif kind is not None:
-        shown["type"] = kind
-    if spec.path and declared.default == ():
-        shown["multiple"] = True
-    return Option([flag, name], **shown)
+        type_ = PATH
+    shown = spec.default_text
+    if shown is None and default not in (None, ()):
+        shown = f"{default:g}" if kind is float else str(default)
+    several = spec.path and default == ()
+    return Option([flag, name], spec=spec, default_text=shown, type=type_, multiple=several)
 
 
-def run_option(*names: str, **kwargs: Any) -> Callable[..., Any]:
-    """Return a decorator that adds an option about the run."""
-    return click.option(*names, cls=Option, **kwargs)
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def _default_folder(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
-    if value is not None:
-        return value
-    return Path(f"{ctx.info_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+def common_option(
+    *names: str,
+    help: str,
+    section: str = _RUN,
+    minimum: int | None = None,
+    default_text: str | None = None,
+    **kwargs: Any,
+) -> Callable[..., Any]:
+    """Return a decorator that adds an option which belongs to no config class.
+
+    Args:
+        *names: as for `click.option`.
+        help: one sentence.
+        section: heading.
+        minimum: smallest number.
+        default_text: shown as the default, which the function behind the command has.
+        **kwargs: for `click.option`.
+    """
+    spec = OptionSpec(help=help, section=section, minimum=minimum)
+    return click.option(*names, cls=Option, spec=spec, default_text=default_text, **kwargs)
 
 
-OUT = run_option(
+class _Device(click.ParamType):
+    """Name of a device, checked when the command line is read."""
+
+    name = "device"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return check_device(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        names = ("auto", "cpu", "cuda")
+        return [CompletionItem(name) for name in names if name.startswith(incomplete.lower())]
+
+
+def _folder(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
+    """Return the folder to write, with a name from command and time if the user gives none."""
+    if value is None:
+        # Options that the user gave come before those that he left out, so --resume is known.
+        if ctx.params.get("resume"):
+            raise click.UsageError("--resume goes on with a run; give its folder with --out", ctx)
+        value = Path(f"{ctx.info_name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        ctx.meta[NAMED_BY] = ["-o", str(value)]
+    ctx.meta[FOLDER] = value
+    return value
+
+
+OUT = common_option(
     "-o",
     "--out",
     type=PATH,
-    callback=_default_folder,
-    help="Folder to write.  [default: COMMAND-DATE-TIME]",
+    callback=_folder,
+    help="Folder to write.",
+    default_text="COMMAND-DATE-TIME",
 )
-TABLE = run_option("-o", "--out", type=PATH, help="CSV file to write.")
-SEED = run_option("--seed", type=int, help="Seed of every draw.  [default: 0]")
-COUNT = click.option(
-    "-n",
-    "n",
-    cls=Option,
-    section="Request",
-    type=int,
-    required=True,
-    help="Number of crystals.",
+TABLE = common_option("-o", "--out", type=PATH, help="CSV file to write.")
+COUNT = common_option(
+    "-n", "n", section="Request", type=int, minimum=1, required=True, help="Number of crystals."
 )
-DEVICE = run_option(
-    "--device",
-    shell_complete=lambda ctx, param, start: ["auto", "cpu", "cuda"],
-    help="cpu, cuda, cuda:NUMBER or auto.  [default: auto]",
+DEVICE = common_option(
+    "--device", type=_Device(), help="cpu, cuda, cuda:NUMBER or auto.", default_text="auto"
 )
-WORKERS = run_option("--workers", type=click.IntRange(min=1), help="Processes.  [default: 1]")
-SKIP = run_option("--skip-invalid", is_flag=True, help="Leave out bad crystals and count them.")
-LIMIT = run_option("--limit", type=click.IntRange(min=1), help="Read the first so many crystals.")
-PRIOR = run_option("--prior", help="Folder or hub id of a prior.  [default: bundled]")
-REFINER = run_option("--refiner", help="Folder or hub id of a refiner.  [default: bundled]")
-RESUME = run_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
-VALIDATION = run_option("--validation", type=PATH, help="Crystals or pairs of the validation set.")
-OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-FILE = click.argument("file", type=PATH)
+LIMIT = common_option("--limit", type=int, minimum=1, help="Read the first so many crystals.")
+OVERRIDES = click.argument(
+    "overrides",
+    nargs=-1,
+    metavar="[KEY=VALUE]...",
+    help="Changes to the recipe, such as training.epochs=3.",
+)
+# Text and no `pathlib.Path`, which would make ./model the hub id model.
+PRIOR = common_option(
+    "--prior", type=click.Path(), help="Folder or hub id of a prior.", default_text="bundled"
+)
+REFINER = common_option(
+    "--refiner", type=click.Path(), help="Folder or hub id of a refiner.", default_text="bundled"
+)
+RESUME = common_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
+SEED = common_option("--seed", type=int, minimum=0, help="Seed of every draw.", default_text="0")
+SKIP = common_option("--skip-invalid", is_flag=True, help="Leave out bad crystals and count them.")
+VALIDATION = common_option(
+    "--validation",
+    section="Training",
+    type=PATH,
+    help="Crystals or pairs of the validation set.",
+)
+WORKERS = common_option("--workers", type=int, minimum=1, help="Processes.", default_text="1")
+FILE = click.argument(
+    "file",
+    type=PATH,
+    help="Crystals: a run folder, a folder or .zip of CIFs, CSV, parquet, extxyz, JSON or POSCAR.",
+)
 
 
 def given(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,21 +7,36 @@ from typing import Any
 
 import click
 
-from flowllm.cli.options import FILE, LIMIT, OUT, SKIP, WORKERS, Command, given, report, run_option
+from flowllm.cli.options import (
+    FILE,
+    LIMIT,
+    OUT,
+    SKIP,
+    WORKERS,
+    Command,
+    common_option,
+    given,
+    report,
+)
 
 
 @click.command("relax", cls=Command, config="flowllm.energy.relaxation:RelaxationConfig")
 @FILE
-@run_option(
+@common_option(
     "--potential",
-    help="chgnet, matgl:NAME-OR-FOLDER or MODULE:FACTORY (any ASE calculator).  [default: chgnet]",
+    section="Options",
+    help="chgnet, matgl:NAME-OR-FOLDER or MODULE:FACTORY (any ASE calculator).",
+    default_text="chgnet",
 )
 @OUT
 @LIMIT
 @SKIP
 @WORKERS
 def relax_command(file: Path, out: Path, **arguments: Any) -> None:
-    """Relax cell and positions of the crystals of FILE, each in isolation, into a run folder."""
+    """Relax cell and positions of the crystals of FILE.
+
+    Each one is relaxed in isolation. The same command goes on with a killed run.
+    """
     from flowllm.energy.relaxation import relax
 
     outcome = relax(file, out=out, **given(arguments))
@@ -31,7 +46,7 @@ def relax_command(file: Path, out: Path, **arguments: Any) -> None:
 @click.command("export-vasp", cls=Command)
 @FILE
 @OUT
-@run_option(
+@common_option(
     "--where",
     multiple=True,
     metavar="RULE",
@@ -40,7 +55,7 @@ def relax_command(file: Path, out: Path, **arguments: Any) -> None:
 @LIMIT
 @SKIP
 def export_vasp_command(file: Path, out: Path, **arguments: Any) -> None:
-    """Write VASP inputs (MPRelaxSet) for the crystals of FILE, one folder each."""
+    """Write VASP inputs (MPRelaxSet), a folder for each crystal."""
     from flowllm.energy.vasp import export_vasp
 
     written = export_vasp(file, out=out, **given(arguments))

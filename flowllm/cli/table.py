@@ -8,16 +8,20 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedE
 
 from flowllm.crystals.io import Crystal
 
-SYMPREC = 0.1  # Angstrom; generated crystals are not symmetric to more
+SYMPREC = 0.1  # Angstrom; a smaller tolerance finds no symmetry in generated crystals
 _SHOWN = 50
-_SCORE = "log_likelihood"  # of refined crystals, nats, where it was asked for
+_SCORE = "log_likelihood"  # nats, of crystals that were scored
 _HEADS = ("id", "formula", "atoms", "a b c", "alpha beta gamma", "group")
 
 
 def crystal_table(crystals: Sequence[Crystal]) -> str:
-    """A line a crystal: id, formula, atoms, lengths (Angstrom), angles (degrees), space group.
+    """Return a table with a line for each of the first 50 crystals.
 
-    One more for scored crystals, their log-likelihood (nats).
+    Its columns are id, formula, number of atoms, lengths (Angstrom), angles (degrees), space group
+    and, if a crystal has one, the log-likelihood (nats).
+
+    Args:
+        crystals: with their properties.
     """
     if not crystals:
         return "no crystals"

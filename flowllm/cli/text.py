@@ -16,9 +16,8 @@ from flowllm.cli.options import (
     SKIP,
     TABLE,
     Command,
-    Option,
+    common_option,
     given,
-    run_option,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +35,10 @@ _LIKELIEST = 8  # elements of each
 @SKIP
 @DEVICE
 def score_command(file: Path, **arguments: Any) -> None:
-    """Show the log-likelihood of the crystals of FILE under the prior, in nats per crystal."""
+    """Show the log-likelihood of crystals under the prior.
+
+    It is the mean over the crystals of FILE, in nats per crystal.
+    """
     from flowllm.generation.scoring import score
 
     found = score(file, **given(arguments))
@@ -57,7 +59,10 @@ def score_command(file: Path, **arguments: Any) -> None:
 @SKIP
 @DEVICE
 def ipt_command(file: Path, **arguments: Any) -> None:
-    """Show the increase in perplexity under translation (IPT) of the crystals of FILE."""
+    """Show the increase in perplexity under translation (IPT).
+
+    It is the mean over the crystals of FILE, divided by the mean perplexity.
+    """
     from flowllm.generation.scoring import ipt
 
     found = ipt(file, **given(arguments))
@@ -77,19 +82,20 @@ def _crystals(count: int) -> str:
 
 @click.command("infill", cls=Command, config="flowllm.generation.infilling:InfillingConfig")
 @FILE
-@click.option(
-    "--mask", cls=Option, section="Request", required=True, help="Element to mask, such as Na."
-)
+@common_option("--mask", section="Request", required=True, help="Element to mask, such as Na.")
 @PRIOR
 @TABLE
-@run_option(
+@common_option(
     "--structures", type=PATH, help="Run folder to write, with the likeliest swap of each crystal."
 )
 @LIMIT
 @SKIP
 @DEVICE
 def infill_command(file: Path, mask: str, **arguments: Any) -> None:
-    """Show which elements could replace one element in the crystals of FILE."""
+    """Show which elements could take the place of an element.
+
+    Crystals of FILE without the element are left out.
+    """
     from flowllm.generation.infilling import infill
 
     results = infill(file, mask, **given(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,24 @@ from flowllm.cli.options import (
     VALIDATION,
     WORKERS,
     Command,
+    common_option,
     counts,
     given,
-    run_option,
 )
+
+_setting = functools.partial(common_option, section="Training")
 
 
 @click.command("train-llm", cls=Command)
-@run_option("--config", help="Recipe name or YAML file.  [default: llm/small]")
-@run_option("--data", type=PATH, multiple=True, required=True, help="Crystals. Repeatable.")
+@_setting("--config", type=click.Path(), help="Recipe name or YAML file.", default_text="llm/small")
+@_setting("--data", type=PATH, multiple=True, required=True, help="Crystals. Repeatable.")
 @VALIDATION
 @OUT
 @SKIP
 @SEED
 @RESUME
 @DEVICE
-@run_option("--merge", is_flag=True, help="Also write OUT/merged: the base with the adapter in it.")
+@_setting("--merge", is_flag=True, help="Also write OUT/merged: the base with the adapter in it.")
 @OVERRIDES
 def train_llm_command(out: Path, **arguments: Any) -> None:
     """Train or fine-tune the text prior on crystals."""
@@ -44,16 +47,22 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
 
 
 @click.command("pair", cls=Command, config="flowllm.training.pairing.config:PairingConfig")
-@click.argument("data", type=PATH)
-@run_option(
-    "--samples", type=PATH, help="Crystals of another origin, instead of the prior's samples."
+@click.argument("data", type=PATH, help="Target crystals, of any kind that `flowllm data` reads.")
+@common_option(
+    "--samples",
+    section="Data",
+    type=PATH,
+    help="Crystals of another origin, instead of the prior's samples.",
 )
 @PRIOR
 @OUT
 @WORKERS
 @DEVICE
 def pair_command(data: Path, out: Path, **arguments: Any) -> None:
-    """Pair samples of the prior, or crystals of a file, with the crystals of DATA."""
+    """Pair the crystals of DATA with samples of the prior.
+
+    The refiner is trained on these pairs. Crystals of a file can take the place of the samples.
+    """
     from flowllm.training.pairing.run import pair
 
     outcome = pair(data, out=out, **given(arguments))
@@ -65,11 +74,11 @@ def pair_command(data: Path, out: Path, **arguments: Any) -> None:
 
 
 @click.command("train-rfm", cls=Command)
-@run_option("--config", help="Recipe name or YAML file.  [default: rfm/small]")
-@run_option("--pairs", type=PATH, multiple=True, help="Pairs of `flowllm pair`. Repeatable.")
-@run_option("--data", type=PATH, multiple=True, help="Crystals, if base.kind is uniform.")
+@_setting("--config", type=click.Path(), help="Recipe name or YAML file.", default_text="rfm/small")
+@_setting("--pairs", type=PATH, multiple=True, help="Pairs of `flowllm pair`. Repeatable.")
+@_setting("--data", type=PATH, multiple=True, help="Crystals, if base.kind is uniform.")
 @VALIDATION
-@run_option("--init", type=PATH, help="Trained refiner to start from.")
+@_setting("--init", type=PATH, help="Trained refiner to start from.")
 @OUT
 @SKIP
 @SEED

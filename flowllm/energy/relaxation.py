@@ -26,6 +26,8 @@ from flowllm.energy.calculators import (
 )
 from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
 from flowllm.errors import UserError
+from flowllm.runs.identity import check_folder
+from flowllm.runs.sharded import MANIFEST, run_job
 from flowllm.system.options import from_arguments
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def relax(
     """
     potential = check_potential_name(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
+    check_folder(out, MANIFEST)
     from flowllm.crystals.io import read
 
     return relax_crystals(
@@ -128,11 +131,11 @@ def relax_crystals(
     repeated = [name for name, count in Counter(c.id for c in crystals).items() if count > 1]
     if repeated:
         raise UserError(f"the id {repeated[0]!r} occurs twice; give every crystal its own")
+    check_folder(out, MANIFEST)
     import pyarrow as pa
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.runs.outputs import publish_crystals
-    from flowllm.runs.sharded import run_job
     from flowllm.system.versions import versions
 
     manifest = {

@@ -13,17 +13,18 @@ def check_device(device: str) -> str:
     """Check the name of a device, without importing torch.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`, in any case.
 
     Returns:
-        The name.
+        The name in lower case.
 
     Raises:
         UserError: if the name is unknown.
     """
-    if _NAME.fullmatch(device) is None:
+    name = device.lower()
+    if _NAME.fullmatch(name) is None:
         raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:NUMBER or auto")
-    return device
+    return name
 
 
 def pick_device(device: str) -> str:
@@ -38,7 +39,8 @@ def pick_device(device: str) -> str:
     Raises:
         UserError: if the name is unknown, or there is no such GPU.
     """
-    if check_device(device).startswith("cpu"):
+    device = check_device(device)
+    if device.startswith("cpu"):
         return device
     import torch  # slow, and not needed for the CPU
 

@@ -248,8 +248,9 @@ def train(
     trainer.callback_handler.callbacks.insert(0, rate)  # the other callbacks log what it adds
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    trainer.add_callback(TrainingBar())
-    with logging_redirect_tqdm():  # log lines go above the bar
+    bar = TrainingBar()
+    trainer.add_callback(bar)
+    with contextlib.closing(bar), logging_redirect_tqdm():  # log lines go above the bar
         result = trainer.train(
             resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
         )

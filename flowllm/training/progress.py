@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 log = logging.getLogger(__name__)
@@ -15,10 +16,21 @@ _ON_THE_BAR = ("loss", "crystals_per_second", "tokens_per_second")
 
 
 class TrainingBar(ProgressCallback):
-    """The Trainer's progress bar with loss and rate.
+    """The Trainer's progress bar with loss and rate, on a terminal only.
 
     The original also prints the log lines to stdout, which is reserved for results.
     """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the bar."""
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, dynamic_ncols=True, disable=None)
+        self.current_step = 0
+
+    def close(self) -> None:
+        """End the bar with its line, also where the training was interrupted."""
+        if self.training_bar is not None:
+            self.training_bar.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show the newest figures on the bar."""

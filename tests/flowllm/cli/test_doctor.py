@@ -1,0 +1,63 @@
+"""`flowllm doctor`: the diagnosis of an installation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowllm import doctor
+from support import run_command
+
+
+def test_a_sound_installation_is_reported() -> None:
+    result = run_command("doctor")
+    assert result.exit_code == 0, result.stdout
+    lines = result.stdout.splitlines()
+    assert "ok: no other package claims the name flowllm" in lines
+    assert {"ok: bundled prior", "ok: bundled refiner"} <= set(lines)
+    assert any(re.fullmatch(r"torch \d.*", line) for line in lines)
+
+
+def test_potentials_are_listed_with_their_versions_or_how_to_get_them() -> None:
+    lines = run_command("doctor").stdout.splitlines()
+    for name in ("chgnet", "matgl"):
+        (line,) = [line for line in lines if line.startswith(f"potential {name}: ")]
+        assert re.fullmatch(rf"potential {name}: (\d[\w.]*|not installed; pip install .+)", line)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], "GPUs 0, runs on the CPU"),
+        (["NVIDIA H100", "NVIDIA A100"], "GPUs 2 (NVIDIA H100, NVIDIA A100)"),
+    ],
+)
+def test_gpus_are_counted_and_named(
+    names: list[str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
+    assert line in run_command("doctor").stdout.splitlines()
+
+
+def test_the_unrelated_package_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "flowllm-0.3.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flowllm\nVersion: 0.3.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run_command("doctor")
+    assert result.exit_code == 1
+    (problem,) = [line for line in result.stdout.splitlines() if line.startswith("problem")]
+    assert "unrelated package flowllm 0.3.1" in problem and "pip uninstall flowllm" in problem
+
+
+def test_missing_weights_are_a_problem(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "BUNDLED_PRIOR", files / "prior_missing")
+    lines, healthy = doctor.diagnose()
+    assert not healthy
+    assert "problem: the bundled prior_missing is missing; reinstall the package" in lines

@@ -1,0 +1,53 @@
+"""Refusals of real processes: at once, in one line, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_support import contents, process
+
+CASES = [
+    ("sample -n 1 --spacegroup 300", "spacegroup '300' is not a whole number from 1 to 230"),
+    ("sample -n 1 --temperature -1", "--temperature is -1.0; give a number at least 0"),
+    ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
+    ("sample -n 0", "-n is 0; give a whole number at least 1"),
+    ("sample -n x", "Invalid value for '-n': 'x' is not a valid integer; see flowllm sample --h"),
+    ("sample -n 1 --rank energy --best-of 2 --potential mace", "unknown potential 'mace'"),
+    ("sample -n 1 --device tpu", "unknown device 'tpu'; use cpu, cuda, cuda:NUMBER or auto"),
+    ("sample -n 1 --out thesis", "thesis is not empty (it holds thesis.tex)"),
+    ("relax nacl.cif --potential mace", "unknown potential 'mace'"),
+    ("relax nacl.cif --out thesis", "thesis is not empty"),
+    ("evaluate nacl.cif --potential mace", "unknown potential 'mace'"),
+    ("evaluate nacl.cif --out thesis", "thesis is not empty"),
+    ("mutate nacl.cif -n 1 --potential mace", "unknown potential 'mace'"),
+    ("mutate nacl.cif -n 1 --device tpu", "unknown device 'tpu'"),
+    ("mutate nacl.cif -n 1 --out thesis", "thesis is not empty"),
+    ("refine nacl.cif --device tpu", "unknown device 'tpu'"),
+    ("refine nacl.cif --out thesis", "thesis is not empty"),
+    ("score nacl.cif --device tpu", "unknown device 'tpu'"),
+    ("train-llm --config llm/none --data nacl.cif", "there is no config 'llm/none'; known are"),
+    ("train-llm --data nacl.cif --device tpu", "unknown device 'tpu'"),
+    ("train-llm --data nacl.cif --out thesis", "thesis is not empty"),
+    ("train-llm --data nacl.cif --resume", "give its folder with --out; see flowllm train-llm"),
+    ("train-rfm --pairs nacl.cif --device tpu", "unknown device 'tpu'"),
+    ("pair nacl.cif --device tpu", "unknown device 'tpu'"),
+    ("export-vasp nacl.cif --out thesis", "thesis exists; choose another folder"),
+    ("data nowhere.csv out.csv", "nowhere.csv: no such file or folder; check the path"),
+    ("sampel", "No such command 'sampel'"),
+    ("--seed 1", "No such option '--seed'; see flowllm --help"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
+def test_a_bad_request_is_refused_within_a_second_and_a_half(
+    line: str, message: str, files: Path
+) -> None:
+    before = contents(files)
+    ended = process(*line.split(), cwd=files)
+    assert (ended.code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: ") and message in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not {"torch", "transformers"} & ended.modules
+    assert ended.seconds < 1.5
+    assert contents(files) == before
