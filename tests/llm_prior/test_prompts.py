@@ -204,7 +204,7 @@ def test_any_text_is_a_formula_or_refused(text: str) -> None:
         np.array(["Na", "Cl"]),
         Composition("NaCl").elements,
     ],
-    ids=str,
+    ids=["dash", "comma", "spaces", "sorted", "list", "tuple", "set", "array", "elements"],
 )
 def test_elements_are_sorted_by_symbol(value) -> None:
     assert render_elements(value) == "Cl, Na"
