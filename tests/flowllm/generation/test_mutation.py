@@ -185,7 +185,7 @@ def test_a_failed_relaxation_is_recorded_alone(
     ("arguments", "message"),
     [
         (("mutate", "FILE", "-n", 1, "--out", "OUT", "--temperature", -1), "temperature is -1"),
-        (("mutate", "FILE", "-n", 0, "--out", "OUT"), "n is 0; give a number at least 1"),
+        (("mutate", "FILE", "-n", 0, "--out", "OUT"), "n is 0; give a whole number at least 1"),
         (("mutate", "nowhere.cif", "-n", 1, "--out", "OUT"), "nowhere.cif: no such file"),
         (("mutate", "FILE", "-n", 1, "--out", "FILE"), "is a file; choose a new folder"),
         (
