@@ -1,12 +1,12 @@
-"""Held-out likelihood of a prior, free and under the grammar, and its IPT.
+"""Held-out log-likelihood of a prior with and without the grammar, and its IPT.
 
     python benchmarks/likelihood.py ../shared/data/mp20/val.parquet -n 1000
 
-Nats per crystal, summed over its tokens, end of sequence included, so that tokenizers compare;
-the crystals are scored as they stand in the file after Niggli reduction. Under the grammar the
-probability at each token is shared out among the tokens that constrained decoding allows. IPT:
-`llm_prior.translation`. Every figure is a mean over the same random crystals, with its standard
-error.
+The log-likelihood is summed over the tokens of a crystal, end of sequence included, in nats per
+crystal, so that priors with different tokenizers can be compared. The crystals are Niggli-reduced;
+their coordinates are kept. Under the grammar, only the tokens that constrained decoding allows
+share the probability. `llm_prior.translation` defines the IPT. Every figure is a mean over the same
+random crystals, with its standard error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONDITIONS: tuple[tuple[str, ...], ...] = ((), ("formula",), ("formula", "num_at
 
 
 def shown(measured: ScoreSummary, digits: int) -> str:
-    """Mean, standard error, and how many crystals have no finite value."""
+    """Return mean, standard error and the number of crystals without a finite value."""
     text = f"{measured.mean:.{digits}f} +- {measured.standard_error:.{digits}f}"
     lost = len(measured.rows) - len(measured.values)
     return f"{text} ({lost} outside)" if lost else text
@@ -36,7 +36,7 @@ def shown(measured: ScoreSummary, digits: int) -> str:
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-n", default=1000, show_default=True, help="Crystals, drawn at random.")
-@click.option("--ipt-crystals", default=100, show_default=True, help="Of them, for IPT.")
+@click.option("--ipt-crystals", default=100, show_default=True, help="Of these, for the IPT.")
 @click.option("--prior", help="Folder; default: the bundled one.")
 @click.option("--seed", default=0, show_default=True)
 def main(data: Path, n: int, ipt_crystals: int, prior: str | None, seed: int) -> None:

@@ -1,12 +1,13 @@
-"""Held-out loss against processor time: `llm/small` from random weights, LoRA on SmolLM2.
+"""Held-out loss against training time: `llm/small` from random weights and LoRA on SmolLM2.
 
     OMP_NUM_THREADS=1 python benchmarks/llm_curves.py TRAIN VALIDATION --minutes 60 --out curves
 
-The loss is the negative log-likelihood of a crystal, summed over the tokens of its text and the end
-of sequence with formula and number of atoms given: in nats per crystal, so that models with other
-tokenizers compare. Time is the processor's, so that other load does not count: with one thread it
-is the wall time of an idle core. Scoring, building the model and reading data do not count either.
-Both train with a constant learning rate after a warm-up, one after the other.
+The loss is the negative log-likelihood of a crystal with formula and number of atoms given, summed
+over the tokens of its text and the end of sequence. It is in nats per crystal, so that models with
+different tokenizers can be compared. Time is processor time of training, so that other load on the
+machine does not count; with one thread it equals the wall time on an idle core. Scoring, building
+the model and reading the data are not included. The recipes are trained one after the other, with a
+constant learning rate after a warm-up.
 """
 
 from __future__ import annotations
@@ -38,8 +39,16 @@ def curve(
     minutes: float,
     points: int,
 ) -> tuple[list[dict], Prior]:
-    """Train one recipe for so long: the loss at equal spaces of time, the start included, and the
-    trained prior."""
+    """Train one recipe and return its losses and the trained prior.
+
+    Args:
+        name: name of the recipe in the results.
+        recipe: the recipe.
+        data: files of training crystals.
+        held_out: crystals for the loss.
+        minutes: processor time of training.
+        points: number of losses after the first, at equal intervals of time.
+    """
     training = recipe.training
     prior = Prior.build(recipe.model, recipe.text)
     prior.model.set_attn_implementation("eager")

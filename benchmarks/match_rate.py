@@ -1,13 +1,15 @@
-"""Match rate with given composition: the raw sample of the prior against the refined one.
+"""Match rate with a given composition, of raw samples of the prior and of refined ones.
 
     python benchmarks/match_rate.py ../shared/data/mp20/val.parquet -n 256
 
-For each target the prior is asked for its formula and number of atoms. Match: pymatgen's
-StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD is its root mean square displacement,
-normalised by the cube root of the volume per atom, averaged over the matched. A target whose
-sample failed counts as not matched. Intervals are Wilson's at 95%. With --samples K also the share
-of the targets that one of K samples matches, and the RMSD of the nearest; with --rank too, of the
-one that `flowllm sample --best-of K --rank` keeps of these K (in the JSON, `ranked_by`).
+For each target the prior draws a crystal with the formula and number of atoms of the target. The
+match is decided by pymatgen's StructureMatcher (stol 0.5, angle_tol 10, ltol 0.3). RMSD is its root
+mean square displacement over the cube root of the volume per atom, averaged over the matched
+targets. A target whose sample failed counts as not matched. Intervals are Wilson's at 95%.
+
+With --samples K, the output also has the share of targets that at least one of K samples matches,
+and the RMSD of the nearest one. With --rank, it also has the figures of the sample that `flowllm
+sample --best-of K --rank` keeps of these K (`ranked_by` in the JSON).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ BATCH = 64
 
 
 def share(hits: int, total: int) -> str:
-    """A share with its 95% interval (Wilson 1927), in percent."""
+    """Return a share with its 95% interval (Wilson 1927), in percent."""
     low, high = wilson(hits, total)
     return f"{100 * hits / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -63,7 +65,7 @@ def share(hits: int, total: int) -> str:
     help="Samples for each target.",
 )
 @click.option("--rank", "ranks", multiple=True, type=click.Choice(["prior", "energy"]))
-@click.option("--potential", default="chgnet", show_default=True, help="Of --rank energy.")
+@click.option("--potential", default="chgnet", show_default=True, help="For --rank energy.")
 @click.option("--attempts", default=10, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
@@ -135,12 +137,12 @@ def main(
     measured: list[dict[str, Any]] = []
 
     def score(name: str, structures: list, **settings: Any) -> None:
-        """The first sample of each target, and the best of all."""
+        """Score the first sample of each target, and the best of all its samples."""
         found = [
             None if s is None else rms_distance(s, targets[k % n].structure)
             for k, s in enumerate(structures)
         ]
-        for number in sorted({1, len(structures) // n}):  # 1 if one of all was chosen
+        for number in sorted({1, len(structures) // n}):  # 1 alone if a sample was chosen
             near = [[d for d in found[k : number * n : n] if d is not None] for k in range(n)]
             rms = [min(distances) for distances in near if distances]
             mean = sum(rms) / len(rms) if rms else float("nan")

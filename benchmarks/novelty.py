@@ -1,14 +1,15 @@
-"""Effect of each lever on S.U.N.: novel compositions only, best of K by a model or by energy.
+"""Effect on S.U.N. of drawing novel compositions only, and of best-of-K sampling.
 
-    python benchmarks/novelty.py -n 1000 --train ../shared/data/mp20/train.parquet \
-        --hull ../shared/data/mp20/hull_entries.parquet \
-        --references ../shared/data/mp_reference/mp_elemental_ref_energies_per_atom.json \
+    python benchmarks/novelty.py -n 1000 --train ../shared/data/mp20/train.parquet \\
+        --hull ../shared/data/mp20/hull_entries.parquet \\
+        --references ../shared/data/mp_reference/mp_elemental_ref_energies_per_atom.json \\
         --out runs/novelty
 
-Refined samples without conditions for each lever, all of one seed, then `flowllm evaluate` of all
-with CHGNet: rates with 95% intervals, and seconds per crystal of sampling (in the run that made it;
-a run that was resumed shows what was left). Killed, the same command goes on. The rows ranked by
-energy flatter themselves where --potential, the judge, is also --rank-potential, which chose.
+For each lever, refined samples are drawn without conditions and with the same seed. `flowllm
+evaluate` then relaxes all of them with --potential. The table has rates with 95% intervals, and the
+seconds of sampling per crystal. The same command resumes after a kill; the seconds then cover only
+the remaining crystals. If --rank-potential is also --potential, the rows ranked by energy come out
+too well, because the same potential chooses and judges.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ RATES = ("valid", "uniqueness", "novelty", "stable_0", "stable_0.1", "sun", "met
 
 
 def levers(train: Path, best_of: int, potential: str) -> dict[str, dict[str, Any]]:
-    """Arguments of `flowllm.generation.sampling_run.sample` by the name of the run."""
+    """Return the arguments of `run_sampling` for each lever, by the name of its folder."""
     prior, flow = ({"best_of": best_of, "rank": rank} for rank in ("prior", "flow"))
     energy = {"best_of": best_of, "rank": "energy", "potential": potential}
     return {

@@ -1,9 +1,9 @@
-"""The refiner's network written straight from its formula, as a measure of correctness and speed.
+"""Plain implementation of the refiner's network, a reference for its correctness and speed.
 
-Every ordered pair has the whole input (n(h_i), n(h_j), c, e_ij) of the first edge layer laid out
-and multiplied by one matrix, and the pairs are found by comparing all atoms of the batch with each
-other, so that memory grows with the square of the batch. The weights are those of a
-`rfm.network.VelocityNetwork`; gradients reach them.
+For every ordered pair of atoms the input (n(h_i), n(h_j), c, e_ij) of the first edge layer is one
+vector, which is multiplied by one matrix. The pairs are found by comparing all atoms of the batch
+with each other, so memory grows with the square of the batch. The weights belong to a
+`rfm.network.VelocityNetwork`, and gradients reach them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from rfm.network import VelocityNetwork, crystal_features
 def plain_velocity(
     network: VelocityNetwork, state: CrystalBatch, matrices: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Velocities (N, 3) and (B, 6) as `network(state, metric, t)` gives them.
+    """Return the velocities (N, 3) and (B, 6) of `network(state, metric, t)`.
 
-    matrices: (B, 3, 3) lattice vectors as rows, Angstrom. t: (B,).
+    Args:
+        network: source of the weights.
+        state: B crystals with N atoms.
+        matrices: (B, 3, 3) lattice vectors as rows, in Angstrom.
+        t: (B,) times in [0, 1].
     """
     batch, n = state.batch, state.num_atoms.unsqueeze(-1).to(t.dtype)  # (B, 1)
     same = batch.unsqueeze(0) == batch.unsqueeze(1)  # (N, N)
@@ -55,14 +59,14 @@ def plain_velocity(
 
 
 def _sums(values: Tensor, place: Tensor, count: int) -> Tensor:
-    """Sums (count, F) of the rows of values (E, F) that have the same place (E,)."""
+    """Return the sums (count, F) of the rows of values (E, F) with the same place (E,)."""
     return values.new_zeros(count, values.shape[1]).index_add(0, place, values)
 
 
 def _features(
     coords: Tensor, matrix: Tensor, i: Tensor, j: Tensor, network: VelocityNetwork
 ) -> Tensor:
-    """e_ij of every ordered pair (E, 6 K + 16), with Cartesian vectors; matrix is (E, 3, 3)."""
+    """Return e_ij of ordered pairs (E, 6 K + 16), from Cartesian vectors; matrix: (E, 3, 3)."""
     d = coords[j] - coords[i]
     d = d - torch.floor(d + 0.5)  # (E, 3)
     k = torch.arange(1, network.config.num_frequencies + 1, device=d.device, dtype=d.dtype)
@@ -77,7 +81,7 @@ def _features(
 
 
 def _density(d: Tensor, matrix: Tensor) -> Tensor:
-    """The image density (E, 12), image by image."""
+    """Return the image density (E, 12), computed image by image."""
     radii = 1 + 0.5 * torch.arange(12, device=d.device, dtype=d.dtype)
     density = torch.zeros(d.shape[0], 12, device=d.device, dtype=d.dtype)
     step = torch.where(d >= 0, -1.0, 1.0)

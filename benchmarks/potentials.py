@@ -1,12 +1,12 @@
-"""A potential against known crystals: formation energy, energy above hull, change upon relaxation.
+"""Errors of a potential on known crystals, and the change of these crystals in relaxation.
 
     python benchmarks/potentials.py ../shared/data/mp20/val.parquet \\
         --hull ../shared/data/mp20/hull_entries.parquet \\
         --references ../shared/data/mp_reference/mp_elemental_ref_energies_per_atom.json \\
         -n 200 --out runs/chgnet-val
 
-The crystals need formation_energy_per_atom and e_above_hull. The run folder of the relaxations is
-resumed if it is there. Errors are mean absolute ones over the relaxed crystals.
+The crystals need formation_energy_per_atom and e_above_hull. The errors of these two are mean
+absolute errors over the relaxed crystals. An existing run folder of relaxations is resumed.
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
-"""The prior's choices in one table: each row trained for the same time, with one change.
+"""Choices of the prior: one table, each row a prior trained for the same time with one change.
 
     OMP_NUM_THREADS=1 python benchmarks/prior_choices.py TRAIN VALIDATION --extra MP_EXTRA \\
         --llama-tokenizer llama_tokenizer.json --minutes 5 --out choices
 
-Every row is `llm/release` from random weights at a constant learning rate after a warm-up of 100
-steps, but for what its name says. Then: the negative log-likelihood of validation crystals, where
-the file has them, with the composition given, in nats per crystal; and one sample for each of other
-validation targets, composition given, constrained: the share that matches as it comes
-(StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), their RMSD, and texts per second. Times
-are the processor's, as in `llm_curves.py`.
+Every row trains `llm/release` from random weights, with the change that its name describes, at a
+constant learning rate after a warm-up of 100 steps. Two things are then measured:
 
-The nats of two rows do not compare with the others: a text of three decimals says 3 n ln 10 nats
-more of n atoms at most, and a prior of translated crystals pays up to 3 ln 100 = 13.8 nats for the
-origin. The match rate compares all of them. A row that is in OUT.csv is not made again; the
-settings must then be the same.
+- the negative log-likelihood of validation crystals with the composition given, in nats per
+  crystal, with the coordinates of the file;
+- one constrained sample for each of other validation targets, with the composition given: the match
+  rate without refining (StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), the RMSD of the
+  matches, and texts per second.
+
+Times are processor times, as in `llm_curves.py`.
+
+The nats of two rows cannot be compared with the others. Three decimals add up to 3 n ln 10 nats for
+n atoms, and translated crystals cost up to 3 ln 100 = 13.8 nats for the origin. The match rates of
+all rows can be compared. A row that is in OUT.csv is skipped; its settings must be the same.
 """
 
 from __future__ import annotations
@@ -56,7 +59,11 @@ VARIANTS = {
 
 @contextmanager
 def llama_folder(tokenizer: Path, recipe: PriorRecipe) -> Iterator[str]:
-    """A model of the recipe's size with random weights and LLaMA-2's 32,000 tokens."""
+    """Write a model of the recipe's size with random weights and LLaMA-2's 32,000 tokens.
+
+    Yields:
+        The folder of the model.
+    """
     size = recipe.model.architecture
     assert size is not None
     torch.manual_seed(0)
@@ -83,7 +90,7 @@ def llama_folder(tokenizer: Path, recipe: PriorRecipe) -> Iterator[str]:
 
 
 def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]:
-    """RMSD to the targets that one constrained sample matches, and texts per second."""
+    """Return the RMSD to each target that its constrained sample matches, and texts per second."""
     start = time.process_time()
     requests = [composition_conditions(target.structure.formula) for target in targets]
     proposals = propose(prior, requests, seed=0, temperature=0.7, top_p=0.9)
@@ -106,7 +113,7 @@ def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]
 @click.option("--extra", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--llama-tokenizer", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--minutes", default=5.0, show_default=True, help="Of processor time in training, for each row."
+    "--minutes", default=5.0, show_default=True, help="Processor time of training for each row."
 )
 @click.option("--scored", default=256, show_default=True, help="Crystals for the likelihood.")
 @click.option("--targets", default=500, show_default=True, help="Crystals for the match rate.")

@@ -1,15 +1,18 @@
-"""The refiner's choices in one table: each row the same training, the same targets, one change.
+"""Choices of the refiner: one table, each row the same training and targets with one change.
 
     OMP_NUM_THREADS=1 python benchmarks/refine_quality.py TRAIN.parquet VAL.parquet \\
         --init UNIFORM/model --out quality
 
-The prior is asked for the composition of every crystal of TRAIN and of 1,000 of VAL (`flowllm
-pair`; --train-pairs and --val-pairs take pairs that are there). Every trained row starts from the
-weights in --init (a refiner of `rfm/uniform`) or, where its chart is another, from random ones as
-its partner does, and is trained for --steps steps on those samples. Then the samples of VAL are
-refined. Match: StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3; RMSD: mean over the matched
-of the root mean square displacement over (volume / atoms)^(1/3); a target without a sample counts
-as not matched; intervals are Wilson's at 95%. A row that is in OUT/table.csv is not made again.
+The prior draws a sample with the composition of every crystal of TRAIN and of 1,000 crystals of VAL
+(`flowllm pair`; --train-pairs and --val-pairs take existing pairs). Every trained row starts from
+the weights in --init, a refiner of `rfm/uniform`; the two rows that compare charts start from
+random weights instead. A row is trained for --steps steps on the samples of TRAIN. Then the samples
+of VAL are refined.
+
+StructureMatcher (stol 0.5, angle_tol 10, ltol 0.3) decides whether a refined sample matches. RMSD
+is the mean over the matched targets of the root mean square displacement over
+(volume / atoms)^(1/3). A target without a sample counts as not matched. Intervals are Wilson's at 95%. A row that is in
+OUT/table.csv is skipped.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ COLUMNS = ("group", "row", "match", "low", "high", "rmsd", "targets", "train_min
 
 @dataclass(frozen=True)
 class Training:
-    """A trained row: what differs from `rfm/small` on aligned pairs."""
+    """A trained row, by its differences from `rfm/small` on aligned pairs."""
 
     group: str
     name: str
@@ -58,7 +61,7 @@ class Training:
 
 
 def noise(position: float, cell: float) -> dict[str, Any]:
-    """The dial between FlowLLM (0, 0) and FlowMM."""
+    """Return the settings of a base with noise; (0, 0) is FlowLLM's."""
     return {"base.position_sigma": position, "base.cell_sigma": cell}
 
 
@@ -66,7 +69,7 @@ TRAININGS = (
     *(Training("alignment", name, noise(0.05, 0.0), name) for name in ALIGNMENTS),
     Training("base", "uniform", {"base.kind": "uniform"}),
     Training("base", "cell of the prior, uniform positions", noise(0.5, 0.0)),
-    # 0.05 is the last row of the alignments.
+    # The last row of the alignments has 0.05.
     *(Training("position noise", f"{s}", noise(s, 0.0)) for s in (0.0, 0.1, 0.15, 0.25)),
     *(
         Training(
@@ -82,7 +85,7 @@ TRAININGS = (
 
 
 class Table:
-    """OUT/table.csv, a row at a time."""
+    """The table in OUT/table.csv, written row by row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,11 +95,11 @@ class Table:
                 self.rows = list(csv.DictReader(file))
 
     def has(self, group: str, name: str) -> bool:
-        """Whether the row is there."""
+        """Return True if the table has the row."""
         return any((row["group"], row["row"]) == (group, name) for row in self.rows)
 
     def add(self, group: str, name: str, distances: list[float | None], **more: Any) -> None:
-        """Score and write a row; a distance of None is a target that was not met."""
+        """Score and write a row; a distance of None is a target without a match."""
         met = [distance for distance in distances if distance is not None]
         low, high = wilson(len(met), len(distances))
         row = {
@@ -121,18 +124,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Targets:
-    """The validation targets and the prior's sample for each, or None where it has none."""
+    """The validation targets, and the prior's samples by id; a target may have none."""
 
     crystals: list[Crystal]
     samples: dict[str, Structure]
 
     def distances(self, made: dict[str, Structure | None]) -> list[float | None]:
-        """Of what was made for each target, in order."""
+        """Return the RMSD of each target to its structure, in order; None without a match."""
         found = [(made.get(crystal.id), crystal.structure) for crystal in self.crystals]
         return [None if sample is None else rms_distance(sample, true) for sample, true in found]
 
     def refined(self, refiner: Refiner, **settings: Any) -> dict[str, Structure | None]:
-        """Of every target; a uniform base needs no sample, only the atoms."""
+        """Return the refined structures by id; a uniform base needs only the atoms of a target."""
         inputs = self.samples
         if refiner.config.base.kind == "uniform":
             inputs = {crystal.id: crystal.structure for crystal in self.crystals}
@@ -144,7 +147,7 @@ class Targets:
 def realigned(
     pairs: list[PairedCrystal], targets: dict[str, Crystal], alignment: str
 ) -> list[PairedCrystal]:
-    """The same samples and targets in another description."""
+    """Return the pairs with their targets described by another alignment."""
     describe = ALIGNMENTS[alignment]
     new = []
     for old in pairs:
@@ -154,7 +157,7 @@ def realigned(
 
 
 def disturbed(structure: Structure, rng: np.random.Generator) -> Structure:
-    """Normal noise on positions and a symmetric strain of normal entries."""
+    """Return a structure with normal noise on positions and a symmetric normal strain."""
     normal = rng.normal(0, STRAIN, (3, 3))
     strain = np.eye(3) + (normal + normal.T) / 2
     lattice = Lattice(structure.lattice.matrix @ strain)
@@ -164,7 +167,7 @@ def disturbed(structure: Structure, rng: np.random.Generator) -> Structure:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all rows share."""
+    """Settings and table that all rows share."""
 
     out: Path
     init: Path
@@ -172,13 +175,13 @@ class Bench:
     table: Table
 
     def train(self, row: Training, pairs: Path, data: Path) -> tuple[Path, float]:
-        """The model folder of a row, and the minutes it took."""
+        """Train a row and return its model folder and the minutes of training."""
         name = f"{row.group} {row.name}".replace(" ", "-").replace(",", "")
         uniform = row.overrides.get("base.kind") == "uniform"
         start = time.monotonic()
-        # More epochs than will be needed: the steps end the training.
+        # More epochs than the steps need: the number of steps ends the training.
         settings = {"training.epochs": 1000, "training.max_steps": self.steps, **row.overrides}
-        folder = self.out / "runs" / name.split("(")[0].rstrip("-")
+        folder = self.out / "runs" / name
         model = train_refiner(
             RECIPE,
             pairs=None if uniform else pairs,
@@ -194,7 +197,7 @@ class Bench:
         return model, (time.monotonic() - start) / 60
 
     def score(self, group: str, name: str, model: Path, targets: Targets, **more: Any) -> None:
-        """Refine with a row's model by its own settings, and write the row."""
+        """Refine the targets with the model of a row and write the row."""
         start = time.monotonic()
         made = targets.refined(Refiner.from_pretrained(model))
         seconds = time.monotonic() - start
@@ -202,11 +205,11 @@ class Bench:
 
 
 def integrations(bench: Bench, model: Path, targets: Targets) -> None:
-    """Methods, numbers of steps and slopes with one model."""
+    """Write the rows of methods, numbers of steps and slopes, with one model."""
     refiner = Refiner.from_pretrained(model)
     settings: list[tuple[str, dict[str, Any]]] = [
         *((f"position slope {slope}", {"position_slope": slope}) for slope in SLOPES),
-        ("cell slope 2.0", {"cell_slope": 2.0}),  # more of it makes cells diverge
+        ("cell slope 2.0", {"cell_slope": 2.0}),  # cells diverge with a larger one
     ]
     for evaluations in EVALUATIONS:
         for method, (_, cost, _) in METHODS.items():
@@ -221,7 +224,7 @@ def integrations(bench: Bench, model: Path, targets: Targets) -> None:
 
 
 def control(bench: Bench, crystals: list[Crystal], targets: list[Crystal], data: Path) -> None:
-    """Disturbed crystals must come back: trained on disturbed TRAIN, tried on disturbed VAL."""
+    """Write the control rows: disturbed VAL, refined by a refiner trained on disturbed TRAIN."""
     if bench.table.has("control", "after"):
         return
     rng = np.random.default_rng(0)
@@ -246,12 +249,12 @@ def control(bench: Bench, crystals: list[Crystal], targets: list[Crystal], data:
 @click.argument("train", type=click.Path(path_type=Path))
 @click.argument("val", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--init", type=click.Path(path_type=Path), required=True, help="See above.")
+@click.option("--init", type=click.Path(path_type=Path), required=True, help="Initial refiner.")
 @click.option("--prior", help="Folder; default: the bundled one.")
 @click.option("--train-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
 @click.option("--val-pairs", type=click.Path(path_type=Path), help="Instead of sampling.")
 @click.option("-n", default=1000, show_default=True, help="Validation targets, at random.")
-@click.option("--steps", default=1200, show_default=True, help="Training of each row.")
+@click.option("--steps", default=1200, show_default=True, help="Training steps of each row.")
 @click.option("--only", multiple=True, help="GROUP or GROUP/ROW; default: all.")
 @click.option("--model", type=click.Path(path_type=Path), help="Refiner of the integration rows.")
 def main(

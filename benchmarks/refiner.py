@@ -1,12 +1,12 @@
-"""Speed and memory of the refiner's network beside a plain one of the same formula.
+"""Speed and memory of the refiner's network, compared with a plain one of the same formula.
 
     OMP_NUM_THREADS=1 python benchmarks/refiner.py ../shared/data/mp20/val.parquet
 
-Both networks (`benchmarks/plain_network.py` is the plain one) do the same steps on the same batches
-by turns in one process, and a ratio is the median over the turns, so that other load on the machine
-hits both alike. Times on a CPU are CPU time of one thread. A training step is loss and gradients
-without the optimiser; an integration step is one evaluation. Peak memory is that of a process that
-does nothing else. On a CUDA device the network alone is measured, with larger batches.
+The plain network is `benchmarks/plain_network.py`. Both networks do the same steps on the same
+batches by turns in one process, and a ratio is the median over the turns, so that other load on the
+machine affects both alike. On a CPU, times are CPU times of one thread. A training step is loss and
+gradients without the optimiser; an integration step is one evaluation. Peak memory is measured in a
+process for each case. On a CUDA device only the refiner's network is measured, with larger batches.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ PEAKS = {
 
 
 class Plain(Refiner):
-    """A refiner whose velocity is the plain one."""
+    """A refiner with the plain network."""
 
     def velocity(self, state: CrystalBatch, t: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Refiner.velocity`."""
+        """Return the velocities of a batch, as `Refiner.velocity` does."""
         matrices = self.cell.decode(state.lattice)
         return plain_velocity(self.network, state, matrices, t)
 
 
 def batches(data: Path, size: int, count: int) -> tuple[PairDataset, list[dict[str, Any]]]:
-    """`count` batches of random crystals with uniform bases."""
+    """Return the data set and `count` batches of random crystals with uniform bases."""
     pairs = PairDataset(targets_only(read(data)), base=BaseConfig(kind="uniform"))
     rng = np.random.default_rng(0)
     drawn = [
@@ -75,14 +75,14 @@ def batches(data: Path, size: int, count: int) -> tuple[PairDataset, list[dict[s
 
 
 def build(kind: type[Refiner], pairs: PairDataset, size: str) -> Refiner:
-    """A refiner with the random weights of one seed."""
+    """Return a refiner with random weights of a fixed seed."""
     torch.manual_seed(0)
     config = RefinerConfig(statistics=pairs.statistics, network=SIZES[size], base=pairs.base)
     return kind(config)
 
 
 def state_of(batch: dict[str, Any]) -> CrystalBatch:
-    """The base crystals of a training batch."""
+    """Return the base crystals of a training batch."""
     return CrystalBatch(
         atomic_numbers=batch["atomic_numbers"],
         frac_coords=batch["base_frac_coords"],
@@ -93,7 +93,7 @@ def state_of(batch: dict[str, Any]) -> CrystalBatch:
 
 
 def train_step(refiner: Refiner, batch: dict[str, Any], dtype: torch.dtype) -> None:
-    """Loss and gradients."""
+    """Compute the loss and its gradients."""
     refiner.zero_grad(set_to_none=True)
     with torch.autocast(refiner.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         loss = refiner(**batch)["loss"]
@@ -101,7 +101,7 @@ def train_step(refiner: Refiner, batch: dict[str, Any], dtype: torch.dtype) -> N
 
 
 def evaluate(refiner: Refiner, batch: dict[str, Any], dtype: torch.dtype) -> None:
-    """One evaluation of the velocity."""
+    """Evaluate the velocity once."""
     enabled = dtype == torch.bfloat16
     with torch.no_grad(), torch.autocast(refiner.device.type, torch.bfloat16, enabled=enabled):
         refiner.velocity(state_of(batch), batch["t"])
@@ -155,8 +155,10 @@ def _ratio(times: list[float], others: list[float]) -> float:
 
 
 def memory(data: Path, size: str, dtype: str, name: str, crystals: int) -> str:
-    """Peak memory above that of the process before the step. `recomputed` is a training step with
-    `training.gradient_checkpointing`."""
+    """Return a line with the peak memory and the time of one step.
+
+    The step `recomputed` is a training step with `training.gradient_checkpointing`.
+    """
     torch.set_num_threads(1)
     pairs, (batch,) = batches(data, crystals, 1)
     refiner = build(Refiner, pairs, size)
@@ -173,7 +175,7 @@ def memory(data: Path, size: str, dtype: str, name: str, crystals: int) -> str:
 
 
 def on_cuda(data: Path) -> None:
-    """Crystals per second and share of the card's peak."""
+    """Print crystals per second and the share of the card's peak performance."""
     name = torch.cuda.get_device_name()
     peak = next((values for key, values in PEAKS.items() if key in name), None)
     click.echo(name)
@@ -202,7 +204,7 @@ def _integrate(refiner: Refiner, batch: dict[str, Any], dtype: torch.dtype, step
 
 
 def _flop(batch: dict[str, Any], network: NetworkConfig) -> tuple[float, float]:
-    """Multiplications and additions of the matrix products of an evaluation and a training step."""
+    """Return the FLOP of the matrix products of an evaluation and of a training step."""
     n, width = batch["num_atoms"], network.width
     pairs, atoms = int((n * (n - 1) // 2).sum()), int(n.sum())
     geometric = pairs * (6 * network.num_frequencies + 20) * width

@@ -1,17 +1,22 @@
-"""The decoding engine against a plain `model.generate` loop, in one run and interleaved.
+"""Speed of the decoding engine compared with a plain loop over `model.generate`.
 
     OMP_NUM_THREADS=1 python benchmarks/sampling.py ../shared/data/mp20/val.parquet
 
-Three ways to write the same number of texts with the bundled prior, one attempt each, at the same
-batch size and temperature, and to read crystals from them: (1) transformers' `generate`, batch
-after batch, (2) the engine without and (3) with the grammar; without conditions, and with formula
-and number of atoms of validation crystals. Rates are per second of CPU time of one thread (which
-other load stretches less) and, in brackets, of wall-clock time. A crystal counts if it decodes and
-has the composition asked for.
+Three methods take turns in one process. Each writes the same number of texts with the bundled
+prior, one attempt each, at the same batch size and temperature:
 
-The statistics compare numbers of atoms and elements of the texts of two ways: the p-value of a
-permutation test on the sum over the categories of (a - b)^2 / (a + b). Last, the peak memory of a
-process that samples more and more texts at the same batch size (Linux).
+1. transformers' `generate`, batch after batch;
+2. the engine without the grammar;
+3. the engine with the grammar.
+
+They do so without conditions, and with the formula and number of atoms of validation crystals.
+Rates are per second of CPU time of one thread, which depends less on other load, and in brackets
+per second of wall-clock time. A text counts as a crystal if it decodes and has the requested
+composition.
+
+The numbers of atoms and the elements of the texts of two methods are compared by a permutation test
+on the sum over the categories of (a - b)^2 / (a + b), which gives a p-value. The last figures are
+the peak memory of processes that sample more and more texts at the same batch size (Linux).
 """
 
 from __future__ import annotations
@@ -44,12 +49,12 @@ from llm_prior.proposals import longest_answer
 
 Requests = list[dict[str, Any]]
 Texts = list[str | None]  # None: no crystal
-ROUND = 2  # batches that one way writes before it is another's turn; a command's shard is as large
+ROUND = 2  # batches that one method writes before the next one takes its turn
 PERMUTATIONS = 2000
 
 
 def plain(prior: Prior, requests: Requests, seed: int, batch: int, **sampling: float) -> Texts:
-    """`model.generate` on one batch after the other, prompts padded on the left."""
+    """Return texts from `model.generate`, batch after batch, with prompts padded on the left."""
     tokenizer = prior.tokenizer
     texts: Texts = []
     for at in range(0, len(requests), batch):
@@ -93,7 +98,7 @@ def _decodes(text: str, prior: Prior, whole: bool) -> bool:
 def engine(
     prior: Prior, requests: Requests, seed: int, batch: int, constrain: bool, **sampling: float
 ) -> Texts:
-    """`propose`, a single attempt."""
+    """Return texts from `propose` with a single attempt."""
     proposals = propose(
         prior,
         requests,
@@ -115,7 +120,7 @@ WAYS: dict[str, Callable[..., Texts]] = {
 
 
 class Tally:
-    """Texts of one way, what they hold, and what they cost."""
+    """Counts, contents and times of the texts of one method."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -124,7 +129,7 @@ class Tally:
         self.elements: list[set[str]] = []
 
     def add(self, texts: Texts, requests: Requests, prior: Prior) -> None:
-        """Count the texts (not in the time)."""
+        """Count texts; this work is not part of the times."""
         for text, conditions in zip(texts, requests, strict=True):
             self.texts += 1
             if text is None:
@@ -141,7 +146,7 @@ class Tally:
             )
 
     def figures(self) -> dict[str, str]:
-        """For people."""
+        """Return the figures as text."""
 
         def rate(count: int) -> str:
             return f"{count / self.cpu:.1f} [{count / self.wall:.1f}]"
@@ -156,7 +161,7 @@ class Tally:
 
 
 def permutation_p(one: np.ndarray, two: np.ndarray, seed: int = 0) -> float:
-    """p-value for two samples (n, categories) and (m, categories) of counts being alike."""
+    """Return the p-value that two samples of counts, (n, C) and (m, C), have one distribution."""
     together = np.concatenate([one, two]).astype(float)
     total = together.sum(0)
     together, total = together[:, total > 0], total[total > 0]
@@ -173,7 +178,7 @@ def permutation_p(one: np.ndarray, two: np.ndarray, seed: int = 0) -> float:
 
 
 def alike(one: Tally, two: Tally) -> str:
-    """Compare numbers of atoms and elements."""
+    """Return the p-values of numbers of atoms and of elements of two methods."""
     symbols = sorted(set().union(*one.elements, *two.elements))
     most = max(*one.atoms, *two.atoms) + 1
     lengths = [np.eye(most)[tally.atoms] for tally in (one, two)]
@@ -203,7 +208,7 @@ def _status(name: str) -> int:
 
 
 def memory(number: int, batch: int) -> str:
-    """Peak memory of a process of its own."""
+    """Return the peak memory of sampling in a new process."""
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     process = spawn.Process(target=_peak, args=(number, batch, answers))
@@ -214,7 +219,7 @@ def memory(number: int, batch: int) -> str:
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("-n", default=512, show_default=True, help="Texts of each way and workload.")
+@click.option("-n", default=512, show_default=True, help="Texts of each method and workload.")
 @click.option("--batch", default=64, show_default=True)
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
@@ -231,7 +236,7 @@ def main(
     folder: str | None,
     out: Path | None,
 ) -> None:
-    """Print the figures; conditions are those of crystals of DATA."""
+    """Print the figures, with the compositions of crystals of DATA as conditions."""
     torch.set_num_threads(1)
     prior = Prior.from_pretrained(folder or BUNDLED_PRIOR)
     targets = random.Random(seed).sample(read(data, max_atoms=prior.fmt.max_atoms), n)
@@ -241,7 +246,7 @@ def main(
     }
     sampling = {"temperature": temperature, "top_p": top_p}
     figures: dict[str, Any] = {"settings": {"n": n, "batch": batch, **sampling, "seed": seed}}
-    for way in WAYS.values():  # kernels are made, pages are touched
+    for way in WAYS.values():  # warm-up
         way(prior, workloads["composition"][:batch], seed, batch, **sampling)
     for workload, requests in workloads.items():
         tallies = {name: Tally() for name in WAYS}

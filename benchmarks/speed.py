@@ -1,9 +1,10 @@
-"""Speed and memory of the bundled pair, and of training models of its size, on one thread.
+"""Speed and memory of the bundled pair, and of training small models, on one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/speed.py ../shared/data/mp20/val.parquet
 
-Each part runs in a process of its own, so that its peak memory is its own. Rates are per second of
-wall-clock time and, in brackets, of CPU time, which other load on the machine does not stretch.
+Each part runs in a process of its own, so that peak memory is measured for each part. Rates are per
+second of wall-clock time and, in brackets, per second of CPU time, which hardly depends on other
+load.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 import click
 
 SAMPLES = 256
-STEPS = 40  # training steps that are timed, after as many that are not
+STEPS = 40  # timed training steps, after as many for warm-up
 
 
 def sampling(data: Path) -> str:
-    """The prior alone, unconditional."""
+    """Return the speed of the prior alone, without conditions."""
     from flowllm.hub.locate import BUNDLED_PRIOR
     from llm_prior import Prior, propose
 
@@ -39,7 +40,7 @@ def sampling(data: Path) -> str:
 
 
 def refining(data: Path) -> str:
-    """The refiner alone, on crystals of the data with its own number of steps."""
+    """Return the speed of the refiner alone, with its own number of steps."""
     from flowllm.crystals.io import read
     from flowllm.hub.locate import BUNDLED_REFINER
     from rfm import Refiner, refine
@@ -55,7 +56,7 @@ def refining(data: Path) -> str:
 
 
 def training_prior(data: Path) -> str:
-    """A step of `llm/small`."""
+    """Return the speed of training `llm/small`."""
     from flowllm.crystals.io import read
     from flowllm.training.engine import train
     from flowllm.training.recipes import PriorRecipe, load_recipe
@@ -96,7 +97,7 @@ def training_prior(data: Path) -> str:
 
 
 def training_refiner(data: Path) -> str:
-    """A step of `rfm/uniform`, which has the network of the bundled refiner."""
+    """Return the speed of training `rfm/uniform`."""
     from flowllm.crystals.io import read
     from flowllm.training.engine import train
     from flowllm.training.pairing.table import targets_only
@@ -146,7 +147,7 @@ def _in_process(part: Callable[[Path], str], data: Path, answers: multiprocessin
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 def main(data: Path) -> None:
-    """Print the figures, one part a line."""
+    """Print one line of figures for each part."""
     spawn = multiprocessing.get_context("spawn")
     for part in (sampling, refining, training_prior, training_refiner):
         answers = spawn.Queue()

@@ -1,10 +1,10 @@
-"""Functions and files that a crystal passes during one command.
+"""List of the functions and files that a crystal passes during one command.
 
     python benchmarks/trace.py sample -n 1 --formula NaCl
 
-Runs the command twice, the second time under a profile hook, and prints the functions and methods
-of `flowllm`, `llm_prior` and `rfm` that are called with a crystal: an argument, or an item of a
-sequence among the arguments, is an instance of one of `CARRIERS`.
+The command runs twice, the second time under a profile hook. The hook records the functions and
+methods of `flowllm`, `llm_prior` and `rfm` that are called with a crystal: an argument, or an item
+of a sequence among the arguments, is an instance of one of `CARRIERS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CARRIERS = {
 
 
 def carries(value: Any, depth: int = 2) -> bool:
-    """Return whether a value is a crystal or a sequence with one."""
+    """Return True if a value is a crystal or a sequence with one."""
     if any(cls.__name__ in CARRIERS for cls in type(value).__mro__):
         return True
     if depth and isinstance(value, list | tuple) and value:

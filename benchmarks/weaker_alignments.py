@@ -1,7 +1,7 @@
 """Variants of `rfm.alignment.align` with parts left out, for `benchmarks/refine_quality.py`.
 
-Each takes a base crystal and its target in any description and returns the target's fractional
-coordinates (n, 3) and lattice (3, 3) with its sites in the base's order of elements.
+Each function takes a base crystal and its target in any description. It returns the target's
+fractional coordinates (n, 3) and lattice (3, 3), with the sites in the base's order of elements.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ Description = tuple[np.ndarray, np.ndarray]
 
 
 def none(base: Structure, target: Structure) -> Description:
-    """The target as the data have it, Niggli-reduced; like atoms in the order of the file."""
+    """Return the target as it is in the data; like atoms keep the order of the file."""
     return _in_order(base, target, target.frac_coords), target.lattice.matrix
 
 
 def basis(base: Structure, target: Structure) -> Description:
-    """In the basis whose cell is nearest to the base's; ties are left to rounding."""
+    """Return the target in the basis whose cell is nearest to the base's; rounding decides ties."""
     changes, _ = nearest_bases(base.lattice.matrix, target.lattice.matrix)
     coords = target.frac_coords @ np.linalg.inv(changes[0])
     return _in_order(base, target, coords), changes[0] @ target.lattice.matrix
 
 
 def assignment(base: Structure, target: Structure) -> Description:
-    """The basis, of those near the nearest, and the assignment with the shortest displacements;
-    both crystals stay at the origin they have."""
+    """Return the target in the basis and assignment with the lowest cost, without a translation.
+
+    The bases are those near the nearest one.
+    """
     changes, distances = nearest_bases(base.lattice.matrix, target.lattice.matrix)
     best: tuple[float, Description] | None = None
     for sign in (1, -1):
@@ -45,7 +47,7 @@ def assignment(base: Structure, target: Structure) -> Description:
 
 
 def translation(base: Structure, target: Structure) -> Description:
-    """All of it: `rfm.alignment.align`."""
+    """Return the target with basis, assignment and translation from `rfm.alignment.align`."""
     aligned = align(base, target)
     return aligned.target_frac_coords, aligned.target_lattice
 
@@ -67,7 +69,7 @@ def _in_order(base: Structure, target: Structure, coords: np.ndarray) -> np.ndar
 
 
 def _assigned(base: Structure, target: Structure, coords: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coordinates of the target in the base's order, and the sum of squared displacements."""
+    """Return the target's coordinates in the base's order, and the sum of squared displacements."""
     difference = coords[None] - base.frac_coords[:, None]
     difference -= np.rint(difference)
     squares = (difference**2).sum(-1)
