@@ -11,8 +11,8 @@ of VAL are refined.
 
 StructureMatcher (stol 0.5, angle_tol 10, ltol 0.3) decides whether a refined sample matches. RMSD
 is the mean over the matched targets of the root mean square displacement over
-(volume / atoms)^(1/3). A target without a sample counts as not matched. Intervals are Wilson's at 95%. A row that is in
-OUT/table.csv is skipped.
+(volume / atoms)^(1/3). A target without a sample counts as not matched. Intervals are Wilson's at
+95%. A row that is in OUT/table.csv is skipped.
 """
 
 from __future__ import annotations

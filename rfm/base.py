@@ -7,10 +7,10 @@
 `uniform`  the base of FlowMM (Miller et al. 2024, arXiv 2406.04713): uniform positions, log-normal
            lengths fitted to the targets, angles uniform in [60, 120] degrees. No prior is used.
 
-Training and sampling draw alike. Positions have no origin, so the density of positions lives on the
-quotient of the torus (T^3)^n by common translations, with respect to its invariant measure of total
-mass 1: uniform positions have log-density 0. Cells have densities in the standardised chart vector
-z of R^6.
+Training and sampling draw from the same base. Positions have no origin, so the density of positions
+lives on the quotient of the torus (T^3)^n by common translations, with respect to its invariant
+measure of total mass 1: uniform positions have log-density 0. Cells have densities in the
+standardised chart vector z of R^6.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The batched state of the refiner: many crystals in one set of flat tensors.
 
-Includes the checks of structures that enter a batch, the split of many crystals into batches of
-bounded memory, and the pairs of atoms within the crystals of a batch.
+The module also checks the structures that enter a batch, splits many crystals into batches of
+bounded memory, and lists the pairs of atoms within the crystals of a batch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,11 @@ class CrystalBatch:
         return self.num_atoms.shape[0]
 
     def to(self, device: torch.device | str) -> CrystalBatch:
-        """Return the batch on another device."""
+        """Return the batch on another device.
+
+        Args:
+            device: device of all tensors.
+        """
         return CrystalBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def at(self, frac_coords: Tensor, lattice: Tensor) -> CrystalBatch:
@@ -115,7 +119,7 @@ def atomic_numbers(structure: Structure, index: int = 0) -> np.ndarray:
 
 
 def refusal(config: RefinerConfig, structure: Structure, index: int) -> tuple[Failure, str] | None:
-    """Return why a structure cannot enter a batch, or None if it can.
+    """Return the reason why a structure cannot enter a batch, or None if it can.
 
     Args:
         config: settings of the refiner, which bound the size and the elements.

@@ -16,7 +16,7 @@ from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, chart
 
-# A cell with a smaller share of the volume a b c is flat, but for rounding.
+# A cell with a smaller share of the volume a b c counts as flat.
 _SMALLEST_VOLUME = 1e-6
 # A spread below this means the cells do not vary there; dividing by it would only amplify rounding.
 _SMALLEST_STD = 1e-6
@@ -29,9 +29,9 @@ class PairedCrystal:
     Attributes:
         id: name of the crystal, kept through batching.
         atomic_numbers: (n,) integers.
-        base_frac_coords: (n, 3), aligned to the target; None where there is no base crystal.
+        base_frac_coords: (n, 3); None where there is no base crystal.
         base_lattice: (3, 3) rows a, b, c in Angstrom; None where there is no base crystal.
-        target_frac_coords: (n, 3).
+        target_frac_coords: (n, 3), aligned to the base (`rfm.alignment`).
         target_lattice: (3, 3) rows a, b, c in Angstrom, in the basis nearest to the base's.
     """
 
@@ -92,7 +92,7 @@ class PairDataset:
         statistics: Statistics | None = None,
     ) -> None:
         if not pairs:
-            raise RefinerError("the data set holds no pairs")
+            raise RefinerError("the data set holds no pairs; check the file of pairs")
         self.base = base or BaseConfig()
         for pair in pairs:
             _check(pair, needs_base=self.base.from_crystals)
@@ -142,8 +142,8 @@ class PairDataset:
         Returns:
             `ids` str; `atomic_numbers` (n,) int64; `base_frac_coords`, `target_frac_coords` (n, 3),
             `base_lattice`, `target_lattice` (6,) standardised, float32; `t` float in [0, 1).
-            Plain arrays: a `torch_geometric.data.Data` costs more than all the rest of a draw. The
-            keys are arguments of `Refiner.forward`, as `Trainer` drops all others.
+            They are plain arrays because making a `torch_geometric.data.Data` costs more than the
+            rest of a draw. The keys are arguments of `Refiner.forward`; `Trainer` drops others.
         """
         start = self._starts[index]
         atoms = slice(start, start + self._sizes[index])

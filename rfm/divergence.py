@@ -1,10 +1,10 @@
 """The divergence of a velocity field: the trace of its Jacobian J, crystal by crystal.
 
-Small crystals have the exact sum of the 3 n + 6 products e^T J e with the unit vectors e. Larger
-ones have Hutchinson's unbiased estimate, the same product with vectors of random signs (FFJORD,
-Grathwohl et al. 2019, arXiv 1810.01367), drawn anew at every call so that the errors of the steps
-of an integral average out. Crystals do not see each other, so one product serves a whole batch; it
-costs about as much as an evaluation of the network.
+For a small crystal the trace is exact: the sum of the 3 n + 6 products e^T J e with the unit
+vectors e. For a larger one it is Hutchinson's unbiased estimate, the mean of the same product over
+vectors of random signs (FFJORD, Grathwohl et al. 2019, arXiv 1810.01367). The signs are drawn anew
+at every call, so that the errors of the steps of an integral average out. Crystals do not see each
+other, so one product serves a whole batch; it costs about as much as an evaluation of the network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def velocity_and_divergence(
     exact_atoms: int = EXACT_ATOMS,
     probes: int = PROBES,
 ) -> tuple[Velocity, Tensor, Tensor]:
-    """Return the velocities of a batch with their divergence.
+    """Return the velocities of a batch and their divergence.
 
     Args:
         field: velocity field, differentiable.

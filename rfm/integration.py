@@ -13,10 +13,10 @@ has the length
 
     h = min((1 + s t*) dt, 1 - t)
 
-with t* = t for Euler, as published, and t* = t + dt/2, the mean over the step, for the others,
-which keeps their order. The bound 1 - t: a velocity points at the predicted end with speed
-distance / (1 - t), so a longer step would carry a crystal beyond that end, and in the last steps of
-50, slope 5 would do so by up to five times the remaining distance.
+with t* = t for Euler, as published, and t* = t + dt/2, the middle of the step, for the others,
+which keeps their order. The bound is 1 - t because a velocity points at the predicted end with
+speed distance / (1 - t): a longer step would carry a crystal beyond that end. Without the bound,
+the last of 50 steps with slope 5 would do so by up to five times the remaining distance.
 
 The steps are our own: solvers for ordinary differential equations know no wrapping, no slopes, and
 no crystal that leaves the finite numbers while its batch goes on.
@@ -78,7 +78,11 @@ class Lengths(NamedTuple):
 
 
 def start(state: CrystalBatch) -> Integration:
-    """Return the start of an integration; crystals that are not finite are marked and zeroed."""
+    """Return the start of an integration; crystals that are not finite are marked and zeroed.
+
+    Args:
+        state: B crystals.
+    """
     # They must not reach the network, whose linear algebra may refuse the whole batch for one.
     origin = state.at(torch.zeros_like(state.frac_coords), torch.zeros_like(state.lattice))
     finite = _finite(state)
@@ -124,7 +128,7 @@ def _midpoint(
     field: VelocityField, now: Integration, t: float, dt: float, lengths: Lengths
 ) -> Integration:
     middle = advance(now, velocity_at(field, now, t), lengths.half())
-    # From where the step began, without the crystals lost on the way to its middle.
+    # The step starts again from its beginning, without the crystals lost on the way to its middle.
     begun = replace(now, finite=middle.finite)
     return advance(begun, velocity_at(field, middle, t + dt / 2), lengths)
 

@@ -7,12 +7,12 @@ rotation, which is the metric tensor G = L L^T, written as six real numbers:
              factor makes the Euclidean norm of the six equal the Frobenius norm of S, which is the
              log-Euclidean metric of Arsigny et al. 2006 (doi 10.1002/mrm.20965). Every vector of
              R^6 is a valid cell. geoopt's SymmetricPositiveDefinite has only the distance of this
-             metric; in the chart its geodesics are straight lines, so that R^6 is all it takes.
+             metric; in the chart its geodesics are straight lines, so R^6 is enough.
 `params`     logarithms of the three lengths, and logit(angle / 180) of the three angles in
              degrees, after FlowMM (Miller et al. 2024, arXiv 2406.04713). FlowMM has
              logit((angle - 59.9) / 60.2), which holds Niggli cells only; a target in the basis
-             nearest to its base (`rfm.align`) has angles beyond those, and here every cell has a
-             vector. Not every vector is a cell: three angles may fail to close.
+             nearest to its base (`rfm.alignment`) has angles beyond those, and here every cell
+             has a vector. Not every vector is a cell: three angles may fail to close.
 
 Back from R^6 comes one fixed orientation: L is lower triangular with a positive diagonal (a along
 x, b in the xy plane, right-handed). Eigenvalues and Cholesky factors are taken in float64 whatever
@@ -55,12 +55,26 @@ class Chart(Protocol):
 
 
 def metric_tensor(lattice: Tensor) -> Tensor:
-    """Return G = L L^T (B, 3, 3) in Angstrom^2 of lattices L (B, 3, 3) with rows in Angstrom."""
+    """Return metric tensors G = L L^T.
+
+    Args:
+        lattice: (B, 3, 3) with rows a, b, c in Angstrom.
+
+    Returns:
+        (B, 3, 3) in Angstrom^2.
+    """
     return lattice @ lattice.transpose(-1, -2)
 
 
 def metric_to_matrix(metric: Tensor) -> Tensor:
-    """Return lower triangular lattices (B, 3, 3) of metrics; NaN where one is not positive."""
+    """Return lower triangular lattices of metric tensors.
+
+    Args:
+        metric: (B, 3, 3) in Angstrom^2.
+
+    Returns:
+        (B, 3, 3) in Angstrom; NaN where a metric is not positive definite.
+    """
     factor, failed = torch.linalg.cholesky_ex(metric.double())
     factor = torch.where(failed[..., None, None] == 0, factor, torch.nan)
     return factor.to(metric.dtype)
@@ -152,7 +166,7 @@ def chart(name: str) -> Chart:
 
 
 class StandardChart:
-    """A chart whose six numbers have mean 0 and standard deviation 1 over the pairs at hand.
+    """A chart whose six numbers have mean 0 and standard deviation 1 over the training pairs.
 
     The whole refiner carries cells in this form: path, noise, loss and network see
     z = (vector - mean) / std.
@@ -185,19 +199,47 @@ class StandardChart:
         return cls(name, torch.tensor(statistics.mean), torch.tensor(statistics.std))
 
     def encode(self, lattice: Tensor) -> Tensor:
-        """Return standardised vectors (B, 6) of lattices (B, 3, 3) in Angstrom."""
+        """Return the standardised vectors of lattices.
+
+        Args:
+            lattice: (B, 3, 3) with rows a, b, c in Angstrom.
+
+        Returns:
+            (B, 6), of the type of the input.
+        """
         return self.standardise(self.chart.to_vector(lattice.double())).to(lattice.dtype)
 
     def standardise(self, vector: Tensor) -> Tensor:
-        """Return standardised vectors (B, 6), float64, of chart vectors (B, 6)."""
+        """Return the standardised vectors of chart vectors.
+
+        Args:
+            vector: (B, 6) chart vectors.
+
+        Returns:
+            (B, 6) float64.
+        """
         return (vector.double() - self.mean.to(vector.device)) / self.std.to(vector.device)
 
     def metric(self, z: Tensor) -> Tensor:
-        """Return metric tensors (B, 3, 3) in Angstrom^2 of standardised vectors (B, 6)."""
+        """Return the metric tensors of standardised vectors.
+
+        Args:
+            z: (B, 6) standardised vectors.
+
+        Returns:
+            (B, 3, 3) in Angstrom^2, of the type of the input.
+        """
         return self.chart.to_metric(self._raw(z)).to(z.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return lattices (B, 3, 3) in Angstrom of vectors (B, 6); NaN where no cell closes."""
+        """Return the lattices of standardised vectors.
+
+        Args:
+            z: (B, 6) standardised vectors.
+
+        Returns:
+            Lower triangular (B, 3, 3) in Angstrom; NaN where no cell closes.
+        """
         return self.chart.to_matrix(self._raw(z)).to(z.dtype)
 
     def _raw(self, z: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ backwards by the midpoint rule, with the divergence (`rfm.divergence`) at the mi
 
 Limits: the features of the network jump where two atoms are half a period apart, and the effect of
 a jump on the density is left out. Data on a surface, such as crystals with symmetry, have infinite
-density under a perfect model, and the number of steps bounds it. So compare numbers of one model
-and one number of steps only, best among crystals of one composition.
+density under a perfect model, and the number of steps bounds it. So compare only likelihoods of one
+model with one number of steps, preferably among crystals of one composition.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def flow_log_likelihood(
         max_edges: bound on memory, see `rfm.batch.pack`.
 
     Returns:
-        One entry per structure, in order; None where the way back leaves the finite numbers.
+        One entry per structure, in order; None where the backward integration is not finite.
 
     Raises:
         RefinerError: if priors are missing or have other sites, `refine` would refuse a structure,
@@ -152,7 +152,7 @@ def batch_log_likelihood(
         probes: see `flow_log_likelihood`.
 
     Returns:
-        One entry per crystal; None where the way back leaves the finite numbers.
+        One entry per crystal; None where the backward integration is not finite.
 
     Raises:
         RefinerError: if a prior is missing, or a setting is too small.
@@ -196,7 +196,7 @@ def backward(
     exact_atoms: int = EXACT_ATOMS,
     probes: int = PROBES,
 ) -> Backward:
-    """Follow the flow from t = 1 to t = 0 by the midpoint rule.
+    """Return the origin of a batch, following the flow from t = 1 to 0 by the midpoint rule.
 
     Args:
         field: velocity field, differentiable.

@@ -13,13 +13,13 @@ where n is a layer norm. This is the CSPNet of DiffCSP (Jiao et al. 2023, arXiv 
 edge features of FlowMM (Miller et al. 2024, arXiv 2406.04713) and two more, distance and density,
 which bring in lengths in Angstrom: in trials on MP-20 with made-up base crystals they lowered the
 error of the coordinate velocity by 7%. The first edge layer is linear in its inputs, so A, B and C
-are applied once per atom or crystal and only added on pairs; and e_ij is split into a part that
-stays and one that changes sign when i and j change places, so that D acts once for both directions.
-torch-geometric's MessagePassing handles neither unordered pairs nor parts of them that stay in the
-cache; the tests compare the layer with one made of it.
+are applied once per atom or crystal and only added on pairs. e_ij is split into a part that stays
+the same and a part that changes sign when i and j are exchanged, so D acts once for both
+directions. torch-geometric's MessagePassing handles neither unordered pairs nor batches of pairs
+that fit into the cache; the tests compare the layer with one built on it.
 
-Nothing but x_j - x_i, G and sets over atoms enters, so the field is unchanged by translation and
-rotation of the crystal and by whole periods in any coordinate, and permutes with the atoms.
+The inputs are x_j - x_i, G and means or sums over atoms. So the field is unchanged by translation
+and rotation of the crystal and by whole periods in any coordinate, and permutes with the atoms.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class VelocityNetwork(nn.Module):
 
     Attributes:
         config: size of the network.
-        recompute: keep no message for the backward pass but compute it again there: a third more
-            work, and memory for the states of atoms and the features of pairs only.
+        recompute: True computes messages again in the backward pass instead of keeping them. This
+            costs a third more work, and memory then holds only the states of atoms and the features
+            of pairs.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -245,7 +246,11 @@ class PairFeatures(NamedTuple):
     odd: Tensor
 
     def to(self, dtype: torch.dtype) -> PairFeatures:
-        """Return the features in another precision."""
+        """Return the features in another precision.
+
+        Args:
+            dtype: type of both tensors.
+        """
         return PairFeatures(self.even.to(dtype), self.odd.to(dtype))
 
 

@@ -74,7 +74,13 @@ def conditional_path(
 
 
 class Loss(NamedTuple):
-    """Weighted sum of the loss and its unweighted parts, scalars."""
+    """The loss and its two parts, all scalars.
+
+    Attributes:
+        total: weighted sum of the parts.
+        coord: mean squared error of the coordinate velocities, unweighted.
+        lattice: mean squared error of the cell velocities, unweighted.
+    """
 
     total: Tensor
     coord: Tensor

@@ -1,4 +1,4 @@
-"""Refinement of pymatgen structures: batch, draw the base, integrate, and back."""
+"""Refinement of pymatgen structures: into batches, along the flow, and back to structures."""
 
 from __future__ import annotations
 
@@ -215,14 +215,23 @@ class Recorder:
         self._num_atoms: list[int] = []
 
     def __call__(self, t: float, state: CrystalBatch) -> None:
-        """Keep a state, in main memory."""
+        """Keep a state, in main memory.
+
+        Args:
+            t: time of the state.
+            state: B crystals.
+        """
         self._times.append(t)
         self._coords.append(state.frac_coords.cpu())
         self._lattices.append(state.lattice.cpu())
         self._num_atoms = state.num_atoms.tolist()
 
     def trajectories(self, cell: StandardChart) -> list[Trajectory]:
-        """Return the trajectory of each crystal of the batch, in order."""
+        """Return the trajectory of each crystal of the batch, in order.
+
+        Args:
+            cell: chart of the recorded cell vectors.
+        """
         times = np.array(self._times)
         vectors = torch.stack(self._lattices).double()  # (F, B, 6)
         matrices = cell.decode(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2]).numpy()

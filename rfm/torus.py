@@ -1,7 +1,7 @@
 """The flat torus of fractional coordinates, as a geoopt manifold.
 
-A fractional coordinate lives on a circle of circumference 1; the three of an atom on the product of
-three circles with the flat metric. Geodesics are straight lines taken modulo 1:
+A fractional coordinate lives on a circle of circumference 1, the position of an atom on the product
+of three such circles with the flat metric. Geodesics are straight lines taken modulo 1:
 
     exp_x(v) = (x + v) mod 1        log_x(y) = ((y - x + 1/2) mod 1) - 1/2
 
@@ -16,14 +16,22 @@ from torch import Tensor
 
 
 def wrap(x: Tensor) -> Tensor:
-    """Return coordinates of any shape, taken into [0, 1)."""
+    """Return coordinates taken into [0, 1).
+
+    Args:
+        x: coordinates in periods, of any shape.
+    """
     x = x - torch.floor(x)
     # A tiny negative number plus one rounds to exactly one, which is the point zero.
     return torch.where(x >= 1.0, torch.zeros_like(x), x)
 
 
 def wrap_difference(d: Tensor) -> Tensor:
-    """Return coordinate differences of any shape, taken into [-1/2, 1/2)."""
+    """Return coordinate differences taken into [-1/2, 1/2).
+
+    Args:
+        d: differences in periods, of any shape.
+    """
     return d - torch.floor(d + 0.5)
 
 

@@ -1,7 +1,7 @@
 """Errors of a refiner's velocities on held-out pairs, by the time t.
 
-A mean over all t hides where a model errs: near t = 0 it must guess where the atoms go, near t = 1
-they are nearly there.
+A mean over all t hides at which times a model errs. Near t = 0 it must guess where the atoms go;
+near t = 1 they are almost there.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def path_losses(
 ) -> dict[str, float]:
     """Return mean squared errors of the velocities on one draw of each pair.
 
-    Pair k draws its base and its t from a generator of its own, number k of `seed`, so that every
-    call draws alike.
+    Pair k draws its base and its t from a generator of its own, number k of `seed`, so every call
+    makes the same draws.
 
     Args:
         refiner: the model, in eval mode.
         data: pairs in the refiner's chart and statistics.
         seed: seed of the draws.
-        batch_size: number of crystals at a time, as memory allows.
+        batch_size: number of crystals at a time; bounds the memory.
 
     Returns:
-        `loss`, the weighted sum, and its parts `coord_loss` (mean over atoms and dimensions,
-        periods squared) and `lattice_loss` (over crystals and dimensions, standardised chart
-        vectors); and both over the pairs with t in each quarter of [0, 1], from `coord_loss_t0_25`
-        to `lattice_loss_t75_100`. A quarter without a draw is left out.
+        `loss`, the weighted sum of `coord_loss` (mean over atoms and dimensions, periods squared)
+        and `lattice_loss` (mean over crystals and dimensions, standardised chart vectors). Both
+        parts are also given over the pairs with t in each quarter of [0, 1], from
+        `coord_loss_t0_25` to `lattice_loss_t75_100`; a quarter without a draw is left out.
     """
     squares = torch.zeros(len(_BINS), 2, dtype=torch.float64)  # of coordinates and of cells
     counts = torch.zeros_like(squares)
