@@ -41,7 +41,11 @@ class TokenRule(Protocol):
         """Return the tokens that may come next."""
 
     def advance(self, token: int) -> None:
-        """Take a token as written."""
+        """Take a token as written.
+
+        Args:
+            token: one of the tokens of `legal`.
+        """
 
 
 @dataclass(kw_only=True, eq=False)

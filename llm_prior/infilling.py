@@ -124,10 +124,10 @@ def allowed_swaps() -> dict[str, frozenset[str]]:
     Two elements swap if they share an oxidation state in which their ionic radii differ by at most
     0.1 Angstrom. As in the authors' code, states and radii are pymatgen's `Element.ionic_radii`:
     one radius of Shannon (1976) for each state that is known in crystals, rare states included. So
-    the table allows rather too much (Br may replace Fe, by state +3) and leaves the choice to the
-    model or a potential. It keeps ions of other sizes apart (Na+ and K+ differ by 0.36 Angstrom).
-    An element without a partner of its size (Na), or without a radius (the noble gases but Xe, most
-    of the heaviest), swaps with none.
+    the table is permissive (Br may replace Fe, by state +3) and leaves the choice to the model or a
+    potential. It excludes ions of different size (Na+ and K+ differ by 0.36 Angstrom). An
+    element without a partner of its size (Na), or without a radius (the noble gases except Xe, most
+    of the heaviest elements), swaps with none.
 
     Returns:
         symbol -> symbols that may replace it; symmetric, without the element itself.

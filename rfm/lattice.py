@@ -42,15 +42,36 @@ class Chart(Protocol):
     name: str
 
     def to_vector(self, lattice: Tensor) -> Tensor:
-        """Return chart vectors (B, 6) of lattices (B, 3, 3) with rows a, b, c in Angstrom."""
+        """Return the chart vectors of lattices.
+
+        Args:
+            lattice: (B, 3, 3) with rows a, b, c in Angstrom.
+
+        Returns:
+            (B, 6), of the type of the input.
+        """
         ...
 
     def to_metric(self, vector: Tensor) -> Tensor:
-        """Return metric tensors G (B, 3, 3) in Angstrom^2 of chart vectors (B, 6)."""
+        """Return the metric tensors of chart vectors.
+
+        Args:
+            vector: (B, 6).
+
+        Returns:
+            G (B, 3, 3) in Angstrom^2, of the type of the input.
+        """
         ...
 
     def to_matrix(self, vector: Tensor) -> Tensor:
-        """Return lower triangular L (B, 3, 3) in Angstrom of (B, 6); NaN where no cell closes."""
+        """Return the lattices of chart vectors.
+
+        Args:
+            vector: (B, 6).
+
+        Returns:
+            Lower triangular L (B, 3, 3) in Angstrom; NaN where no cell closes.
+        """
         ...
 
 
