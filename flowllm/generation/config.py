@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.errors import UserError
+from flowllm.runs.sharded import default_batch_size
 from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
@@ -235,6 +236,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         """
         names = {field.name for field in fields(cls)}
         values = {} if config is None else {name: getattr(config, name) for name in names}
+        conditions = dict(values.get("conditions", {}))
         if config is not None and config.composition is not None:
             for name in ("formula", "num_atoms"):  # merged from the composition
                 values["conditions"] = dict(values["conditions"])

@@ -278,8 +278,7 @@ class FlowLLM:
                 unknown or impossible.
             RefinerError: if there is not one index for each crystal, or one is negative.
         """
-        given = {} if config is None else vars(config)
-        config = from_arguments(RefinementConfig, {**given, **options})
+        config = from_arguments(RefinementConfig, options, base=config)
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
         if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms

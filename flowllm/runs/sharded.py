@@ -37,6 +37,7 @@ Progress = Callable[[int], None]
 
 MANIFEST = "manifest.json"
 _LOG_EVERY = 30.0  # seconds
+_SMALLEST, _LARGEST = 32, 128  # records in a shard by default
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ class Batch:
 
 
 Work = Callable[[Any, Batch, Progress], list[Record]]
+
+
+def default_batch_size(total: int) -> int:
+    """Return the number of records in a shard: an eighth of the run, from 32 to 128.
+
+    A killed run loses the shards at work; larger batches are faster.
+
+    Args:
+        total: number of records of the run.
+
+    Returns:
+        The number.
+    """
+    return min(max(-(-total // 8), _SMALLEST), _LARGEST)
 
 
 def batch_seed(seed: int, index: int) -> int:
