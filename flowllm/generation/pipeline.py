@@ -77,6 +77,9 @@ class FlowLLM:
             refiner: folder or hub id; None takes the bundled refiner.
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
+        Returns:
+            The composed model.
+
         Raises:
             UserError: if there is no such model, its weights are not those of its card, or there
                 is no such device.

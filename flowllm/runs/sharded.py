@@ -81,6 +81,9 @@ def batch_seed(seed: int, index: int) -> int:
         seed: of the run, 0 or more.
         index: of the batch.
 
+    Returns:
+        The seed.
+
     Raises:
         UserError: if `seed` is negative.
     """
@@ -96,6 +99,9 @@ def sample_seed(seed: int, index: int) -> int:
     Args:
         seed: of the run, 0 or more.
         index: place of the record in the run.
+
+    Returns:
+        The seed.
 
     Raises:
         UserError: if `seed` is negative.
@@ -130,6 +136,9 @@ class RunFolder:
 
         Args:
             path: the folder.
+
+        Returns:
+            The folder with its identity.
 
         Raises:
             UserError: if `path` is not a run folder, or its manifest is damaged.
@@ -170,6 +179,9 @@ class RunFolder:
 
         Args:
             batch: one of `batches`.
+
+        Returns:
+            One record for each crystal of the batch, in order.
 
         Raises:
             UserError: if the file is not as it was written (disk trouble, or edited by hand).
