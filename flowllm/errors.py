@@ -11,7 +11,7 @@ from rfm.errors import RefinerError
 
 
 class FlowLLMError(ValueError):
-    """Base class of all errors that bad input causes, those of `llm_prior` and `rfm` included."""
+    """Base class of all errors that bad input causes, also in `llm_prior` and `rfm`."""
 
     __slots__ = ()  # so that it can become the base of classes that derive from `ValueError`
 
@@ -45,6 +45,13 @@ class InvalidCrystal(UserError):
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the message of an error on one line of at most 200 characters."""
+    """Return the message of an error on one line of at most 200 characters.
+
+    Args:
+        error: the error, or its message.
+
+    Returns:
+        The message; the name of the class if the error has none.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

@@ -89,7 +89,14 @@ class Hull:
         self._entries = functools.lru_cache(_KEPT_SYSTEMS)(self._of_system)
 
     def energy_per_atom(self, composition: Composition) -> float:
-        """Return the hull energy at a composition in eV/atom (0 or less)."""
+        """Return the hull energy at a composition.
+
+        Args:
+            composition: any composition.
+
+        Returns:
+            The energy in eV/atom, 0 or less.
+        """
         elements = tuple(sorted(element.symbol for element in composition.elements))
         energies, fractions = self._entries(elements)
         target = [composition.get_atomic_fraction(symbol) for symbol in elements]
@@ -152,7 +159,7 @@ def fitting_references(
 
     Args:
         hull: hull of the known compounds.
-        references: energies of the elements; None takes those of the hull.
+        references: energies of the elements; None takes the references of the hull.
         scheme: scheme of the energies; see `flowllm.energy.calculators.EnergyScheme`.
         potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
 
@@ -190,7 +197,7 @@ def hull_distances(
         hull: hull of the known compounds.
         scheme: scheme of the energies; see `flowllm.energy.calculators.EnergyScheme`.
         potential: identity of the potential; see `flowllm.energy.calculators.potential_identity`.
-        references: energies of the elements; None takes those of the hull.
+        references: energies of the elements; None takes the references of the hull.
 
     Returns:
         One distance per crystal.

@@ -30,7 +30,7 @@ _VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3/atom; beyond it a crystal has collap
 
 @dataclass(frozen=True, kw_only=True)
 class RelaxationConfig(Options):
-    """When a relaxation ends, and whether its steps are kept."""
+    """Limits of a relaxation, and the choice to keep its steps."""
 
     force_limit: float = option(
         0.05, "Largest force on an atom at the end.", unit="eV/Angstrom", above=0
@@ -87,7 +87,7 @@ def relax_structure(
         structure: an ordered crystal; not changed.
         calculator: energy, forces and stress in ASE's units (eV, Angstrom).
         config: limits; None: the defaults.
-        **options: fields of `RelaxationConfig`, in place of those of `config`.
+        **options: fields of `RelaxationConfig`; they replace those of `config`.
 
     Returns:
         The relaxed crystal, or why there is none.
@@ -131,6 +131,9 @@ def failed(reason: str) -> Relaxation:
 
     Args:
         reason: follows `relaxation: ` in the failure.
+
+    Returns:
+        The failed relaxation, without a step.
     """
     return _Path(1, False).failed(reason)
 

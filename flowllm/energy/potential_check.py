@@ -20,7 +20,7 @@ _VOLUME_TOLERANCE = 0.10
 def check_calculator(potential: str, calculator: Calculator) -> None:
     """Refuse a potential that is wrong for rock salt or SrTiO3.
 
-    Some weights load without an error and are wrong for every compound, for example those of an
+    Some weights load without an error and are wrong for every compound, for example weights of an
     older version of their package. Both crystals are relaxed and must keep their volume (PBE: NaCl
     5.70, SrTiO3 3.94 Angstrom), and must lie below NaCl in the structure of CsCl and below SrTiO3
     with exchanged metals. A potential that does not know these elements passes with a warning.

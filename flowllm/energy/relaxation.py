@@ -68,7 +68,7 @@ def relax(
         skip_invalid: leave bad rows out and count them.
         workers: crystals at a time.
         progress: show a bar on a terminal.
-        **options: fields of `RelaxationConfig`, in place of those of `config`.
+        **options: fields of `RelaxationConfig`; they replace those of `config`.
 
     Returns:
         The relaxed crystals and the failures.
@@ -114,7 +114,7 @@ def relax_crystals(
         config: limits of each relaxation; None: the defaults.
         workers: crystals at a time, each in a process with one thread.
         progress: show a bar on a terminal.
-        **options: fields of `RelaxationConfig`, in place of those of `config`.
+        **options: fields of `RelaxationConfig`; they replace those of `config`.
 
     Returns:
         The folder and the relaxed crystals in the order of `crystals`, with `energy_per_atom`,
@@ -271,6 +271,9 @@ def read_relaxed(path: str | Path) -> RelaxedRun:
 
     Args:
         path: the folder.
+
+    Returns:
+        The crystals, in the order of the run.
 
     Raises:
         UserError: if it is no such folder, or the run is not finished.

@@ -137,7 +137,7 @@ class EvaluationConfig(Options):
         return self.hull is not None and str(self.hull) == MATERIALS_PROJECT
 
     def check_files(self, samples: Sequence[Path]) -> None:
-        """Check that all files exist and that those of crystals have a known format.
+        """Check that all files exist, and that files of crystals have a known format.
 
         Args:
             samples: files or folders of generated crystals.

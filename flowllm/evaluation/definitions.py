@@ -31,7 +31,14 @@ class Definitions:
     oxidation_states_set: str = OXIDATION_STATES
 
     def validity(self, structure: Structure) -> tuple[bool, bool]:
-        """Return structural and compositional validity of an ordered crystal."""
+        """Return structural and compositional validity of a crystal.
+
+        Args:
+            structure: an ordered crystal.
+
+        Returns:
+            The two validities.
+        """
         return (
             structural_validity(structure, own_images=self.own_images),
             compositional_validity(
@@ -40,5 +47,12 @@ class Definitions:
         )
 
     def is_valid(self, structure: Structure) -> bool:
-        """Return whether an ordered crystal has both validities."""
+        """Return whether a crystal has both validities.
+
+        Args:
+            structure: an ordered crystal.
+
+        Returns:
+            True if it has.
+        """
         return all(self.validity(structure))

@@ -44,7 +44,7 @@ class EnergyModel:
         scheme: scheme of its energies.
         elements: elements that it was trained on; None if unknown.
         hull: hull of the known compounds; None for no energies above a hull.
-        references: energies of the elements; None takes those of the hull.
+        references: energies of the elements; None takes the references of the hull.
         min_elements: crystals with fewer elements do not count as stable.
     """
 
@@ -102,7 +102,7 @@ def load_energy_model(
     Args:
         potential: name, see `flowllm.energy.calculators.check_potential_name`.
         hull: hull of the known compounds, or None.
-        references: energies of the elements; None takes those of the hull.
+        references: energies of the elements; None takes the references of the hull.
         min_elements: crystals with fewer elements do not count as stable.
 
     Returns:

@@ -42,7 +42,7 @@ def evaluate(
         config: options; None takes the defaults.
         workers: number of processes.
         progress: show bars on a terminal.
-        **options: fields of `EvaluationConfig`, in place of those of `config`.
+        **options: fields of `EvaluationConfig`; they replace those of `config`.
 
     Returns:
         The folder and the result of each set.

@@ -20,8 +20,8 @@ from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.features import cached_fingerprints, cached_properties
 from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.runs.identity import read_identity
+from flowllm.runs.sharded import MANIFEST
 
-_MANIFEST = "manifest.json"
 _LONGEST_REASON = 60
 
 
@@ -117,8 +117,8 @@ def read_generated(path: str | Path) -> GeneratedSet:
     """
     path = Path(path)
     conditions: dict[str, Any] = {}
-    if (path / _MANIFEST).is_file():
-        conditions = read_identity(path, _MANIFEST)[0].get("conditions") or {}
+    if (path / MANIFEST).is_file():
+        conditions = read_identity(path, MANIFEST)[0].get("conditions") or {}
     crystals = []
     for row in read_all(path, reduce=False):
         if isinstance(row.source, Geometry):

@@ -57,7 +57,14 @@ class VectorStore:
             self._connection.close()
 
     def load(self, keys: Iterable[bytes]) -> dict[bytes, NDArray[np.float64]]:
-        """Return the stored vectors (width,) of those keys that are known."""
+        """Return the stored vectors.
+
+        Args:
+            keys: any keys.
+
+        Returns:
+            Vector (width,) by key, for the keys that are stored.
+        """
         wanted = list(dict.fromkeys(keys))
         found: dict[bytes, NDArray[np.float64]] = {}
         for start in range(0, len(wanted), _AT_ONCE):
@@ -79,7 +86,11 @@ class VectorStore:
         return found
 
     def save(self, vectors: Mapping[bytes, NDArray[np.float64]]) -> None:
-        """Store vectors (width,) by key, all or none."""
+        """Store vectors, all or none.
+
+        Args:
+            vectors: vector (width,) by key.
+        """
         if self._connection is None:
             return
         rows = [(key, vector.astype("<f8").tobytes()) for key, vector in vectors.items()]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.errors import UserError
+from flowllm.runs.sharded import default_batch_size
 from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
@@ -35,6 +36,12 @@ def parse_symbols(elements: Any) -> tuple[str, ...]:
     Args:
         elements: text such as `Na,Cl`, or a sequence of symbols.
 
+    Args:
+        elements: the symbols; empty or None for none.
+
+    Returns:
+        The symbols.
+
     Raises:
         PriorError: if one is not the symbol of an element.
     """
@@ -43,7 +50,7 @@ def parse_symbols(elements: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DrawingConfig(Options):
-    """How texts are drawn from the prior."""
+    """Options of drawing texts from the prior."""
 
     temperature: float = option(
         DEFAULT_TEMPERATURE,
@@ -101,7 +108,7 @@ class DrawingConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementConfig(Options):
-    """How crystals are refined. None takes the setting that the refiner was saved with."""
+    """Options of refining. None takes the setting that the refiner was saved with."""
 
     steps: int | None = option(
         None,
@@ -229,12 +236,16 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             config: the options that `arguments` do not name; None: the defaults.
             **arguments: fields of this class and names of conditions. None leaves a condition out.
 
+        Returns:
+            The config.
+
         Raises:
             UserError: if an argument is unknown, or an option has a bad value.
             PriorError: if a condition has a bad value.
         """
         names = {field.name for field in fields(cls)}
         values = {} if config is None else {name: getattr(config, name) for name in names}
+        conditions = dict(values.get("conditions", {}))
         if config is not None and config.composition is not None:
             for name in ("formula", "num_atoms"):  # merged from the composition
                 values["conditions"] = dict(values["conditions"])
@@ -271,16 +282,16 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
 
     @property
     def prompt_conditions(self) -> set[str]:
-        """The names of the conditions in the prompts, which do not state a range of atoms."""
+        """The names of the conditions in the prompts; a range of atoms is not among them."""
         return {
             *stated_conditions(self.conditions),
             *(("formula", "num_atoms") if self.best_of > 1 else ()),
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return the request as plain JSON, for manifests: equal requests are equal.
+        """Return the request as plain JSON for manifests; equal requests give equal JSON.
 
-        `novel_to` is left to the caller, who hashes the files; `composition` is in the conditions.
+        `novel_to` is left out, as the caller hashes its files. `composition` is in the conditions.
         """
         left_out = ("novel_to", "composition", "batch_size")
         values = {name: getattr(self, name) for name in specs(self) if name not in left_out}

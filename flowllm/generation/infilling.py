@@ -89,11 +89,15 @@ def infill(
             swap table has no element for it, or `out` exists.
         PriorError: if the folder holds no prior, or a crystal makes too long a prompt.
     """
-    given = {} if config is None else vars(config)
-    config = from_arguments(InfillingConfig, {**given, **options})
+    config = from_arguments(InfillingConfig, options, base=config)
     table = check_absent(out)
     if structures is not None:
         check_folder(structures, MANIFEST)
+        if config.temperature == 0:
+            raise UserError(
+                "temperature 0 gives probability 0 to all elements but one, so there may be no "
+                "likeliest swap; give a temperature above 0, or leave structures out"
+            )
     if mask not in SYMBOLS:
         raise UserError(f"mask {mask!r} is not the symbol of an element; give one such as Na")
     candidates = llm_prior.allowed_swaps().get(mask) if config.swap_table else None
@@ -121,6 +125,25 @@ def infill(
         batch_size=config.batch_size,
     )
     results = [Infilled(c, p) for c, p in zip(masked, found, strict=True)]
+    if structures is not None:
+        # Before the table: a folder that holds another run is refused, and nothing is written.
+        _write_structures(
+            results,
+            mask,
+            structures,
+            manifest={
+                "command": "infill",
+                "device": str(model.device),
+                "input": input_hash(file),
+                "mask": mask,
+                "prior": identity(resolve(prior, BUNDLED_PRIOR)),
+                "limit": limit,
+                "skip_invalid": skip_invalid,
+                "niggli_tolerance": NIGGLI_TOLERANCE,
+                "temperature": config.temperature,
+                "swap_table": config.swap_table,
+            },
+        )
     if table is not None:
         write_rows(
             [
@@ -129,22 +152,6 @@ def infill(
                 for symbol, p in result.probabilities.items()
             ],
             table,
-        )
-    if structures is not None:
-        _write_structures(
-            results,
-            mask,
-            structures,
-            manifest={
-                "command": "infill",
-                "input": input_hash(Path(file)),
-                "mask": mask,
-                "prior": identity(resolve(prior, BUNDLED_PRIOR)),
-                "limit": limit,
-                "skip_invalid": skip_invalid,
-                "niggli_tolerance": NIGGLI_TOLERANCE,
-                **vars(config),
-            },
         )
     return results
 

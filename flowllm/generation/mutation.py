@@ -39,7 +39,7 @@ _BATCH_SIZE = 16  # crystals that the prior takes at a time
 
 @dataclass(frozen=True, kw_only=True)
 class MutationConfig(Options):
-    """How mutations are drawn, and whether they are relaxed."""
+    """Options of drawing and relaxing mutations."""
 
     method: Literal["llm", "uniform"] = option(
         "llm",
@@ -68,7 +68,7 @@ class MutationConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "uniform" and not self.swap_table:
-            raise UserError("method uniform draws from the swap table; leave no_swap_table out")
+            raise UserError("method uniform draws from the swap table; use that, or method llm")
         if self.method == "uniform" and self.temperature != 1:
             raise UserError("method uniform has no temperature; leave it out, or use method llm")
 
@@ -86,11 +86,11 @@ def mutate(
     progress: bool = True,
     **options: Any,
 ) -> Outcome:
-    """Propose `n` crystals by swapping one element of a crystal of a file.
+    """Propose `n` crystals, each by swapping one element of a crystal of a file.
 
     A parent is drawn evenly, then one of its elements, then the element that takes all its sites.
-    Cell and positions stay. Elements of the parent are no choice, so that every crystal keeps its
-    number of elements, and parents without any allowed swap are not drawn. Mutation k is a function
+    Cell and positions stay. An element of the parent is never drawn, so that every crystal keeps
+    its number of elements. Parents without any allowed swap are not drawn. Mutation k is a function
     of (`config.seed`, k).
 
     Args:
@@ -106,7 +106,7 @@ def mutate(
         workers: number of processes; it does not change the result.
         device: of the prior: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a bar on a terminal.
-        **options: fields of `MutationConfig`, in place of those of `config`.
+        **options: fields of `MutationConfig`; they replace those of `config`.
 
     Returns:
         The crystals and the failures.

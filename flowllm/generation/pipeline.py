@@ -77,6 +77,9 @@ class FlowLLM:
             refiner: folder or hub id; None takes the bundled refiner.
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
+        Returns:
+            The composed model.
+
         Raises:
             UserError: if there is no such model, its weights are not those of its card, or there
                 is no such device.
@@ -278,8 +281,7 @@ class FlowLLM:
                 unknown or impossible.
             RefinerError: if there is not one index for each crystal, or one is negative.
         """
-        given = {} if config is None else vars(config)
-        config = from_arguments(RefinementConfig, {**given, **options})
+        config = from_arguments(RefinementConfig, options, base=config)
         if self.refiner is None:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
         if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.runs.outputs import Outcome
+    from flowllm.runs.sharded import RunFolder
 
 logger = logging.getLogger(__name__)
-
-_BATCH_SIZE = 128  # crystals that are refined at a time
 
 
 def run_sampling(
@@ -161,8 +160,9 @@ def run_refinement(
         UserError: if the file, an option, the name of the model or the folder is bad.
         RefinerError: if the refiner is bad.
     """
-    given = {} if config is None else vars(config)
-    config = from_arguments(RefinementConfig, {**given, **options})
+    config = from_arguments(RefinementConfig, options, base=config)
+    from flowllm.crystals.io import check_input, input_hash, read
+
     file = Path(file)
     check_count("workers", workers, 1)
     if limit is not None:
@@ -207,7 +207,7 @@ def run_refinement(
         out,
         manifest=manifest,
         total=len(crystals),
-        batch_size=_BATCH_SIZE,
+        batch_size=default_batch_size(len(crystals)),
         work=functools.partial(_refine_batch, list(crystals), config),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import llm_prior
 from flowllm.crystals.io import Crystal
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
 from flowllm.system.options import Options, as_tuple, from_arguments, option
+from flowllm.system.progress import progress_bar
 from flowllm.system.tables import check_absent, write_rows
 from llm_prior.prompts import BY_NAME, known_conditions
 
@@ -135,8 +135,7 @@ def score(
             condition, or `out` exists.
         PriorError: if the folder holds no prior, or a crystal cannot be scored.
     """
-    given = {} if config is None else vars(config)
-    config = from_arguments(ScoringConfig, {**given, **options})
+    config = from_arguments(ScoringConfig, options, base=config)
     table = check_absent(out)
     model, crystals = read_with_prior(
         file, prior=prior, limit=limit, skip_invalid=skip_invalid, device=device
@@ -209,8 +208,7 @@ def ipt(
         UserError: if the file, an option or the model is bad, or `out` exists.
         PriorError: if the folder holds no prior, or a crystal cannot be scored.
     """
-    given = {} if config is None else vars(config)
-    config = from_arguments(TranslationConfig, {**given, **options})
+    config = from_arguments(TranslationConfig, options, base=config)
     table = check_absent(out)
     model, crystals = read_with_prior(
         file, prior=prior, limit=limit, skip_invalid=skip_invalid, device=device
@@ -245,11 +243,8 @@ def _description(crystal: Crystal) -> dict[str, Any]:
 def _chunks(
     crystals: Sequence[Crystal], description: str, progress: bool, size: int = _CHUNK
 ) -> Iterator[Sequence[Crystal]]:
-    with tqdm(
-        total=len(crystals),
-        desc=description,
-        unit=" crystals",
-        disable=None if progress else True,
+    with progress_bar(
+        total=len(crystals), description=description, unit="crystals", show=progress
     ) as bar:
         for start in range(0, len(crystals), size):
             part = crystals[start : start + size]

@@ -71,6 +71,9 @@ def add_candidates(
         seed: seed of the run.
         indices: position of each proposal in the run.
         **options: further arguments of `llm_prior.propose`.
+
+    Returns:
+        The candidates of each proposal, itself first.
     """
     if best_of == 1:
         return [[proposal] for proposal in proposals]
@@ -210,14 +213,17 @@ def flow_scores(samples: Sequence[Sample]) -> list[float]:
 
 
 def choose(groups: Sequence[Sequence[Sample]], scores: Iterable[float]) -> list[list[Sample]]:
-    """Return, for each group, its candidate with the highest score; the first one if scores tie.
+    """Choose the candidate with the highest score of each group; the first one if scores tie.
 
-    A candidate with a structure precedes one without. The texts that the other candidates took are
-    counted as its own, and its score is kept as `rank_score`.
+    A candidate with a structure precedes one without. The texts drawn for the other candidates are
+    added to its `attempts` and `rejects`, and its score is kept as `rank_score`.
 
     Args:
         groups: the candidates of each crystal.
         scores: score of each candidate, in the order of `flat`.
+
+    Returns:
+        A group of one candidate for each crystal.
     """
     numbers = iter(scores)
     chosen = []

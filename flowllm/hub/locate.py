@@ -35,7 +35,7 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
 
     Raises:
         UserError: if there is no such folder, the hub has no such model or cannot be reached, or
-            the weights are not those of the model card.
+            the weights differ from the model card.
     """
     folder = _find(name, bundled)
     check_weights(folder)

@@ -113,7 +113,14 @@ def matches(
 
 
 def comparable(structure: Structure) -> bool:
-    """Return whether the matcher can handle a cell: no lattice vector below 1 Angstrom."""
+    """Return whether the matcher can handle a cell: no lattice vector below 1 Angstrom.
+
+    Args:
+        structure: a crystal.
+
+    Returns:
+        True if it can.
+    """
     return shortest_translation(structure) >= MIN_TRANSLATION
 
 

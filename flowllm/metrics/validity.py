@@ -143,5 +143,12 @@ def check_oxidation_states(oxidation_states_set: str) -> None:
 
 
 def shortest_translation(structure: Structure) -> float:
-    """Return the length of the shortest lattice vector in Angstrom."""
+    """Return the length of the shortest lattice vector.
+
+    Args:
+        structure: a crystal.
+
+    Returns:
+        The length in Angstrom.
+    """
     return float(np.linalg.norm(_STEPS @ structure.lattice.lll_matrix, axis=1).min())

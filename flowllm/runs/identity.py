@@ -126,6 +126,9 @@ def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
         folder: the run folder.
         name: name of the file.
 
+    Returns:
+        The two sections.
+
     Raises:
         UserError: if there is no such file, or it is damaged.
     """
@@ -148,7 +151,7 @@ def check_folder(out: str | Path, name: str) -> None:
         name: name of the file with the identity.
 
     Raises:
-        UserError: if `out` is a file, or holds other files than those of a run.
+        UserError: if `out` is a file, or a folder with files that do not belong to a run.
     """
     out = Path(out)
     if not out.exists():

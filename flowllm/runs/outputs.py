@@ -24,8 +24,8 @@ from flowllm.crystals.io import Crystal, write
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
 
-# Of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula` and
-# `num_atoms` are of the final crystal, or of the initial one where there is no final one.
+# The columns of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula`
+# and `num_atoms` describe the final crystal, or the initial one if there is no final one.
 CORE_COLUMNS = {
     "id": pa.string(),
     "formula": pa.string(),
@@ -73,7 +73,7 @@ def publish_crystals(
     Args:
         folder: the run; its shards hold `CrystalRecord`s.
         columns: names and types of the command's own columns, the `properties` of the records.
-        table_only: those of them that the extxyz file and `Outcome.crystals` do not have.
+        table_only: columns that the extxyz file and `Outcome.crystals` do not have.
 
     Returns:
         The crystals and the counts of failures.
@@ -112,10 +112,13 @@ def publish_crystals(
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """Return a name for each id that every file system takes, each different from the others.
+    """Return a file name for each id, all different and allowed by every file system.
 
     Args:
         ids: any strings.
+
+    Returns:
+        The names without a suffix, in order.
     """
     names: list[str] = []
     taken: set[str] = set()

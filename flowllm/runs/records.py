@@ -41,7 +41,14 @@ class Frame:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Frame:
-        """Return the state that `to_json` has written."""
+        """Return the state that `to_json` has written.
+
+        Args:
+            content: plain JSON.
+
+        Returns:
+            The state.
+        """
         return cls(
             lattice=np.array(content["lattice"], dtype=float),
             frac_coords=np.array(content["frac_coords"], dtype=float),
@@ -97,6 +104,9 @@ class CrystalRecord:
         Args:
             content: plain JSON.
             trajectory: False leaves the states out, the largest part.
+
+        Returns:
+            The record.
         """
         odd = {name: float(text) for name, text in content.get("non_finite", {}).items()}
         frames = content.get("trajectory")

@@ -37,6 +37,7 @@ Progress = Callable[[int], None]
 
 MANIFEST = "manifest.json"
 _LOG_EVERY = 30.0  # seconds
+_SMALLEST, _LARGEST = 32, 128  # records in a shard by default
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ class Batch:
 Work = Callable[[Any, Batch, Progress], list[Record]]
 
 
+def default_batch_size(total: int) -> int:
+    """Return the number of records in a shard: an eighth of the run, from 32 to 128.
+
+    A killed run loses the shards at work; larger batches are faster.
+
+    Args:
+        total: number of records of the run.
+
+    Returns:
+        The number.
+    """
+    return min(max(-(-total // 8), _SMALLEST), _LARGEST)
+
+
 def batch_seed(seed: int, index: int) -> int:
     """Return the seed of batch `index` in a run with `seed`, in [0, 2**63), for numpy and torch.
 
@@ -65,6 +80,9 @@ def batch_seed(seed: int, index: int) -> int:
     Args:
         seed: of the run, 0 or more.
         index: of the batch.
+
+    Returns:
+        The seed.
 
     Raises:
         UserError: if `seed` is negative.
@@ -81,6 +99,9 @@ def sample_seed(seed: int, index: int) -> int:
     Args:
         seed: of the run, 0 or more.
         index: place of the record in the run.
+
+    Returns:
+        The seed.
 
     Raises:
         UserError: if `seed` is negative.
@@ -115,6 +136,9 @@ class RunFolder:
 
         Args:
             path: the folder.
+
+        Returns:
+            The folder with its identity.
 
         Raises:
             UserError: if `path` is not a run folder, or its manifest is damaged.
@@ -155,6 +179,9 @@ class RunFolder:
 
         Args:
             batch: one of `batches`.
+
+        Returns:
+            One record for each crystal of the batch, in order.
 
         Raises:
             UserError: if the file is not as it was written (disk trouble, or edited by hand).

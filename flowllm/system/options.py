@@ -46,7 +46,7 @@ Config = TypeVar("Config", bound="Options")
 
 @dataclass(frozen=True, kw_only=True)
 class OptionSpec:
-    """What is known about an option besides its name, type and default.
+    """Help, unit and check of an option.
 
     Attributes:
         help: one sentence for the command line.
@@ -142,6 +142,9 @@ def option(default: Any, help: str, **spec: Any) -> Any:
         default: value of the field; a list, dict or set is copied for each instance.
         help: see `OptionSpec`.
         **spec: further attributes of `OptionSpec`.
+
+    Returns:
+        The field.
     """
     metadata = {_KEY: OptionSpec(help=help, **spec)}
     if isinstance(default, list | dict | set):
@@ -223,6 +226,9 @@ def from_arguments(
         config: the class.
         arguments: values by field name.
         base: has the values of the other fields; None: the defaults.
+
+    Returns:
+        The config.
 
     Raises:
         UserError: if a name is unknown; the message lists the known ones.

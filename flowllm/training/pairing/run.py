@@ -5,7 +5,6 @@ Options and paths are checked before torch is imported.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +62,12 @@ def pair(
             settings of a prior are given together with `samples`.
         PriorError: if the prior cannot be loaded.
     """
-    given = {} if config is None else {f.name: getattr(config, f.name) for f in fields(config)}
-    config = from_arguments(PairingConfig, {**given, **options})
+    config = from_arguments(PairingConfig, options, base=config)
+    from flowllm.crystals.io import check_input
+
     for path in (data, samples):
-        if path is not None and not Path(path).exists():
-            raise UserError(f"{path}: no such file or folder; check the path")
+        if path is not None:
+            check_input(path)
     check_folder(out, MANIFEST)
     check_device(device)
     # Imported after the checks, so that they need no torch.
