@@ -82,22 +82,26 @@ class DrawingConfig(Options):
         "Crystals in a batch, as memory allows. A killed run loses the batch at work.",
         section="Drawing",
         minimum=1,
-        default_text="128; 16 for a prior of 100 M parameters or more",
+        default_text="an eighth of the run, 32 to 128; 16 for a prior of 100 M parameters or more",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
 
-    def batch_size_for(self, parameters: int) -> int:
-        """Return `batch_size`, or the default for a prior of this many parameters.
+    def batch_size_for(self, total: int, parameters: int) -> int:
+        """Return `batch_size`, or the default for this many crystals and weights of the prior.
 
-        Small models draw 128 crystals within seconds, and twice as fast as 32. Larger models take
-        fewer, so that a killed run does not lose hours.
+        Small models draw a batch within seconds, and large batches faster than small ones. Large
+        models take 16 crystals, so that a killed run does not lose hours.
+
+        Args:
+            total: crystals of the run.
+            parameters: weights of the prior.
         """
         if self.batch_size is not None:
             return self.batch_size
-        return 128 if parameters < 100_000_000 else 16
+        return default_batch_size(total) if parameters < 100_000_000 else 16
 
     @property
     def drawing(self) -> dict[str, Any]:

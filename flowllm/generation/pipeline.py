@@ -120,7 +120,7 @@ class FlowLLM:
         self.prepare(config, known)
         samples: list[Sample] = []
         assert self.prior is not None  # see `check_models`
-        batch_size = config.batch_size_for(self.prior.num_parameters)
+        batch_size = config.batch_size_for(n, self.prior.num_parameters)
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
             samples += self.sample_batch(config, known, indices)

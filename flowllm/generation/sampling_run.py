@@ -15,7 +15,7 @@ from flowllm.errors import UserError
 from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.runs.identity import check_folder
-from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, run_job
+from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.options import check_count, from_arguments
 from flowllm.system.versions import versions
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.runs.outputs import Outcome
-    from flowllm.runs.sharded import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def run_sampling(
         out,
         manifest=manifest,
         total=n,
-        batch_size=config.batch_size_for(parameters["prior"]),
+        batch_size=config.batch_size_for(n, parameters["prior"]),
         work=functools.partial(_sample_batch, config, known),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},
@@ -171,7 +170,6 @@ def run_refinement(
     check_device(device)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.crystals.io import check_input, read
     from flowllm.crystals.run_folders import input_hash
 
     check_input(file)

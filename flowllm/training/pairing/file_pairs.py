@@ -75,7 +75,7 @@ def pair_file(
             "niggli_tolerance": NIGGLI_TOLERANCE,
         },
         total=len(candidates),
-        batch_size=config.batch_size_for(0),
+        batch_size=config.batch_size_for(len(candidates), 0),
         work=functools.partial(_align_batch, candidates),
         info=versions(),
         workers=workers,

@@ -76,7 +76,7 @@ def pair_prior(
             **config.drawing,
         },
         total=len(targets),
-        batch_size=config.batch_size_for(model.num_parameters),
+        batch_size=config.batch_size_for(len(targets), model.num_parameters),
         work=functools.partial(_pair_batch, targets, config.seed, config.drawing),
         setup=load if workers > 1 else lambda: model,
         info=versions(),
