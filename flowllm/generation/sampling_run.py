@@ -170,7 +170,6 @@ def run_refinement(
     check_device(device)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.crystals.run_folders import input_hash
 
     check_input(file)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
