@@ -13,7 +13,7 @@ demo: .venv/.installed
 	$(BIN)/flowllm sample -n 16 --seed 0 --out demo
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The constraints pin the lowest allowed transformers, so `make test` covers that one.
 test-newest: .venv/.installed-dev
