@@ -174,12 +174,12 @@ def common_option(
 
 
 class _Device(click.ParamType):
-    """Name of a device, checked when the command line is read."""
+    """Name of a device in any case, checked when the command line is read."""
 
     name = "device"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return check_device(value)
+        return check_device(value.lower())
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

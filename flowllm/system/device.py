@@ -13,18 +13,17 @@ def check_device(device: str) -> str:
     """Check the name of a device, without importing torch.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`, in any case.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
     Returns:
-        The name in lower case.
+        The name.
 
     Raises:
         UserError: if the name is unknown.
     """
-    name = device.lower()
-    if _NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(device) is None:
         raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:NUMBER or auto")
-    return name
+    return device
 
 
 def pick_device(device: str) -> str:
@@ -39,8 +38,7 @@ def pick_device(device: str) -> str:
     Raises:
         UserError: if the name is unknown, or there is no such GPU.
     """
-    device = check_device(device)
-    if device.startswith("cpu"):
+    if check_device(device).startswith("cpu"):
         return device
     import torch  # slow, and not needed for the CPU
 
