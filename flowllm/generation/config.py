@@ -251,10 +251,9 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         values = {} if config is None else {name: getattr(config, name) for name in names}
         conditions = dict(values.get("conditions", {}))
         if config is not None and config.composition is not None:
-            for name in ("formula", "num_atoms"):  # merged from the composition
-                values["conditions"] = dict(values["conditions"])
-                values["conditions"].pop(name, None)
-        conditions = {**values.get("conditions", {}), **(arguments.pop("conditions", None) or {})}
+            for name in ("formula", "num_atoms"):  # these come from the composition
+                del conditions[name]
+        conditions |= arguments.pop("conditions", None) or {}
         for name, value in arguments.items():
             if name in names:
                 values[name] = value

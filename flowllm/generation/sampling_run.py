@@ -160,8 +160,6 @@ def run_refinement(
         RefinerError: if the refiner is bad.
     """
     config = from_arguments(RefinementConfig, options, base=config)
-    from flowllm.crystals.io import check_input, input_hash, read
-
     file = Path(file)
     check_count("workers", workers, 1)
     if limit is not None:
@@ -170,6 +168,8 @@ def run_refinement(
     check_device(device)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
+    from flowllm.crystals.io import check_input, read
+    from flowllm.crystals.run_folders import input_hash
 
     check_input(file)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)

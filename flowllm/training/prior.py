@@ -67,6 +67,10 @@ def train_prior(
         resume=resume,
     ) as run:
         if not run.finished:
+            from flowllm.crystals.io import check_input
+
+            for path in [*data, *([] if validation is None else [validation])]:
+                check_input(path)  # before torch is imported
             _train(
                 run,
                 recipe,
