@@ -228,6 +228,7 @@ def find_symmetry(
     coords: NDArray[np.float64],
     kinds: Sequence[int],
     symprec: float,
+    angle_tolerance: float = -1.0,
 ) -> Any:
     """Return spglib's dataset, or None where its search fails.
 
@@ -236,13 +237,16 @@ def find_symmetry(
         coords: (n, 3) fractional coordinates.
         kinds: a number for the element of each atom.
         symprec: distance in Angstrom.
+        angle_tolerance: degrees; -1 derives it from the distance.
     """
     cell: Any = (lattice, coords, kinds)  # spglib's annotation knows sequences only
     with warnings.catch_warnings():
         # spglib announces its coming change from None to SpglibError; both are handled here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
         try:
-            return spglib.get_symmetry_dataset(cell, symprec=symprec)
+            return spglib.get_symmetry_dataset(
+                cell, symprec=symprec, angle_tolerance=angle_tolerance
+            )
         except spglib.SpglibError:
             return None
 

@@ -21,6 +21,7 @@ from llm_prior.wyckoff.orbits import images
 from llm_prior.wyckoff.table import GRID, NUM_GROUPS, Family, SpaceGroup, space_group
 
 SYMPREC = 0.01  # Angstrom; the default of pymatgen's SpacegroupAnalyzer
+ANGLE_TOLERANCES = (-1.0, 5.0)  # degrees; the defaults of spglib and of that analyzer
 _LOOSE = 3 * SYMPREC  # an operation this near is taken for one
 _GENERIC: dict[Family, tuple[float, ...]] = {
     "triclinic": (11.3, 12.7, 14.9, 81.0, 75.3, 67.7),
@@ -92,7 +93,7 @@ def has_group(
     kinds: Sequence[int],
     symprec: float = SYMPREC,
 ) -> bool:
-    """Return whether spglib finds exactly the group.
+    """Return whether spglib finds exactly the group, at both tolerances of angles.
 
     Args:
         group: the space group.
@@ -101,15 +102,20 @@ def has_group(
         kinds: the element of each point, as a number.
         symprec: distance in Angstrom.
     """
-    dataset = find_symmetry(lattice, points @ np.linalg.inv(group.primitive_basis), kinds, symprec)
-    return dataset is not None and int(dataset.number) == group.number
+    coords = points @ np.linalg.inv(group.primitive_basis)
+    for tolerance in ANGLE_TOLERANCES:
+        dataset = find_symmetry(lattice, coords, kinds, symprec, tolerance)
+        if dataset is None or int(dataset.number) != group.number:
+            return False
+    return True
 
 
 def may_be_higher(group: SpaceGroup, metrics: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return where a lattice may have more symmetry than the family of the group.
 
     A further symmetry takes some axis to a lattice vector that is not as long as it in general, so
-    only cells with such a coincidence can have one.
+    only cells with such a coincidence can have one. A free angle may always be within the angle
+    tolerance of a higher lattice.
 
     Args:
         group: the space group.
@@ -121,6 +127,8 @@ def may_be_higher(group: SpaceGroup, metrics: NDArray[np.float64]) -> NDArray[np
     vectors, differ = _coincidences(group.number)
     lengths = np.sqrt(np.einsum("vi,kij,vj->kv", vectors, metrics, vectors))
     axes = np.sqrt(np.einsum("kii->ki", metrics))
+    if group.family in ("monoclinic", "triclinic"):
+        return np.ones(len(metrics), dtype=bool)
     near = np.abs(lengths[:, None] - axes[:, :, None]) < _LOOSE  # (k, 3, v)
     return (near & differ).any((1, 2))
 
@@ -156,7 +164,8 @@ def extra_operations(
         Linear parts (k, 3, 3) and translations (k, 3) in coordinates of the conventional cell.
     """
     basis = group.primitive_basis
-    dataset = find_symmetry(lattice, points @ np.linalg.inv(basis), kinds, _LOOSE)
+    coords = points @ np.linalg.inv(basis)
+    dataset = find_symmetry(lattice, coords, kinds, _LOOSE)
     if dataset is None:
         return np.zeros((0, 3, 3)), np.zeros((0, 3))
     # x = f @ basis in rows, so W_conventional = basis^T W basis^-T.
