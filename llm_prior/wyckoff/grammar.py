@@ -1,0 +1,247 @@
+"""Fields that may follow in a `wyckoff` text, so that only crystals of the conditions are written.
+
+The automaton knows fields, not tokens. A field is a kind and a value: the number of a group, an
+element by its place in `SYMBOLS`, a letter by its place in the group, a length or an angle in units
+of its last decimal, a coordinate by its bin. Whatever is written has exactly the composition and
+the group of the conditions (spglib at `supergroups.SYMPREC`), takes a position without free
+coordinates once, has no coordinate on a more special position, and no two atoms closer than
+`spacing.MIN_DISTANCE`; what is legal can always be completed. Where the cell that was written turns
+out to be too crowded for that, the bin with the largest distance remains, and `Cursor.crowded` says
+so: about 1 in 70 crystals of uniformly random fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_prior.composition import CompositionRule
+from llm_prior.errors import PriorError
+from llm_prior.text import SYMBOLS
+from llm_prior.wyckoff.assignment import Assignment
+from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
+from llm_prior.wyckoff.parameters import CellPart, CoordPart
+from llm_prior.wyckoff.table import NUM_GROUPS, space_group
+from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
+
+Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
+
+
+class Choice(NamedTuple):
+    """Values that one kind of field may take next.
+
+    Attributes:
+        kind: the kind of field.
+        values: (k,) integers, ascending; 0 alone for `end`.
+    """
+
+    kind: Kind
+    values: NDArray[np.int64]
+
+
+def fields_of(crystal: WyckoffCrystal, fmt: WyckoffFormat) -> list[tuple[Kind, int]]:
+    """Return the fields (kind, value) of a description, the end included.
+
+    Args:
+        crystal: a description as `to_text` writes it.
+        fmt: precision.
+    """
+    group = crystal.group
+    fields: list[tuple[Kind, int]] = [("group", group.number)]
+    for orbit in crystal.orbits:
+        fields.append(("element", SYMBOLS.index(orbit.element)))
+        fields.append(("letter", group.position(orbit.letter).index))
+    for place, value in zip(FREE_CELL[group.family], crystal.cell, strict=True):
+        if place < 3:
+            fields.append(("length", round(value * 10**fmt.length_decimals)))
+        else:
+            fields.append(("angle", round(value * 10**fmt.angle_decimals)))
+    for number, orbit in enumerate(crystal.orbits):
+        hidden = hidden_places(group, orbit.letter, first=number == 0)
+        ticks = coordinate_bins(group.number, orbit, fmt.coord_bins, hidden)
+        fields += [("coord", tick) for place, tick in enumerate(ticks) if place not in hidden]
+    return [*fields, ("end", 0)]
+
+
+class Grammar:
+    """The fields that one request allows; shared by all its sequences.
+
+    Args:
+        fmt: precision and size limit.
+        rule: what the conditions ask of the atoms of the primitive cell.
+        groups: numbers of the groups that may be written; None for all.
+
+    Attributes:
+        groups: those of them that can hold a crystal of the rule, ascending.
+
+    Raises:
+        PriorError: if none can.
+    """
+
+    def __init__(
+        self, fmt: WyckoffFormat, rule: CompositionRule, groups: Iterable[int] | None = None
+    ) -> None:
+        self.fmt = fmt
+        self.rule = rule
+        asked = sorted({space_group(n).number for n in groups or range(1, NUM_GROUPS + 1)})
+        self.groups = self._holding(asked)
+        if not self.groups:
+            others = self._holding(range(1, NUM_GROUPS + 1)) if groups is not None else []
+            names = ", ".join(map(str, asked))
+            raise PriorError(
+                f"no crystal of these conditions has exactly space group {names}; "
+                f"groups that can: {_ranges(others) or 'none'}"
+            )
+        self._elements: dict[object, tuple[list[int], bool]] = {}
+        self._letters: dict[object, list[int]] = {}
+
+    def _holding(self, numbers: Iterable[int]) -> list[int]:
+        return [n for n in numbers if Assignment(rule=self.rule, number=n).can_complete()]
+
+    def cursor(self) -> Cursor:
+        """Return a new sequence, before its first field."""
+        return Cursor(self)
+
+    def elements(self, assignment: Assignment) -> tuple[list[int], bool]:
+        """Return `assignment.elements()`, remembered.
+
+        Args:
+            assignment: orbits so far.
+        """
+        key = assignment.number, assignment.orbits
+        if key not in self._elements:
+            self._elements[key] = assignment.elements()
+        return self._elements[key]
+
+    def letters(self, assignment: Assignment) -> list[int]:
+        """Return `assignment.letters()`, remembered.
+
+        Args:
+            assignment: orbits so far, and an element.
+        """
+        key = assignment.number, assignment.orbits, assignment.element
+        if key not in self._letters:
+            self._letters[key] = assignment.letters()
+        return self._letters[key]
+
+
+class Cursor:
+    """One sequence that is being written.
+
+    Args:
+        grammar: what the request allows.
+
+    Attributes:
+        finished: the end was written.
+        crowded: some coordinate had to be written although atoms are closer than `MIN_DISTANCE` or
+            the group may be higher.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.finished = False
+        self.crowded = False
+        self._grammar = grammar
+        self._assignment: Assignment | None = None
+        self._cell: CellPart | None = None
+        self._coords: CoordPart | None = None
+        self._legal: tuple[Choice, ...] | None = None
+
+    def legal(self) -> tuple[Choice, ...]:
+        """Return the fields that may come next, at least one value.
+
+        Raises:
+            ValueError: if the sequence is finished.
+        """
+        if self.finished:
+            raise ValueError("the sequence is finished")
+        if self._legal is None:
+            self._legal = tuple(self._choices())
+        return self._legal
+
+    def advance(self, kind: Kind, value: int) -> None:
+        """Write a field.
+
+        Args:
+            kind: its kind.
+            value: its value.
+
+        Raises:
+            ValueError: if it is not among `legal()`.
+        """
+        if not any(c.kind == kind and value in c.values for c in self.legal()):
+            raise ValueError(f"{kind} {value} may not come here")
+        self._legal = None
+        if kind == "end":
+            self.finished = True
+        elif kind == "group":
+            self._assignment = Assignment(rule=self._grammar.rule, number=value)
+        elif kind == "element":
+            assert self._assignment is not None
+            self._assignment = self._assignment.with_element(value)
+        elif kind == "letter":
+            assert self._assignment is not None
+            self._assignment = self._assignment.with_letter(value)
+        elif kind == "coord":
+            assert self._coords is not None
+            self._coords.add(value)
+        else:
+            if self._cell is None:
+                self._cell = self._new_cell()
+            self._cell.add(value)
+            if self._cell.complete:
+                self._coords = CoordPart(self._cell, self._grammar.fmt)
+
+    def crystal(self) -> WyckoffCrystal:
+        """Return the crystal that was written.
+
+        Raises:
+            ValueError: if the sequence is not finished.
+        """
+        if not self.finished or self._coords is None:
+            raise ValueError("the sequence is not finished")
+        return self._coords.crystal()
+
+    def _choices(self) -> Iterable[Choice]:
+        assignment = self._assignment
+        if assignment is None:
+            yield _choice("group", self._grammar.groups)
+        elif self._coords is not None:
+            if self._coords.complete:
+                yield _choice("end", [0])
+            else:
+                values, crowded = self._coords.allowed()
+                self.crowded |= crowded
+                yield Choice("coord", values)
+        elif self._cell is not None:
+            yield Choice(*self._cell.allowed())
+            self.crowded |= self._cell.crowded
+        elif assignment.element is not None:
+            yield _choice("letter", self._grammar.letters(assignment))
+        else:
+            elements, may_end = self._grammar.elements(assignment)
+            if elements:
+                yield _choice("element", elements)
+            if may_end:
+                yield Choice(*self._new_cell().allowed())
+
+    def _new_cell(self) -> CellPart:
+        assert self._assignment is not None
+        return CellPart(self._assignment.number, self._assignment.orbits, self._grammar.fmt)
+
+
+def _choice(kind: Kind, values: Iterable[int]) -> Choice:
+    return Choice(kind, np.array(sorted(values), dtype=np.int64))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short, such as `1-3, 5`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
