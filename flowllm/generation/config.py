@@ -27,6 +27,8 @@ from rfm.config import INTEGRATION_METHODS
 Rank = Literal["prior", "energy", "flow"]
 
 _CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
+SMALL_BATCH = 16  # crystals, if each of them takes seconds
+
 _INTEGRATION = ("steps", "method", "position_slope", "cell_slope")
 
 
@@ -82,7 +84,7 @@ class DrawingConfig(Options):
         "Crystals in a batch, as memory allows. A killed run loses the batch at work.",
         section="Drawing",
         minimum=1,
-        default_text="an eighth of the run, 32 to 128; 16 for a prior of 100 M parameters or more",
+        default_text="an eighth of the run, 32 to 128; 16 for slow crystals",
     )
 
     def __post_init__(self) -> None:
@@ -101,7 +103,7 @@ class DrawingConfig(Options):
         """
         if self.batch_size is not None:
             return self.batch_size
-        return default_batch_size(total) if parameters < 100_000_000 else 16
+        return default_batch_size(total) if parameters < 100_000_000 else SMALL_BATCH
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -290,6 +292,17 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             *stated_conditions(self.conditions),
             *(("formula", "num_atoms") if self.best_of > 1 else ()),
         }
+
+    def batch_size_for(self, total: int, parameters: int) -> int:
+        """Return `batch_size`, or its default; slow crystals come in small batches.
+
+        Args:
+            total: crystals of the run.
+            parameters: weights of the prior.
+        """
+        if self.batch_size is None and (self.score or self.best_of > 1):
+            return SMALL_BATCH
+        return super().batch_size_for(total, parameters)
 
     def identity(self) -> dict[str, Any]:
         """Return the request as plain JSON for manifests; equal requests give equal JSON.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
-from flowllm.generation.config import RefinementConfig, SamplingConfig
+from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
@@ -204,7 +204,7 @@ def run_refinement(
         out,
         manifest=manifest,
         total=len(crystals),
-        batch_size=default_batch_size(len(crystals)),
+        batch_size=SMALL_BATCH if config.score else default_batch_size(len(crystals)),
         work=functools.partial(_refine_batch, list(crystals), config),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},

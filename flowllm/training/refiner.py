@@ -76,6 +76,11 @@ def train_refiner(
         resume=resume,
     ) as run:
         if not run.finished:
+            from flowllm.crystals.io import check_input
+
+            if recipe.base.kind == "uniform":
+                for path in [*sources, *([validation] if validation else [])]:
+                    check_input(path)  # before torch is imported
             if init:
                 check_weights(Path(init))
             _train(

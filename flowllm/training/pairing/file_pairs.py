@@ -13,7 +13,7 @@ from pymatgen.core import Structure
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
-from flowllm.runs.sharded import Batch, Progress, run_job
+from flowllm.runs.sharded import Batch, Progress, default_batch_size, run_job
 from flowllm.system.versions import versions
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
@@ -75,7 +75,7 @@ def pair_file(
             "niggli_tolerance": NIGGLI_TOLERANCE,
         },
         total=len(candidates),
-        batch_size=config.batch_size_for(len(candidates), 0),
+        batch_size=config.batch_size or default_batch_size(len(candidates)),
         work=functools.partial(_align_batch, candidates),
         info=versions(),
         workers=workers,

@@ -348,3 +348,5 @@ def test_large_priors_draw_smaller_batches() -> None:
     assert [config.batch_size_for(n, 5_200_000) for n in (1, 100, 800, 5000)] == [32, 32, 100, 128]
     assert config.batch_size_for(5000, 7_000_000_000) == 16
     assert SamplingConfig.of(batch_size=3).batch_size_for(5000, 7_000_000_000) == 3
+    for slow in ({"score": True}, {"best_of": 4}):
+        assert SamplingConfig.of(**slow).batch_size_for(5000, 5_200_000) == 16
