@@ -56,8 +56,8 @@ def test_ctrl_c_leaves_the_finished_shards(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait() == -signal.SIGINT
     assert 3 <= len(list(out.glob("shards/*.jsonl"))) < 20
-    assert not list(out.rglob("*.flowllm-tmp"))
     assert start(script, out, workers, 20).wait() == 0
+    assert not list(out.rglob("*.flowllm-tmp"))  # an interrupted write may leave one
     assert contents(out) == contents(undisturbed.path)
 
 
