@@ -1,0 +1,114 @@
+"""Round trip of the `wyckoff` text: which crystals come back, and how long the texts are.
+
+    OMP_NUM_THREADS=1 python benchmarks/wyckoff_round_trip.py ../shared/data/mp20/train.parquet \\
+        ../shared/data/mp20/val.parquet --limit 2000 --llama-tokenizer llama_tokenizer.json
+
+Every crystal is encoded, decoded to its primitive Niggli cell and compared by pymatgen's
+StructureMatcher with its defaults. Those that do not come back are listed with the reason. Also
+printed: the root mean square displacement (in units of (V/N)^(1/3), as StructureMatcher has it) of
+those that do, the share whose decoded crystal has exactly the group of its text (spglib at 0.01
+Angstrom), fields and tokens per crystal, and the time of encoding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+import numpy as np
+from pymatgen.analysis.structure_matcher import StructureMatcher
+from tokenizers import Tokenizer
+
+from flowllm.crystals.io import read
+from llm_prior.errors import PriorError
+from llm_prior.wyckoff import WyckoffFormat, actual_group, decode, encode
+
+
+@click.command(help=__doc__)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--limit", type=int, help="Look at so many crystals of each file, evenly spaced.")
+@click.option("--coord-bins", type=int, default=100, show_default=True)
+@click.option("--length-decimals", type=int, default=2, show_default=True)
+@click.option("--angle-decimals", type=int, default=1, show_default=True)
+@click.option("--symprec", type=float, default=0.1, show_default=True, help="Angstrom.")
+@click.option("--augment", is_flag=True, help="Draw descriptions over the normalizer.")
+@click.option("--llama-tokenizer", type=click.Path(exists=True), help="Also count its tokens.")
+def main(
+    files: tuple[Path, ...],
+    limit: int | None,
+    coord_bins: int,
+    length_decimals: int,
+    angle_decimals: int,
+    symprec: float,
+    augment: bool,
+    llama_tokenizer: str | None,
+) -> None:
+    """Run the round trip and print its figures."""
+    fmt = WyckoffFormat(
+        coord_bins=coord_bins,
+        length_decimals=length_decimals,
+        angle_decimals=angle_decimals,
+        symprec=symprec,
+        max_atoms=1000,
+    )
+    rng = np.random.default_rng(0) if augment else None
+    tokenizer = Tokenizer.from_file(llama_tokenizer) if llama_tokenizer else None
+    matcher = StructureMatcher()
+    lost: dict[str, list[str]] = {}
+    fields, tokens, displacements = [], [], []
+    exact = total = 0
+    seconds = 0.0
+    groups: Counter[str] = Counter()
+    for file in files:
+        crystals = read(file, skip_invalid=True)
+        for crystal in crystals[:: max(1, len(crystals) // limit) if limit else 1]:
+            total += 1
+            start = time.process_time()
+            try:
+                text = encode(crystal.structure, fmt, rng)
+            except PriorError as error:
+                lost.setdefault(f"not encoded: {error}", []).append(crystal.id)
+                continue
+            seconds += time.process_time() - start
+            fields.append(len(text.split()))
+            if tokenizer is not None:
+                tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
+            try:
+                decoded = decode(text, fmt)
+                structure = decoded.primitive()
+            except PriorError as error:
+                reason = getattr(error, "reason", "no cell")
+                lost.setdefault(f"not decoded: {reason}", []).append(crystal.id)
+                continue
+            found = actual_group(structure)
+            exact += found == decoded.spacegroup
+            if found != decoded.spacegroup:
+                groups[f"{decoded.spacegroup} -> {found}"] += 1
+            rms = matcher.get_rms_dist(structure, crystal.structure)
+            if rms is None:
+                atoms = len(structure) == len(crystal.structure)
+                reason = "another crystal" if atoms else "another number of atoms"
+                lost.setdefault(f"not matched: {reason}", []).append(crystal.id)
+            else:
+                displacements.append(rms[0])
+    print(f"{fmt}")
+    print(f"come back: {len(displacements)} of {total} ({len(displacements) / total:.2%})")
+    for reason, ids in lost.items():
+        print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
+    print(
+        "RMS displacement: mean {:.4f}, median {:.4f}, 99% {:.4f}".format(
+            np.mean(displacements), np.median(displacements), np.quantile(displacements, 0.99)
+        )
+    )
+    print(f"exact group at 0.01 Angstrom: {exact} of {total} ({exact / total:.2%})")
+    print(f"  most frequent others: {groups.most_common(12)}")
+    print(f"fields: mean {np.mean(fields):.2f}, median {np.median(fields):g}, most {max(fields)}")
+    if tokens:
+        print(f"LLaMA tokens: mean {np.mean(tokens):.1f}, median {np.median(tokens):g}")
+    print(f"encoding: {1e3 * seconds / total:.1f} ms of CPU per crystal")
+
+
+if __name__ == "__main__":
+    main()
