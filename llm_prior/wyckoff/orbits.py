@@ -195,7 +195,7 @@ def special_bins(number: int, letter: str, bins: int, ticks: tuple[int, ...] = (
     position = space_group(number).position(letter)
     if place >= position.num_free:
         raise ValueError(f"position {letter} of group {number} has {position.num_free} coordinates")
-    decides = _last_dependence(maps) == place
+    decides = last_dependence(maps) == place
     linear, shift = maps.linear[decides], maps.shift[decides]
     known = linear[:, :, :place] @ np.array(ticks, dtype=np.int64)  # (m, 3)
     every = linear[:, None, :, place] * np.arange(bins)[:, None] + known[:, None]  # (m, bins, 3)
@@ -217,8 +217,15 @@ def lies_special(number: int, letter: str, bins: int, ticks: tuple[int, ...]) ->
     return bool((values % (GRID * bins) == 0).all(-1).any())
 
 
-def _last_dependence(maps: CoordinateMaps) -> IntArray:
-    """Return the place (m,) of the last free coordinate on which a map depends, -1 for none."""
+def last_dependence(maps: CoordinateMaps) -> IntArray:
+    """Return the place of the last free coordinate on which each map depends.
+
+    Args:
+        maps: m maps of free coordinates.
+
+    Returns:
+        (m,) integers, -1 for a constant.
+    """
     depends = (maps.linear != 0).any(1)  # (m, d)
     places = np.arange(1, depends.shape[1] + 1)
     return (depends * places).max(1, initial=0) - 1

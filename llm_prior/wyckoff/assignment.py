@@ -1,0 +1,265 @@
+"""The discrete part of a text as it is written: group, then element and letter of each orbit.
+
+Orbits come in the order of `encode`: elements by electronegativity, letters of an element in
+alphabetic order. A choice is legal if the orbits so far can be completed to a crystal that meets
+the conditions and has exactly its group. A completion is looked for each time; where many are
+possible, only the first `_MOST_TRIED` are examined, and a choice that none of them supports is not
+offered. The search visits completions in a fixed order, so the one that made a choice legal is
+found again after it: there is always a way on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from itertools import islice
+
+from llm_prior.composition import CompositionRule
+from llm_prior.text import SYMBOLS
+from llm_prior.wyckoff.crystal import element_order
+from llm_prior.wyckoff.feasibility import can_complete, completions, sizes
+from llm_prior.wyckoff.supergroups import keeps_group
+
+_MOST_TRIED = 60  # completions whose symmetry is examined
+_MOST_VISITED = 2000  # steps of the search
+_Orbits = tuple[tuple[int, int], ...]  # (`SYMBOLS` index, place of the letter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Orbits that are being written.
+
+    Attributes:
+        rule: what the conditions ask of the atoms of the primitive cell.
+        number: space group.
+        orbits: (element as its place in `SYMBOLS`, place of the letter) of each orbit so far.
+        element: element of the orbit whose letter comes next, or None between orbits.
+    """
+
+    rule: CompositionRule
+    number: int
+    orbits: _Orbits = ()
+    element: int | None = field(default=None)
+
+    def elements(self) -> tuple[list[int], bool]:
+        """Return the elements that may come next, and whether the orbits may end here.
+
+        Raises:
+            ValueError: if a letter is due.
+        """
+        if self.element is not None:
+            raise ValueError("a letter comes next")
+        candidates = self._candidates()
+        found = [e for e in candidates if self._is_required(e) and self._has_letters(e)]
+        optional = [e for e in candidates if not self._is_required(e)]
+        # What follows the last of these may follow any other of them too.
+        if optional and self._has_letters(optional[-1]):
+            found += optional
+        else:
+            found += [e for e in optional[:-1] if self._has_letters(e)]
+        return sorted(found), bool(self.orbits) and self._may_end()
+
+    def letters(self) -> list[int]:
+        """Return the letters, by place, that the element just written may take.
+
+        Raises:
+            ValueError: if an element is due.
+        """
+        if self.element is None:
+            raise ValueError("an element comes next")
+        return [p for p in range(len(sizes(self.number).atoms)) if self._allows(p)]
+
+    def with_element(self, element: int) -> Assignment:
+        """Return the assignment after an element.
+
+        Args:
+            element: place in `SYMBOLS`.
+        """
+        return replace(self, element=element)
+
+    def with_letter(self, place: int) -> Assignment:
+        """Return the assignment after a letter.
+
+        Args:
+            place: place of the letter in the group.
+        """
+        assert self.element is not None
+        return replace(self, orbits=(*self.orbits, (self.element, place)), element=None)
+
+    def can_complete(self) -> bool:
+        """Return whether a crystal that meets the conditions and has exactly the group can follow.
+
+        Only the completions that the search visits first count, see the module's text.
+        """
+        tried = 0
+        for rest in islice(self._completions(), _MOST_VISITED):
+            if rest is not None:
+                if self._keeps_group(rest):
+                    return True
+                tried += 1
+                if tried == _MOST_TRIED:
+                    break
+        return False
+
+    def _has_letters(self, element: int) -> bool:
+        of_group = sizes(self.number)
+        after = self.with_element(element)
+        return any(after._allows(place) for place in range(len(of_group.atoms) - 1, -1, -1))
+
+    def _allows(self, place: int) -> bool:
+        """Whether the element just written may take a letter."""
+        assert self.element is not None
+        of_group = sizes(self.number)
+        if self.orbits and self.orbits[-1][0] == self.element and place < self.orbits[-1][1]:
+            return False
+        if of_group.once[place] and self._used >> place & 1:
+            return False
+        if of_group.atoms[place] > self._room(self.element):
+            return False
+        return self.with_letter(place).can_complete()
+
+    def _is_required(self, element: int) -> bool:
+        present = element in self._counts
+        return present or bool(self.rule.required >> element & 1)
+
+    # --- what is there -------------------------------------------------------------------------
+
+    @cached_property
+    def _counts(self) -> dict[int, int]:
+        """Atoms of each element so far, in the order of the blocks."""
+        counts: dict[int, int] = {}
+        for element, place in self.orbits:
+            counts[element] = counts.get(element, 0) + sizes(self.number).atoms[place]
+        return counts
+
+    @cached_property
+    def _used(self) -> int:
+        """Bit mask of the positions without free coordinates that are taken."""
+        once = sizes(self.number).once
+        return sum(1 << place for place in {p for _, p in self.orbits} if once[place])
+
+    @property
+    def _start(self) -> int:
+        """Place of the first letter that the present element may still take."""
+        place = self.orbits[-1][1]
+        return place + 1 if sizes(self.number).once[place] else place
+
+    def _keeps_group(self, rest: _Orbits) -> bool:
+        parts: dict[int, list[int]] = {}
+        for element, place in (*self.orbits, *rest):
+            parts.setdefault(element, []).append(place)
+        return keeps_group(self.number, tuple(sorted(tuple(sorted(p)) for p in parts.values())))
+
+    def _room(self, element: int) -> int:
+        """Most atoms that another orbit of an element may have."""
+        if self.rule.unit is None:
+            return self.rule.max_atoms - sum(self._counts.values())
+        most = max(self._multiples, default=0) * self.rule.unit[element]
+        return most - self._counts.get(element, 0)
+
+    def _has_room(self, total: int, missing: int) -> bool:
+        """Whether more orbits can bring the atoms between the fewest and the most."""
+        of_group = sizes(self.number)
+        least = max(self.rule.min_atoms - total, 1)
+        most = self.rule.max_atoms - total
+        smallest = min(of_group.atoms)
+        return most >= smallest * max(missing, 1) and any(
+            can_complete(self.number, 0, 0, self._used, (more,)) for more in range(least, most + 1)
+        )
+
+    # --- what may follow -----------------------------------------------------------------------
+
+    def _candidates(self) -> list[int]:
+        """Elements that keep the order: the present one, and those of a higher rank up to the
+        next that is required."""
+        rank = element_order()
+        current = self.orbits[-1][0] if self.orbits else None
+        last = -1 if current is None else rank[SYMBOLS[current]]
+        found = [] if current is None else [current]
+        for element in _by_rank(self.rule.allowed):
+            if rank[SYMBOLS[element]] <= last:
+                continue
+            found.append(element)
+            if self.rule.required >> element & 1:
+                break
+        return found
+
+    def _may_end(self) -> bool:
+        if self.rule.unit is not None:
+            whole = len(self._counts) == len(self.rule.unit) and any(
+                self._counts[element] == units * self.rule.unit[element]
+                for units in self._multiples
+                for element in list(self._counts)[-1:]
+            )
+            return whole and self._keeps_group(())
+        total = sum(self._counts.values())
+        present = sum(1 << element for element in self._counts)
+        return (
+            total >= self.rule.min_atoms
+            and not self.rule.required & ~present
+            and self._keeps_group(())
+        )
+
+    @cached_property
+    def _multiples(self) -> tuple[int, ...]:
+        """Numbers of formula units that the elements written so far leave."""
+        assert self.rule.unit is not None
+        blocks = list(self._counts.items())
+        found = []
+        for units in sorted(self.rule.multiples):
+            closed = all(count == units * self.rule.unit[e] for e, count in blocks[:-1])
+            fits = all(count <= units * self.rule.unit[e] for e, count in blocks[-1:])
+            if closed and fits:
+                found.append(units)
+        return tuple(found)
+
+    def _completions(self) -> Iterator[_Orbits | None]:
+        if self.rule.unit is None:
+            yield from self._open_completions(self.orbits, self._start if self.orbits else 0)
+            return
+        order = _by_rank(self.rule.allowed)
+        current = self.orbits[-1][0] if self.orbits else None
+        later = order if current is None else order[order.index(current) + 1 :]
+        for units in self._multiples:
+            counts = [units * self.rule.unit[element] for element in later]
+            if current is None:
+                missing, start, names = 0, 0, later
+            else:
+                missing = units * self.rule.unit[current] - self._counts[current]
+                start = self._start
+                names = (current, *later) if missing else later
+            if not can_complete(self.number, missing, start, self._used, counts):
+                continue
+            for letters in completions(self.number, missing, start, self._used, counts):
+                yield tuple((e, p) for e, ps in zip(names, letters, strict=True) for p in ps)
+
+    def _open_completions(self, orbits: _Orbits, start: int) -> Iterator[_Orbits | None]:
+        """Completions of a crystal whose formula is not given, and None for each step."""
+        state = replace(self, orbits=orbits, element=None)
+        total = sum(state._counts.values())
+        present = sum(1 << element for element in state._counts)
+        missing = state.rule.required & ~present
+        if orbits and total >= state.rule.min_atoms and not missing:
+            yield orbits[len(self.orbits) :]
+        yield None
+        if not state._has_room(total, missing.bit_count()):
+            return
+        of_group = sizes(self.number)
+        for element in reversed(state._candidates()):
+            first = start if orbits and element == orbits[-1][0] else 0
+            for place in range(len(of_group.atoms) - 1, first - 1, -1):
+                once = of_group.once[place]
+                after = total + of_group.atoms[place]
+                if after > state.rule.max_atoms or (once and state._used >> place & 1):
+                    continue
+                following = place + 1 if once else place
+                yield from self._open_completions((*orbits, (element, place)), following)
+
+
+@lru_cache(maxsize=256)
+def _by_rank(elements: int) -> tuple[int, ...]:
+    """The elements of a bit mask by electronegativity."""
+    rank = element_order()
+    present = [i for i in range(len(SYMBOLS)) if elements >> i & 1]
+    return tuple(sorted(present, key=lambda i: rank[SYMBOLS[i]]))

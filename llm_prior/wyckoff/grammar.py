@@ -1,0 +1,477 @@
+"""Fields that may follow in a `wyckoff` text, so that only crystals of the conditions are written.
+
+The automaton knows fields, not tokens. A field is a kind and a value: the number of a group, an
+element by its place in `SYMBOLS`, a letter by its place in the group, a length or an angle in units
+of its last decimal, a coordinate by its bin. Whatever is written has exactly the composition and
+the group of the conditions (spglib at `supergroups.SYMPREC`), takes a position without free
+coordinates once, has no coordinate on a more special position, and no two atoms closer than
+`spacing.MIN_DISTANCE`; what is legal can always be completed. Where the cell is too crowded for the
+last two, the bin with the largest distance remains, and `Cursor.crowded` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_prior.composition import CompositionRule
+from llm_prior.errors import PriorError
+from llm_prior.text import SYMBOLS
+from llm_prior.wyckoff.assignment import Assignment
+from llm_prior.wyckoff.crystal import FREE_CELL, Orbit, WyckoffCrystal
+from llm_prior.wyckoff.orbits import images, special_bins
+from llm_prior.wyckoff.spacing import (
+    ANGLE_BOUNDS,
+    LENGTH_BOUNDS,
+    MIN_DISTANCE,
+    CellMask,
+    cell_metrics,
+    distances_to,
+    self_distances,
+    ticks_between,
+)
+from llm_prior.wyckoff.supergroups import (
+    SYMPREC,
+    extra_operations,
+    has_group,
+    may_be_higher,
+    primitive_lattice,
+)
+from llm_prior.wyckoff.table import GRID, NUM_GROUPS, SpaceGroup, space_group
+from llm_prior.wyckoff.text import WyckoffFormat, hidden_places
+
+Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
+_MARGIN = 2.0  # times SYMPREC: an operation that moves atoms less is taken for one
+
+
+class Choice(NamedTuple):
+    """Values that one kind of field may take next.
+
+    Attributes:
+        kind: the kind of field.
+        values: (k,) integers, ascending; 0 alone for `end`.
+    """
+
+    kind: Kind
+    values: NDArray[np.int64]
+
+
+class Grammar:
+    """The fields that one request allows; shared by all its sequences.
+
+    Args:
+        fmt: precision and size limit.
+        rule: what the conditions ask of the atoms of the primitive cell.
+        groups: numbers of the groups that may be written; None for all.
+
+    Attributes:
+        groups: those of them that can hold a crystal of the rule, ascending.
+
+    Raises:
+        PriorError: if none can.
+    """
+
+    def __init__(
+        self, fmt: WyckoffFormat, rule: CompositionRule, groups: Iterable[int] | None = None
+    ) -> None:
+        self.fmt = fmt
+        self.rule = rule
+        asked = sorted({space_group(n).number for n in groups or range(1, NUM_GROUPS + 1)})
+        self.groups = self._holding(asked)
+        if not self.groups:
+            others = self._holding(range(1, NUM_GROUPS + 1)) if groups is not None else []
+            names = ", ".join(map(str, asked))
+            raise PriorError(
+                f"no crystal of these conditions has exactly space group {names}; "
+                f"groups that can: {_ranges(others) or 'none'}"
+            )
+        self._elements: dict[object, tuple[list[int], bool]] = {}
+        self._letters: dict[object, list[int]] = {}
+
+    def _holding(self, numbers: Iterable[int]) -> list[int]:
+        return [n for n in numbers if Assignment(rule=self.rule, number=n).can_complete()]
+
+    def cursor(self) -> Cursor:
+        """Return a new sequence, before its first field."""
+        return Cursor(self)
+
+    def elements(self, assignment: Assignment) -> tuple[list[int], bool]:
+        """Return `assignment.elements()`, remembered.
+
+        Args:
+            assignment: orbits so far.
+        """
+        key = assignment.number, assignment.orbits
+        if key not in self._elements:
+            self._elements[key] = assignment.elements()
+        return self._elements[key]
+
+    def letters(self, assignment: Assignment) -> list[int]:
+        """Return `assignment.letters()`, remembered.
+
+        Args:
+            assignment: orbits so far, and an element.
+        """
+        key = assignment.number, assignment.orbits, assignment.element
+        if key not in self._letters:
+            self._letters[key] = assignment.letters()
+        return self._letters[key]
+
+
+class Cursor:
+    """One sequence that is being written.
+
+    Args:
+        grammar: what the request allows.
+
+    Attributes:
+        finished: the end was written.
+        crowded: some coordinate had to be written although atoms are closer than `MIN_DISTANCE` or
+            the group may be higher.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.finished = False
+        self.crowded = False
+        self._grammar = grammar
+        self._assignment: Assignment | None = None
+        self._cell: _CellPart | None = None
+        self._coords: _CoordPart | None = None
+        self._legal: tuple[Choice, ...] | None = None
+
+    def legal(self) -> tuple[Choice, ...]:
+        """Return the fields that may come next, at least one value.
+
+        Raises:
+            ValueError: if the sequence is finished.
+        """
+        if self.finished:
+            raise ValueError("the sequence is finished")
+        if self._legal is None:
+            self._legal = tuple(self._choices())
+        return self._legal
+
+    def advance(self, kind: Kind, value: int) -> None:
+        """Write a field.
+
+        Args:
+            kind: its kind.
+            value: its value.
+
+        Raises:
+            ValueError: if it is not among `legal()`.
+        """
+        if not any(c.kind == kind and value in c.values for c in self.legal()):
+            raise ValueError(f"{kind} {value} may not come here")
+        self._legal = None
+        if kind == "end":
+            self.finished = True
+        elif kind == "group":
+            self._assignment = Assignment(rule=self._grammar.rule, number=value)
+        elif kind == "element":
+            assert self._assignment is not None
+            self._assignment = self._assignment.with_element(value)
+        elif kind == "letter":
+            assert self._assignment is not None
+            self._assignment = self._assignment.with_letter(value)
+        elif kind == "coord":
+            assert self._coords is not None
+            self._coords.add(value)
+        else:
+            if self._cell is None:
+                self._cell = self._new_cell()
+            self._cell.add(value)
+            if self._cell.complete:
+                self._coords = _CoordPart(self._cell, self._grammar.fmt)
+
+    def crystal(self) -> WyckoffCrystal:
+        """Return the crystal that was written.
+
+        Raises:
+            ValueError: if the sequence is not finished.
+        """
+        if not self.finished or self._coords is None:
+            raise ValueError("the sequence is not finished")
+        return self._coords.crystal()
+
+    def _choices(self) -> Iterable[Choice]:
+        assignment = self._assignment
+        if assignment is None:
+            yield _choice("group", self._grammar.groups)
+        elif self._coords is not None:
+            if self._coords.complete:
+                yield _choice("end", [0])
+            else:
+                values, crowded = self._coords.allowed()
+                self.crowded |= crowded
+                yield Choice("coord", values)
+        elif self._cell is not None:
+            yield self._cell.choice()
+        elif assignment.element is not None:
+            yield _choice("letter", self._grammar.letters(assignment))
+        else:
+            elements, may_end = self._grammar.elements(assignment)
+            if elements:
+                yield _choice("element", elements)
+            if may_end:
+                yield self._new_cell().choice()
+
+    def _new_cell(self) -> _CellPart:
+        assert self._assignment is not None
+        return _CellPart(self._assignment, self._grammar.fmt)
+
+
+class _CellPart:
+    """The free cell parameters of given orbits."""
+
+    def __init__(self, assignment: Assignment, fmt: WyckoffFormat) -> None:
+        self.group = space_group(assignment.number)
+        self.names = [
+            (SYMBOLS[element], self.group.positions[place].letter)
+            for element, place in assignment.orbits
+        ]
+        self.values: list[float] = []
+        self._free = FREE_CELL[self.group.family]
+        decimals = (fmt.length_decimals, fmt.angle_decimals)
+        self._scales = tuple(10**d for d in decimals)
+        self._ticks = (
+            ticks_between(LENGTH_BOUNDS, decimals[0]),
+            ticks_between(ANGLE_BOUNDS, decimals[1]),
+        )
+        self._mask = CellMask(
+            self.group,
+            [letter for _, letter in self.names],
+            (self._ticks[0] / self._scales[0], self._ticks[1] / self._scales[1]),
+        )
+        self._has_coords = any(
+            self.group.position(letter).num_free
+            > len(hidden_places(self.group, letter, first=number == 0))
+            for number, (_, letter) in enumerate(self.names)
+        )
+
+    @property
+    def complete(self) -> bool:
+        return len(self.values) == len(self._free)
+
+    def add(self, tick: int) -> None:
+        self.values.append(tick / self._scales[self._next_is_angle])
+
+    @property
+    def _next_is_angle(self) -> bool:
+        return self._free[len(self.values)] > 2
+
+    def choice(self) -> Choice:
+        angle = self._next_is_angle
+        ticks = self._ticks[angle][self._mask.allowed(self.values)]
+        if len(self.values) + 1 == len(self._free) and not self._has_coords:
+            ticks = self._exact(ticks)
+        return Choice("angle" if angle else "length", ticks)
+
+    def _exact(self, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those with which the crystal, whose atoms are all in place, has exactly the group."""
+        if self.group.family == "cubic":
+            return ticks
+        values = ticks / self._scales[self._next_is_angle]
+        cells = np.zeros((len(ticks), 6))
+        cells[:, 3:] = 90.0
+        for place, value in zip(self._free, [*self.values, values], strict=True):
+            cells[:, place] = value
+        doubtful = may_be_higher(self.group, cell_metrics(self.group.family, cells))
+        kept = ~doubtful
+        points, kinds = atoms_of(
+            self.group, [(element, letter, ()) for element, letter in self.names], pad=True
+        )
+        for place in np.flatnonzero(doubtful):
+            lattice = primitive_lattice(self.group, (*self.values, float(values[place])))
+            kept[place] = has_group(self.group, lattice, points, kinds)
+        return ticks[kept] if kept.any() else ticks
+
+
+class _CoordPart:
+    """The free coordinates of given orbits in a given cell."""
+
+    def __init__(self, cell: _CellPart, fmt: WyckoffFormat) -> None:
+        self._group = cell.group
+        self._names = cell.names
+        self._cell = tuple(cell.values)
+        self._bins = fmt.coord_bins
+        every = np.full((1, 6), 90.0)
+        every[0, list(FREE_CELL[cell.group.family])] = cell.values
+        self._metric = cell_metrics(cell.group.family, every)[0]
+        self._ticks = [[0] * cell.group.position(letter).num_free for _, letter in cell.names]
+        self._shown = [
+            (orbit, place)
+            for orbit, (_, letter) in enumerate(cell.names)
+            for place in range(len(self._ticks[orbit]))
+            if place not in hidden_places(cell.group, letter, first=orbit == 0)
+        ]
+        # Until a coordinate is written it has some value without a meaning.
+        rng = np.random.default_rng(0)
+        self._coords = [[0.0] * len(ticks) for ticks in self._ticks]
+        for orbit, place in self._shown:
+            self._coords[orbit][place] = float(rng.random())
+        self._next = 0
+        # An orbit is in place when its last coordinate is; some are from the start.
+        self._open = {orbit for orbit, _ in self._shown}
+        self._extra: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._atoms = np.concatenate(
+            [np.zeros((0, 3)), *(self._cell_points(o) for o in self._placed())]
+        )
+
+    @property
+    def complete(self) -> bool:
+        return self._next == len(self._shown)
+
+    def crystal(self) -> WyckoffCrystal:
+        orbits = tuple(
+            Orbit(element=element, letter=letter, coords=tuple(coords))
+            for (element, letter), coords in zip(self._names, self._coords, strict=True)
+        )
+        return WyckoffCrystal(spacegroup=self._group.number, orbits=orbits, cell=self._cell)
+
+    def add(self, tick: int) -> None:
+        orbit, place = self._shown[self._next]
+        self._coords[orbit][place] = tick / self._bins
+        self._ticks[orbit][place] = tick
+        self._next += 1
+        if self.complete or self._shown[self._next][0] != orbit:
+            self._open.discard(orbit)
+            self._atoms = np.concatenate([self._atoms, self._cell_points(orbit)])
+
+    def allowed(self) -> tuple[NDArray[np.int64], bool]:
+        """The bins of the next coordinate, and whether none of them is as good as it should be."""
+        orbit, place = self._shown[self._next]
+        number, letter = self._group.number, self._names[orbit][1]
+        ticks = tuple(self._ticks[orbit][:place])
+        known = self._coords[orbit][:place]
+        nearest = self_distances(number, letter, self._metric, self._bins, known)
+        last = self._next + 1 == len(self._shown) or self._shown[self._next + 1][0] != orbit
+        if last:
+            nearest = np.minimum(nearest, self._distances_to_placed(orbit, place))
+        special = special_bins(number, letter, self._bins, ticks)
+        good = (nearest >= MIN_DISTANCE + 1e-9) & ~special
+        if good.any():
+            exact = self._keep_exact(orbit, place, np.flatnonzero(good))
+            return (exact, False) if len(exact) else (np.flatnonzero(good), True)
+        nearest[special] = -1.0
+        return np.flatnonzero(nearest == nearest.max()), True
+
+    def _placed(self) -> list[int]:
+        return [orbit for orbit in range(len(self._names)) if orbit not in self._open]
+
+    def _points(self, orbit: int, place: int, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Atoms (bins, p, 3) of the primitive cell for values of one coordinate of an orbit."""
+        coords = np.tile(np.array(self._coords[orbit]), (len(bins), 1))
+        coords[:, place] = bins / self._bins
+        return images(self._group.number, self._names[orbit][1])(coords)
+
+    def _cell_points(self, orbit: int) -> NDArray[np.float64]:
+        """Atoms (n, 3) of an orbit in the conventional cell."""
+        found = images(self._group.number, self._names[orbit][1])(np.array(self._coords[orbit]))
+        return (found[:, None] + self._group.centring / GRID).reshape(-1, 3)
+
+    def _distances_to_placed(self, orbit: int, place: int) -> NDArray[np.float64]:
+        representative = self._points(orbit, place, np.arange(self._bins))[:, 0]
+        return distances_to(representative, self._atoms, self._metric)
+
+    def _keep_exact(
+        self, orbit: int, place: int, bins: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The bins with which the crystal has exactly its group, for general values of the
+        coordinates that are still to come.
+
+        If the atoms of all other elements have the group, so has the crystal; else a bin is refused
+        where the operations that they have beyond the group also map the atoms of this element
+        onto one another.
+        """
+        own = self._atoms_of_element(orbit, place, bins)  # (b, n, 3)
+        if all(element == self._names[orbit][0] for element, _ in self._names):
+            if orbit != self._shown[-1][0]:
+                return bins  # the orbits that follow decide
+            lattice = primitive_lattice(self._group, self._cell)
+            kinds = [1] * own.shape[1]
+            exact = [has_group(self._group, lattice, points, kinds) for points in own]
+            return bins[exact]
+        rotations, shifts = self._extra_operations(orbit)
+        higher = np.zeros(len(bins), dtype=bool)
+        for rotation, shift in zip(rotations, shifts, strict=True):
+            todo = np.flatnonzero(~higher)
+            moved = own[todo] @ rotation.T + shift
+            gaps = moved[:, :, None, None] - own[todo][:, None, :, None]
+            gaps = gaps - self._group.centring / GRID  # (b, n, n, l, 3)
+            gaps -= np.rint(gaps)
+            apart = ((gaps @ self._metric) * gaps).sum(-1).min((2, 3)).max(1)
+            higher[todo] = apart < (_MARGIN * SYMPREC) ** 2
+        return bins[~higher]
+
+    def _atoms_of_element(
+        self, orbit: int, place: int, bins: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Atoms (b, n, 3) of an orbit's element, for values of one coordinate of that orbit."""
+        parts = [self._points(orbit, place, bins)]
+        for other, (element, letter) in enumerate(self._names):
+            if element == self._names[orbit][0] and other != orbit:
+                points = images(self._group.number, letter)(np.array(self._coords[other]))
+                parts.append(np.broadcast_to(points, (len(bins), *points.shape)))
+        return np.concatenate(parts, axis=1)
+
+    def _extra_operations(
+        self, orbit: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Operations beyond the group of the atoms of other elements than an orbit's; they do not
+        change while the coordinates of this element are written."""
+        element = self._names[orbit][0]
+        if element not in self._extra:
+            others = [
+                (e, letter, tuple(coords))
+                for (e, letter), coords in zip(self._names, self._coords, strict=True)
+                if e != element
+            ]
+            lattice = primitive_lattice(self._group, self._cell)
+            self._extra[element] = extra_operations(
+                self._group, lattice, *atoms_of(self._group, others)
+            )
+        return self._extra[element]
+
+
+def atoms_of(
+    group: SpaceGroup,
+    orbits: Sequence[tuple[str, str, tuple[float, ...]]],
+    *,
+    pad: bool = False,
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the atoms of the primitive cell.
+
+    Args:
+        group: the space group.
+        orbits: element, letter and free coordinates of each orbit.
+        pad: take 0 for coordinates that are not given.
+
+    Returns:
+        Coordinates (n, 3) in the conventional cell, and a number for each one's element.
+    """
+    points, kinds = [], []
+    for element, letter, coords in orbits:
+        if pad:
+            coords = (0.0,) * group.position(letter).num_free
+        points.append(images(group.number, letter)(np.array(coords, dtype=float)))
+        kinds += [SYMBOLS.index(element) + 1] * len(points[-1])
+    return np.concatenate(points), kinds
+
+
+def _choice(kind: Kind, values: Iterable[int]) -> Choice:
+    return Choice(kind, np.array(sorted(values), dtype=np.int64))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short, such as `1-3, 5`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)

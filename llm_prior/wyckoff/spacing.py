@@ -1,0 +1,198 @@
+"""Cells and coordinates that keep atoms apart.
+
+A vector shorter than `MIN_DISTANCE` has fractional components of at most 0.5 in a cell whose
+lattice planes are 1 Angstrom apart or more, so the nearest image of each component is enough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_prior.text import SMALLEST_UNIT_VOLUME_SQUARED
+from llm_prior.wyckoff.crystal import FREE_CELL
+from llm_prior.wyckoff.orbits import differences, last_dependence
+from llm_prior.wyckoff.table import GRID, Family, SpaceGroup
+
+MIN_DISTANCE = 0.5  # Angstrom, between any two atoms
+MIN_VOLUME = 2.0  # Angstrom^3 per atom; the densest of MP-20 has more than 3
+LENGTH_BOUNDS = (1.0, 150.0)  # Angstrom, conventional; long ones are rhombohedral, hexagonal axes
+ANGLE_BOUNDS = (30.0, 150.0)  # degrees
+_MIN_PLANES = 1.0  # Angstrom, between lattice planes
+
+
+class CellMask:
+    """The values that each free cell parameter may take for given orbits.
+
+    From each value that is allowed the cell can be completed: the lengths that follow can be the
+    longest, and the angles those of the largest volume.
+
+    Args:
+        group: the space group.
+        letters: Wyckoff letter of each orbit.
+        ticks: for lengths and for angles, the values that may be written.
+    """
+
+    def __init__(
+        self,
+        group: SpaceGroup,
+        letters: Sequence[str],
+        ticks: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> None:
+        self._family: Family = group.family
+        self._ticks = ticks
+        atoms = sum(group.position(letter).multiplicity for letter in letters)
+        self._min_volume = MIN_VOLUME * atoms
+        self._vectors = _constant_vectors(group, letters)
+
+    def allowed(self, known: Sequence[float]) -> NDArray[np.bool_]:
+        """Return which values of the next free parameter may be written.
+
+        Args:
+            known: the free parameters before it, in Angstrom and degrees.
+
+        Returns:
+            (k,) booleans for the ticks of a length or an angle.
+        """
+        free = FREE_CELL[self._family]
+        values = self._ticks[free[len(known)] > 2]
+        cell = np.empty((len(values), 6))
+        cell[:, 3:] = 90.0
+        for place, value in zip(free, known, strict=False):
+            cell[:, place] = value
+        cell[:, free[len(known)]] = values
+        for place in free[len(known) + 1 :]:
+            cell[:, place] = self._ticks[0][-1] if place < 3 else 90.0
+        if self._family == "triclinic" and len(known) < 5:
+            # The third angle of the largest volume: cos gamma = cos alpha cos beta.
+            cosines = np.cos(np.radians(cell[:, 3:5])).prod(1)
+            cell[:, 5] = self._nearest_angle(np.degrees(np.arccos(cosines)))
+        metrics = cell_metrics(self._family, cell)
+        return self._keeps_apart(metrics, cell)
+
+    def _nearest_angle(self, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+        ticks = self._ticks[1]
+        return ticks[np.abs(ticks - angles[:, None]).argmin(1)]
+
+    def _keeps_apart(
+        self, metrics: NDArray[np.float64], cell: NDArray[np.float64]
+    ) -> NDArray[np.bool_]:
+        a, b, c = np.cos(np.radians(_angles(self._family, cell))).T
+        closes = 1 - a * a - b * b - c * c + 2 * a * b * c > SMALLEST_UNIT_VOLUME_SQUARED + 1e-9
+        squared = np.where(closes, np.linalg.det(metrics), 0.0)
+        good = closes & (squared >= self._min_volume**2)
+        # 1 / d_i^2 is the i-th diagonal element of the inverse metric tensor.
+        inverse = np.linalg.inv(np.where(good[:, None, None], metrics, np.eye(3)))
+        good &= np.einsum("kii->ki", inverse).max(1) <= 1 / _MIN_PLANES**2 + 1e-9
+        if len(self._vectors):
+            lengths = np.einsum("vi,kij,vj->kv", self._vectors, metrics, self._vectors)
+            good &= lengths.min(1) >= MIN_DISTANCE**2 + 1e-9
+        return good
+
+
+def cell_metrics(family: Family, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return metric tensors (k, 3, 3) in Angstrom^2.
+
+    Args:
+        family: crystal family; parameters that it ties to others are ignored.
+        cell: (k, 6) lengths in Angstrom and angles in degrees.
+    """
+    lengths = cell[:, :3].copy()
+    if family in ("cubic", "tetragonal", "hexagonal"):
+        lengths[:, 1] = lengths[:, 0]
+    if family == "cubic":
+        lengths[:, 2] = lengths[:, 0]
+    alpha, beta, gamma = np.cos(np.radians(_angles(family, cell))).T
+    one = np.ones(len(cell))
+    cosines = np.stack([one, gamma, beta, gamma, one, alpha, beta, alpha, one], 1)
+    return cosines.reshape(-1, 3, 3) * lengths[:, :, None] * lengths[:, None]
+
+
+def _angles(family: Family, cell: NDArray[np.float64]) -> NDArray[np.float64]:
+    angles = cell[:, 3:].copy()
+    if family == "hexagonal":
+        angles[:] = (90.0, 90.0, 120.0)
+    return angles
+
+
+def ticks_between(bounds: tuple[float, float], decimals: int) -> NDArray[np.int64]:
+    """Return the whole numbers of units of the last decimal within bounds.
+
+    Args:
+        bounds: lowest and highest value.
+        decimals: decimals with which a value is written.
+    """
+    scale = 10**decimals
+    return np.arange(math.ceil(bounds[0] * scale), math.floor(bounds[1] * scale) + 1)
+
+
+def self_distances(
+    number: int,
+    letter: str,
+    metric: NDArray[np.float64],
+    bins: int,
+    known: Sequence[float],
+) -> NDArray[np.float64]:
+    """Return how near a point is to those of its images that the next coordinate decides.
+
+    Args:
+        number: space group.
+        letter: Wyckoff letter.
+        metric: (3, 3) metric tensor of the conventional cell, Angstrom^2.
+        bins: bins of a coordinate.
+        known: free coordinates before this one, fractional.
+
+    Returns:
+        (bins,) distances in Angstrom, infinite where no image depends on it.
+    """
+    maps = differences(number, letter)
+    place = len(known)
+    decides = last_dependence(maps) == place
+    if not decides.any():
+        return np.full(bins, np.inf)
+    linear, shift = maps.linear[decides], maps.shift[decides]
+    fixed = linear[:, :, :place] @ np.array(known, dtype=float) + shift / GRID  # (m, 3)
+    values = np.arange(bins) / bins
+    gaps = fixed[None] + linear[None, :, :, place] * values[:, None, None]  # (bins, m, 3)
+    return _shortest(gaps, metric)
+
+
+def distances_to(
+    points: NDArray[np.float64], others: NDArray[np.float64], metric: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the distance in Angstrom of each point to the nearest other one.
+
+    Args:
+        points: (k, 3) coordinates in the conventional cell.
+        others: (n, 3) coordinates of atoms, all of the conventional cell.
+        metric: (3, 3) metric tensor, Angstrom^2.
+    """
+    if not len(others):
+        return np.full(len(points), np.inf)
+    return _shortest(points[:, None] - others, metric)
+
+
+def _shortest(gaps: NDArray[np.float64], metric: NDArray[np.float64]) -> NDArray[np.float64]:
+    gaps = gaps - np.rint(gaps)
+    return np.sqrt(((gaps @ metric) * gaps).sum(-1).min(1).clip(0))
+
+
+def _constant_vectors(group: SpaceGroup, letters: Sequence[str]) -> NDArray[np.float64]:
+    """Vectors (v, 3) between atoms that do not depend on free coordinates, nearest images."""
+    rows: list[NDArray[np.float64]] = []
+    fixed: list[NDArray[np.int64]] = []
+    for letter in dict.fromkeys(letters):
+        maps = differences(group.number, letter)
+        rows.append(maps.shift[last_dependence(maps) == -1] / GRID)
+        position = group.position(letter)
+        if not position.num_free:
+            points = group.rotations @ position.shift + group.shifts
+            rows += [(points - other) / GRID for other in fixed]
+            fixed.append(position.shift)
+    vectors = np.concatenate(rows)
+    vectors = vectors - np.rint(vectors)
+    vectors = np.unique(np.round(vectors, 9), axis=0)
+    return vectors[(vectors != 0).any(1)]
