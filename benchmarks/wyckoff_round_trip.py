@@ -6,8 +6,9 @@
 Every crystal is encoded, decoded to its primitive Niggli cell and compared by pymatgen's
 StructureMatcher with its defaults. Those that do not come back are listed with the reason. Also
 printed: the root mean square displacement (in units of (V/N)^(1/3), as StructureMatcher has it) of
-those that do, the share whose decoded crystal has exactly the group of its text (spglib at 0.01
-Angstrom), fields and tokens per crystal, and the time of encoding.
+those that do, the strain of the cell by rounding (largest relative change of a length in any
+direction), the share whose decoded crystal has exactly the group of its text (spglib at 0.01
+Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding.
 """
 
 from __future__ import annotations
@@ -19,19 +20,35 @@ from pathlib import Path
 import click
 import numpy as np
 from pymatgen.analysis.structure_matcher import StructureMatcher
+from pymatgen.core import Lattice
 from tokenizers import Tokenizer
 
 from flowllm.crystals.io import read
 from llm_prior.errors import PriorError
-from llm_prior.wyckoff import WyckoffFormat, actual_group, decode, encode
+from llm_prior.wyckoff import (
+    WyckoffCrystal,
+    WyckoffFormat,
+    actual_group,
+    decode,
+    describe,
+    describe_anew,
+    to_text,
+)
+
+
+def strain(exact: WyckoffCrystal, rounded: WyckoffCrystal) -> float:
+    """Return the largest relative change of a length in any direction."""
+    before = Lattice.from_parameters(*exact.parameters).matrix
+    change = np.linalg.inv(before) @ Lattice.from_parameters(*rounded.parameters).matrix
+    return float(np.abs(np.linalg.svd(change, compute_uv=False) - 1).max())
 
 
 @click.command(help=__doc__)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--limit", type=int, help="Look at so many crystals of each file, evenly spaced.")
 @click.option("--coord-bins", type=int, default=100, show_default=True)
-@click.option("--length-decimals", type=int, default=2, show_default=True)
-@click.option("--angle-decimals", type=int, default=1, show_default=True)
+@click.option("--length-decimals", type=int, default=1, show_default=True)
+@click.option("--angle-decimals", type=int, default=0, show_default=True)
 @click.option("--symprec", type=float, default=0.1, show_default=True, help="Angstrom.")
 @click.option("--augment", is_flag=True, help="Draw descriptions over the normalizer.")
 @click.option("--llama-tokenizer", type=click.Path(exists=True), help="Also count its tokens.")
@@ -57,7 +74,9 @@ def main(
     tokenizer = Tokenizer.from_file(llama_tokenizer) if llama_tokenizer else None
     matcher = StructureMatcher()
     lost: dict[str, list[str]] = {}
-    fields, tokens, displacements = [], [], []
+    unreduced = StructureMatcher(primitive_cell=False)
+    fields, tokens, displacements, strains = [], [], [], []
+    longest = 0.0
     exact = total = 0
     seconds = 0.0
     groups: Counter[str] = Counter()
@@ -67,7 +86,8 @@ def main(
             total += 1
             start = time.process_time()
             try:
-                text = encode(crystal.structure, fmt, rng)
+                exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
+                text = to_text(exact_crystal, fmt)
             except PriorError as error:
                 lost.setdefault(f"not encoded: {error}", []).append(crystal.id)
                 continue
@@ -82,14 +102,21 @@ def main(
                 reason = getattr(error, "reason", "no cell")
                 lost.setdefault(f"not decoded: {reason}", []).append(crystal.id)
                 continue
+            strains.append(strain(exact_crystal, decoded))
+            longest = max(longest, *decoded.parameters[:3])
             found = actual_group(structure)
             exact += found == decoded.spacegroup
             if found != decoded.spacegroup:
                 groups[f"{decoded.spacegroup} -> {found}"] += 1
             rms = matcher.get_rms_dist(structure, crystal.structure)
             if rms is None:
-                atoms = len(structure) == len(crystal.structure)
-                reason = "another crystal" if atoms else "another number of atoms"
+                reason = "the rounded coordinates are too far off"
+                if unreduced.fit(structure, crystal.structure):
+                    reason = (
+                        "the matcher reduces one of the two to a smaller cell; without, it does"
+                    )
+                elif len(structure) != len(crystal.structure):
+                    reason = "another number of atoms"
                 lost.setdefault(f"not matched: {reason}", []).append(crystal.id)
             else:
                 displacements.append(rms[0])
@@ -97,11 +124,10 @@ def main(
     print(f"come back: {len(displacements)} of {total} ({len(displacements) / total:.2%})")
     for reason, ids in lost.items():
         print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
-    print(
-        "RMS displacement: mean {:.4f}, median {:.4f}, 99% {:.4f}".format(
-            np.mean(displacements), np.median(displacements), np.quantile(displacements, 0.99)
-        )
-    )
+    mean, (middle, high) = np.mean(displacements), np.quantile(displacements, [0.5, 0.99])
+    print(f"RMS displacement: mean {mean:.4f}, median {middle:.4f}, 99% {high:.4f}")
+    print(f"strain of the cell: mean {np.mean(strains):.4f}, most {max(strains):.4f}")
+    print(f"longest axis of a conventional cell: {longest:.1f} Angstrom")
     print(f"exact group at 0.01 Angstrom: {exact} of {total} ({exact / total:.2%})")
     print(f"  most frequent others: {groups.most_common(12)}")
     print(f"fields: mean {np.mean(fields):.2f}, median {np.median(fields):g}, most {max(fields)}")

@@ -318,9 +318,7 @@ def origin_shifts(
     return sorted(unique.values(), key=lambda p: (p.sum(), *(-p)))
 
 
-def key(
-    linear: np.ndarray, shift: np.ndarray, centring: np.ndarray, polar: str
-) -> tuple[int, ...]:
+def key(linear: np.ndarray, shift: np.ndarray, centring: np.ndarray, polar: str) -> tuple[int, ...]:
     """Return one name for (P, p) modulo lattice vectors and shifts along the polar axes."""
     moved = (shift + centring) % GRID
     moved[:, ["xyz".index(axis) for axis in polar]] = 0

@@ -5,7 +5,14 @@ from __future__ import annotations
 from llm_prior.wyckoff.analysis import describe
 from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, actual_group
 from llm_prior.wyckoff.table import SpaceGroup, WyckoffPosition, group_number, space_group
-from llm_prior.wyckoff.text import WyckoffFormat, WyckoffReject, decode, encode, to_text
+from llm_prior.wyckoff.text import (
+    WyckoffFormat,
+    WyckoffReject,
+    decode,
+    describe_anew,
+    encode,
+    to_text,
+)
 
 __all__ = [
     "Orbit",
@@ -17,6 +24,7 @@ __all__ = [
     "actual_group",
     "decode",
     "describe",
+    "describe_anew",
     "encode",
     "group_number",
     "space_group",

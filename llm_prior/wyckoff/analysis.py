@@ -84,7 +84,7 @@ def _from_dataset(dataset: Any, symbols: list[str]) -> WyckoffCrystal | None:
 def _free_coords(
     number: int, position: WyckoffPosition, members: NDArray[np.float64]
 ) -> tuple[float, ...] | None:
-    """The free coordinates of an orbit from its points (n, 3), or None if they are no such orbit."""
+    """The free coordinates of an orbit from its points (n, 3); None if they are no such orbit."""
     free = (members - position.shift / GRID)[:, position.rows]  # (n, d)
     gaps = members - free @ position.linear.T - position.shift / GRID
     off = np.abs(gaps - np.rint(gaps)).max(1)

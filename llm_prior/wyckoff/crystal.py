@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -113,7 +114,9 @@ class WyckoffCrystal:
         matrix = self.group.primitive_basis @ Lattice.from_parameters(*self.parameters).matrix
         reduced = niggli(matrix)
         # Fractional coordinates f of the conventional cell are f @ L @ inv(reduced).
-        change = np.linalg.inv(self.group.primitive_basis) @ np.rint(matrix @ np.linalg.inv(reduced))
+        change = np.linalg.inv(self.group.primitive_basis) @ np.rint(
+            matrix @ np.linalg.inv(reduced)
+        )
         points = [positions @ change for positions in self.orbit_points()]
         return _structure(_standard_orientation(reduced), self._elements(1), points)
 
@@ -179,7 +182,9 @@ def full_cell(
     return a, b, c, 90.0, angles[0] if angles else 90.0, 90.0
 
 
-def free_cell(family: Family, lengths: tuple[float, ...], angles: tuple[float, ...]) -> tuple[float, ...]:
+def free_cell(
+    family: Family, lengths: tuple[float, ...], angles: tuple[float, ...]
+) -> tuple[float, ...]:
     """Return the free parameters of a conventional cell.
 
     Args:
@@ -214,7 +219,24 @@ def symmetry_dataset(structure: Structure, symprec: float) -> Any:
         symprec: distance in Angstrom.
     """
     numbers = [site.specie.Z for site in structure]
-    cell = (structure.lattice.matrix, structure.frac_coords, numbers)
+    return find_symmetry(structure.lattice.matrix, structure.frac_coords, numbers, symprec)
+
+
+def find_symmetry(
+    lattice: NDArray[np.float64],
+    coords: NDArray[np.float64],
+    kinds: Sequence[int],
+    symprec: float,
+) -> Any:
+    """Return spglib's dataset, or None where its search fails.
+
+    Args:
+        lattice: (3, 3) lattice vectors in rows, Angstrom.
+        coords: (n, 3) fractional coordinates.
+        kinds: a number for the element of each atom.
+        symprec: distance in Angstrom.
+    """
+    cell: Any = (lattice, coords, kinds)  # spglib's annotation knows sequences only
     with warnings.catch_warnings():
         # spglib announces its coming change from None to SpglibError; both are handled here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
@@ -244,7 +266,8 @@ def niggli(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
         if reduced is not None:
             return reduced if np.linalg.det(reduced) > 0 else -reduced
     raise PriorError(
-        f"no Niggli cell found for the lattice {np.round(lattice, 4).tolist()}; use a less skewed cell"
+        f"no Niggli cell found for the lattice {np.round(lattice, 4).tolist()}; "
+        "use a less skewed cell"
     )
 
 
@@ -283,5 +306,5 @@ def _composition(symbol: str) -> Composition:
 
 
 def _standard_orientation(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
-    upper = np.linalg.qr(lattice.T, mode="r")
+    upper = np.asarray(np.linalg.qr(lattice.T, mode="r"))
     return upper.T * np.sign(np.diag(upper))

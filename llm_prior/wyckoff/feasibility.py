@@ -87,9 +87,7 @@ def can_hold(number: int, counts: Sequence[int]) -> bool:
     return _fill(tuple(sorted(counts)), of_group.stock(0), of_group.reusable())
 
 
-def can_complete(
-    number: int, missing: int, start: int, used: int, others: Sequence[int]
-) -> bool:
+def can_complete(number: int, missing: int, start: int, used: int, others: Sequence[int]) -> bool:
     """Return whether a composition can still be completed.
 
     Args:

@@ -210,6 +210,7 @@ class Cursor:
                 yield Choice("coord", values)
         elif self._cell is not None:
             yield self._cell.choice()
+            self.crowded |= self._cell.crowded
         elif assignment.element is not None:
             yield _choice("letter", self._grammar.letters(assignment))
         else:
@@ -234,6 +235,7 @@ class _CellPart:
             for element, place in assignment.orbits
         ]
         self.values: list[float] = []
+        self.crowded = False
         self._free = FREE_CELL[self.group.family]
         decimals = (fmt.length_decimals, fmt.angle_decimals)
         self._scales = tuple(10**d for d in decimals)
@@ -277,17 +279,18 @@ class _CellPart:
         values = ticks / self._scales[self._next_is_angle]
         cells = np.zeros((len(ticks), 6))
         cells[:, 3:] = 90.0
-        for place, value in zip(self._free, [*self.values, values], strict=True):
-            cells[:, place] = value
+        cells[:, self._free[:-1]] = self.values
+        cells[:, self._free[-1]] = values
         doubtful = may_be_higher(self.group, cell_metrics(self.group.family, cells))
         kept = ~doubtful
         points, kinds = atoms_of(
             self.group, [(element, letter, ()) for element, letter in self.names], pad=True
         )
-        for place in np.flatnonzero(doubtful):
+        for place in np.flatnonzero(doubtful).tolist():
             lattice = primitive_lattice(self.group, (*self.values, float(values[place])))
             kept[place] = has_group(self.group, lattice, points, kinds)
-        return ticks[kept] if kept.any() else ticks
+        self.crowded = not kept.any()
+        return ticks if self.crowded else ticks[kept]
 
 
 class _CoordPart:
@@ -377,9 +380,7 @@ class _CoordPart:
         representative = self._points(orbit, place, np.arange(self._bins))[:, 0]
         return distances_to(representative, self._atoms, self._metric)
 
-    def _keep_exact(
-        self, orbit: int, place: int, bins: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _keep_exact(self, orbit: int, place: int, bins: NDArray[np.int64]) -> NDArray[np.int64]:
         """The bins with which the crystal has exactly its group, for general values of the
         coordinates that are still to come.
 
@@ -418,9 +419,7 @@ class _CoordPart:
                 parts.append(np.broadcast_to(points, (len(bins), *points.shape)))
         return np.concatenate(parts, axis=1)
 
-    def _extra_operations(
-        self, orbit: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _extra_operations(self, orbit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Operations beyond the group of the atoms of other elements than an orbit's; they do not
         change while the coordinates of this element are written."""
         element = self._names[orbit][0]

@@ -175,7 +175,9 @@ def differences(number: int, letter: str) -> CoordinateMaps:
     )
 
 
-def special_bins(number: int, letter: str, bins: int, ticks: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+def special_bins(
+    number: int, letter: str, bins: int, ticks: tuple[int, ...] = ()
+) -> NDArray[np.bool_]:
     """Return the bins of the next free coordinate that lie on a more special position.
 
     The last free coordinate on which a condition depends is the one that is masked, so a row of

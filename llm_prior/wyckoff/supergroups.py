@@ -9,17 +9,14 @@ the atoms of some of its elements have.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Lattice
 
-from llm_prior.wyckoff.crystal import full_cell
+from llm_prior.wyckoff.crystal import find_symmetry, full_cell
 from llm_prior.wyckoff.orbits import images
 from llm_prior.wyckoff.table import GRID, NUM_GROUPS, Family, SpaceGroup, space_group
 
@@ -61,7 +58,7 @@ def keeps_group(number: int, parts: tuple[tuple[int, ...], ...]) -> bool:
                 points.append(found)
                 kinds += [kind] * len(found)
         coords = np.concatenate(points) @ np.linalg.inv(group.primitive_basis)
-        dataset = _dataset(lattice, coords, kinds, 1e-3)
+        dataset = find_symmetry(lattice, coords, kinds, 1e-3)
         if dataset is not None:
             return int(dataset.number) == number
     return False
@@ -74,7 +71,10 @@ def primitive_lattice(group: SpaceGroup, cell: Sequence[float]) -> NDArray[np.fl
         group: the space group.
         cell: free parameters of the conventional cell.
     """
-    return group.primitive_basis @ Lattice.from_parameters(*full_cell(group.family, tuple(cell))).matrix
+    return (
+        group.primitive_basis
+        @ Lattice.from_parameters(*full_cell(group.family, tuple(cell))).matrix
+    )
 
 
 def has_group(
@@ -93,7 +93,7 @@ def has_group(
         kinds: the element of each point, as a number.
         symprec: distance in Angstrom.
     """
-    dataset = _dataset(lattice, points @ np.linalg.inv(group.primitive_basis), kinds, symprec)
+    dataset = find_symmetry(lattice, points @ np.linalg.inv(group.primitive_basis), kinds, symprec)
     return dataset is not None and int(dataset.number) == group.number
 
 
@@ -148,7 +148,7 @@ def extra_operations(
         Linear parts (k, 3, 3) and translations (k, 3) in coordinates of the conventional cell.
     """
     basis = group.primitive_basis
-    dataset = _dataset(lattice, points @ np.linalg.inv(basis), kinds, _LOOSE)
+    dataset = find_symmetry(lattice, points @ np.linalg.inv(basis), kinds, _LOOSE)
     if dataset is None:
         return np.zeros((0, 3, 3)), np.zeros((0, 3))
     # x = f @ basis in rows, so W_conventional = basis^T W basis^-T.
@@ -156,7 +156,7 @@ def extra_operations(
     rotations = forward @ dataset.rotations @ backward
     shifts = dataset.translations @ basis
     tolerance = 2 * _LOOSE / np.linalg.norm(lattice, axis=1).min()
-    ours = group.rotations, group.shifts / GRID
+    ours = group.rotations.astype(float), group.shifts / GRID
     kept: list[int] = []
     seen: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [ours]
     for place, (w, t) in enumerate(zip(rotations, shifts, strict=True)):
@@ -177,15 +177,3 @@ def _is_among(
     same = np.abs(rotations - w).max((1, 2)) < 1e-6
     gaps = shifts[same] - t
     return bool((np.abs(gaps - np.rint(gaps)).max(1, initial=0) < tolerance).any())
-
-
-def _dataset(
-    lattice: NDArray[np.float64], coords: NDArray[np.float64], kinds: Sequence[int], symprec: float
-) -> Any:
-    with warnings.catch_warnings():
-        # spglib announces its coming change from None to SpglibError; both are handled here.
-        warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
-        try:
-            return spglib.get_symmetry_dataset((lattice, coords, kinds), symprec=symprec)
-        except spglib.SpglibError:
-            return None

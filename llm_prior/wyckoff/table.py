@@ -292,6 +292,7 @@ def _operations(hall_number: int) -> tuple[IntArray, IntArray]:
         # spglib announces its coming change from None to SpglibError; the number is valid here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
         found = spglib.get_symmetry_from_database(hall_number)
+    assert found is not None, hall_number
     rotations = np.asarray(found["rotations"], dtype=np.int64)
     shifts = np.rint(np.asarray(found["translations"]) * GRID).astype(np.int64) % GRID
     return rotations, shifts

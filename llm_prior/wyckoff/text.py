@@ -3,7 +3,7 @@
     136                    space group
     Ti a                   element and Wyckoff letter of each orbit
     O f
-    4.59 2.96              free parameters of the conventional cell: Angstrom, degrees
+    4.6 3.0                free parameters of the conventional cell: Angstrom, degrees
     0.31                   free coordinates of each orbit that has any
 
 Orbits stand in the order of formulas (electronegativity), then by letter, then by coordinates. In
@@ -13,9 +13,8 @@ are joined by a newline, with none at the end. No other file knows this layout.
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -26,7 +25,7 @@ from llm_prior.text import SYMBOLS, ParseError
 from llm_prior.wyckoff.analysis import DEFAULT_SYMPREC, describe
 from llm_prior.wyckoff.crystal import FREE_CELL, Orbit, WyckoffCrystal, is_cell
 from llm_prior.wyckoff.normal_form import augment, canonical, polar_places
-from llm_prior.wyckoff.orbits import lies_special, special_bins
+from llm_prior.wyckoff.orbits import lies_special
 from llm_prior.wyckoff.table import NUM_GROUPS, SpaceGroup, space_group
 
 _NUMBER = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
@@ -72,8 +71,8 @@ class WyckoffFormat:
     """
 
     coord_bins: int = 100
-    length_decimals: int = 2
-    angle_decimals: int = 1
+    length_decimals: int = 1
+    angle_decimals: int = 0
     max_atoms: int = 20
     symprec: float = DEFAULT_SYMPREC
     keep_hand: bool = False
@@ -90,7 +89,9 @@ class WyckoffFormat:
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
-                raise PriorError(f"text.{name} {value!r} is not a whole number from {low} to {high}")
+                raise PriorError(
+                    f"text.{name} {value!r} is not a whole number from {low} to {high}"
+                )
         if not 0 < self.symprec <= 1:
             raise PriorError(f"text.symprec {self.symprec!r} is not above 0 and at most 1 Angstrom")
 
@@ -100,9 +101,7 @@ class WyckoffFormat:
         return next(d for d in range(1, 4) if 10**d % self.coord_bins == 0)
 
 
-def encode(
-    structure: Structure, fmt: WyckoffFormat, rng: np.random.Generator | None = None
-) -> str:
+def encode(structure: Structure, fmt: WyckoffFormat, rng: np.random.Generator | None = None) -> str:
     """Write a crystal as text.
 
     Args:
@@ -182,9 +181,7 @@ def hidden_places(group: SpaceGroup, letter: str, *, first: bool) -> list[int]:
     return polar_places(group.number, letter) if first else []
 
 
-def coordinate_bins(
-    number: int, orbit: Orbit, bins: int, fixed: list[int]
-) -> tuple[int, ...]:
+def coordinate_bins(number: int, orbit: Orbit, bins: int, fixed: list[int]) -> tuple[int, ...]:
     """Return the bins of an orbit's free coordinates, off more special positions.
 
     Args:
@@ -274,9 +271,7 @@ def decode(text: str, fmt: WyckoffFormat, *, complete: bool = True) -> WyckoffCr
 
 def _check_apart(crystal: WyckoffCrystal, fmt: WyckoffFormat) -> None:
     """Refuse coordinates on a more special position and atoms in one place."""
-    points = [
-        np.asarray(points) for points in crystal.orbit_points()
-    ]
+    points = [np.asarray(points) for points in crystal.orbit_points()]
     tolerance = 0.1 / fmt.coord_bins
     every = np.concatenate(points)
     owner = crystal.site_orbits()

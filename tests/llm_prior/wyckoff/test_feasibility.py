@@ -108,7 +108,9 @@ def test_a_special_position_is_taken_once():
     assert not can_hold(225, (1, 1, 1))
 
 
-@pytest.mark.parametrize("formula", [{"Li": 4, "Fe": 4, "P": 4, "O": 8}, {"Ba": 1, "Ti": 1, "O": 3}])
+@pytest.mark.parametrize(
+    "formula", [{"Li": 4, "Fe": 4, "P": 4, "O": 8}, {"Ba": 1, "Ti": 1, "O": 3}]
+)
 def test_all_groups_of_twenty_atoms_are_found_in_half_a_second(formula):
     start = time.process_time()
     assert groups_for(formula, 20)
