@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 import warnings
 from fractions import Fraction
@@ -68,10 +69,8 @@ def group_facts(number: int) -> dict[str, object]:
         "polar": polar,
         "enantiomorph": partner.get(number),
         "positions": [
-            [letter, multiplicity, symmetry, coordinates]
-            for letter, multiplicity, symmetry, coordinates in positions(
-                number, rotations, shifts, family
-            )
+            [*position, is_characteristic(number, rotations, shifts, position[3], family)]
+            for position in positions(number, rotations, shifts, family)
         ],
         "normalizer": [xyz(*coset) for coset in cosets],
         "cells": [xyz(*cell) for cell in cells],
@@ -125,6 +124,30 @@ def positions(
     }
     assert len(table) == len(points), (number, len(table), len(points))
     return [table[letter] for letter in sorted(table, key=lambda x: (x.isupper(), x))]
+
+
+def is_characteristic(
+    number: int, rotations: np.ndarray, shifts: np.ndarray, coordinates: str, family: str
+) -> bool:
+    """Return whether one orbit of a position, for general coordinates and cell, has exactly the
+    symmetry of the group."""
+    rng = np.random.default_rng(number)
+    values = dict(zip("xyz", rng.random(3), strict=True))
+    point = np.array([evaluate(word, values) for word in coordinates.split(",")])
+    orbit = distinct(rotations @ point + shifts / GRID)
+    cell = (cell_matrix(CELLS[family]), orbit, [1] * len(orbit))
+    return spglib.get_symmetry_dataset(cell, symprec=1e-4).number == number
+
+
+def evaluate(word: str, values: dict[str, float]) -> float:
+    """Return the value of a coordinate such as `-2x+1/4`."""
+    total = 0.0
+    for sign, factor, axis, offset in re.findall(r"([+-]?)(\d*)([xyz])|(\+?\d+(?:/\d+)?)", word):
+        if axis:
+            total += float(f"{sign}{factor or 1}") * values[axis]
+        else:
+            total += float(Fraction(offset.lstrip("+")))
+    return total
 
 
 def representatives(

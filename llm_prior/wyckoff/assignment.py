@@ -21,7 +21,7 @@ from llm_prior.wyckoff.crystal import element_order
 from llm_prior.wyckoff.feasibility import can_complete, completions, sizes
 from llm_prior.wyckoff.supergroups import keeps_group
 
-_MOST_TRIED = 60  # completions whose symmetry is examined
+_MOST_TRIED = 30  # completions whose symmetry is examined
 _MOST_VISITED = 2000  # steps of the search
 _Orbits = tuple[tuple[int, int], ...]  # (`SYMBOLS` index, place of the letter)
 

@@ -17,7 +17,7 @@ from pymatgen.core import Lattice
 
 from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, element_order, free_cell, niggli
 from llm_prior.wyckoff.orbits import cell_letter, coset_letter, equivalents, induced
-from llm_prior.wyckoff.table import GRID, AffineMap, IntArray, space_group
+from llm_prior.wyckoff.table import GRID, AffineMap, IntArray, SpaceGroup, space_group
 
 LetterMap = Callable[[str], tuple[str, IntArray, IntArray]]
 
@@ -36,7 +36,7 @@ def canonical(crystal: WyckoffCrystal, bins: int, *, keep_hand: bool = False) ->
     """
     crystal = reduce_cell(crystal)
     group = crystal.group
-    choices = [i for i, map_ in enumerate(group.cosets) if map_.is_proper or not keep_hand]
+    choices = _cosets(group, keep_hand)
     genes = {i: sorted(_names(crystal, i)) for i in choices}
     smallest = min(genes.values())
     choices = [i for i in choices if genes[i] == smallest]
@@ -66,8 +66,7 @@ def augment(
         keep_hand: leave out descriptions of the mirror image.
     """
     crystal = reduce_cell(crystal)
-    cosets = crystal.group.cosets
-    choices = [i for i, map_ in enumerate(cosets) if map_.is_proper or not keep_hand]
+    choices = _cosets(crystal.group, keep_hand)
     return _normal_coords(apply_coset(crystal, int(rng.choice(choices))), bins).crystal
 
 
@@ -126,6 +125,15 @@ def order_orbits(crystal: WyckoffCrystal) -> WyckoffCrystal:
         return rank[orbit.element], group.position(orbit.letter).index, orbit.coords
 
     return replace(crystal, orbits=tuple(sorted(crystal.orbits, key=key)))
+
+
+def _cosets(group: SpaceGroup, keep_hand: bool) -> list[int]:
+    """Places of the cosets that may be applied."""
+    return [
+        place
+        for place, change in enumerate(group.cosets)
+        if change.is_proper or not keep_hand or not group.is_sohncke
+    ]
 
 
 class _Form(NamedTuple):

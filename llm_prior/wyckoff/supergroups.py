@@ -42,6 +42,14 @@ def keeps_group(number: int, parts: tuple[tuple[int, ...], ...]) -> bool:
         number: space group.
         parts: for each element the places of its letters, both sorted.
     """
+    positions = space_group(number).positions
+    for part in parts:
+        # Another orbit of the element cannot match one that has free coordinates. (Tested: every
+        # pair of positions in every group.)
+        if any(
+            positions[p].characteristic and (positions[p].num_free or len(part) == 1) for p in part
+        ):
+            return True
     if len(parts) > 1:
         largest_first = sorted(set(parts), key=lambda part: (-part[-1], len(part)))
         if any(keeps_group(number, (part,)) for part in largest_first):

@@ -67,6 +67,8 @@ class WyckoffPosition:
         axes: names of the free coordinates, in order, such as `xz`.
         linear: (3, d) integers for d free coordinates.
         shift: (3,) integers in units of 1/24.
+        characteristic: whether one orbit, for general coordinates and cell, has exactly the
+            symmetry of the group.
     """
 
     letter: str
@@ -77,6 +79,7 @@ class WyckoffPosition:
     axes: str
     linear: IntArray
     shift: IntArray
+    characteristic: bool
 
     @property
     def num_free(self) -> int:
@@ -151,6 +154,11 @@ class SpaceGroup:
     def shifts(self) -> IntArray:
         """Translations (g, 3) of the operations, in units of 1/24."""
         return self._operations[1]
+
+    @cached_property
+    def is_sohncke(self) -> bool:
+        """Whether the group has proper operations only, so that its crystals may have a hand."""
+        return bool((np.linalg.det(self.rotations) > 0).all())
 
     @cached_property
     def centring(self) -> IntArray:
@@ -253,7 +261,8 @@ def _space_group(number: int) -> SpaceGroup:
     point_group = len({w.tobytes() for w in _operations(facts["hall"])[0]})
     centring = general // point_group
     positions = []
-    for index, (letter, multiplicity, symmetry, coordinates) in enumerate(facts["positions"]):
+    for index, facts_of_one in enumerate(facts["positions"]):
+        letter, multiplicity, symmetry, coordinates, characteristic = facts_of_one
         linear, shift = parse_coordinates(coordinates)
         axes = "".join(axis for axis in "xyz" if axis in coordinates)
         positions.append(
@@ -266,6 +275,7 @@ def _space_group(number: int) -> SpaceGroup:
                 axes=axes,
                 linear=linear[:, ["xyz".index(axis) for axis in axes]],
                 shift=shift,
+                characteristic=characteristic,
             )
         )
     return SpaceGroup(
