@@ -3,9 +3,9 @@
 Orbits come in the order of `encode`: elements by electronegativity, letters of an element in
 alphabetic order. A choice is legal if the orbits so far can be completed to a crystal that meets
 the conditions and has exactly its group. A completion is looked for each time; where many are
-possible, only the first `_MOST_TRIED` are examined, and a choice that none of them supports is not
-offered. The search visits completions in a fixed order, so the one that made a choice legal is
-found again after it: there is always a way on.
+possible, only the first `_MOST_TRIED` (of each number of formula units) are examined, and a choice
+that none of them supports is not offered. The search visits completions in a fixed order, so the
+one that made a choice legal is found again after it: there is always a way on.
 """
 
 from __future__ import annotations
@@ -92,8 +92,11 @@ class Assignment:
 
         Only the completions that the search visits first count, see the module's text.
         """
+        return any(self._some_keeps_group(completions_) for completions_ in self._completions())
+
+    def _some_keeps_group(self, completions_: Iterator[_Orbits | None]) -> bool:
         tried = 0
-        for rest in islice(self._completions(), _MOST_VISITED):
+        for rest in islice(completions_, _MOST_VISITED):
             if rest is not None:
                 if self._keeps_group(rest):
                     return True
@@ -214,25 +217,30 @@ class Assignment:
                 found.append(units)
         return tuple(found)
 
-    def _completions(self) -> Iterator[_Orbits | None]:
+    def _completions(self) -> Iterator[Iterator[_Orbits | None]]:
+        """Completions, those of each number of formula units apart, the largest first."""
         if self.rule.unit is None:
-            yield from self._open_completions(self.orbits, self._start if self.orbits else 0)
+            yield self._open_completions(self.orbits, self._start if self.orbits else 0)
             return
+        for units in reversed(self._multiples):
+            yield self._completions_of(units)
+
+    def _completions_of(self, units: int) -> Iterator[_Orbits]:
+        assert self.rule.unit is not None
         order = _by_rank(self.rule.allowed)
         current = self.orbits[-1][0] if self.orbits else None
         later = order if current is None else order[order.index(current) + 1 :]
-        for units in self._multiples:
-            counts = [units * self.rule.unit[element] for element in later]
-            if current is None:
-                missing, start, names = 0, 0, later
-            else:
-                missing = units * self.rule.unit[current] - self._counts[current]
-                start = self._start
-                names = (current, *later) if missing else later
-            if not can_complete(self.number, missing, start, self._used, counts):
-                continue
-            for letters in completions(self.number, missing, start, self._used, counts):
-                yield tuple((e, p) for e, ps in zip(names, letters, strict=True) for p in ps)
+        counts = [units * self.rule.unit[element] for element in later]
+        if current is None:
+            missing, start, names = 0, 0, later
+        else:
+            missing = units * self.rule.unit[current] - self._counts[current]
+            start = self._start
+            names = (current, *later) if missing else later
+        if not can_complete(self.number, missing, start, self._used, counts):
+            return
+        for letters in completions(self.number, missing, start, self._used, counts):
+            yield tuple((e, p) for e, ps in zip(names, letters, strict=True) for p in ps)
 
     def _open_completions(self, orbits: _Orbits, start: int) -> Iterator[_Orbits | None]:
         """Completions of a crystal whose formula is not given, and None for each step."""

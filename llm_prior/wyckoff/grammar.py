@@ -41,9 +41,10 @@ from llm_prior.wyckoff.supergroups import (
     primitive_lattice,
 )
 from llm_prior.wyckoff.table import GRID, NUM_GROUPS, SpaceGroup, space_group
-from llm_prior.wyckoff.text import WyckoffFormat, hidden_places
+from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
 
 Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
+_DRAWS = 2  # sets of values for the coordinates to come
 _MARGIN = 2.0  # times SYMPREC: an operation that moves atoms less is taken for one
 
 
@@ -57,6 +58,30 @@ class Choice(NamedTuple):
 
     kind: Kind
     values: NDArray[np.int64]
+
+
+def fields_of(crystal: WyckoffCrystal, fmt: WyckoffFormat) -> list[tuple[Kind, int]]:
+    """Return the fields (kind, value) of a description, the end included.
+
+    Args:
+        crystal: a description as `to_text` writes it.
+        fmt: precision.
+    """
+    group = crystal.group
+    fields: list[tuple[Kind, int]] = [("group", group.number)]
+    for orbit in crystal.orbits:
+        fields.append(("element", SYMBOLS.index(orbit.element)))
+        fields.append(("letter", group.position(orbit.letter).index))
+    for place, value in zip(FREE_CELL[group.family], crystal.cell, strict=True):
+        if place < 3:
+            fields.append(("length", round(value * 10**fmt.length_decimals)))
+        else:
+            fields.append(("angle", round(value * 10**fmt.angle_decimals)))
+    for number, orbit in enumerate(crystal.orbits):
+        hidden = hidden_places(group, orbit.letter, first=number == 0)
+        ticks = coordinate_bins(group.number, orbit, fmt.coord_bins, hidden)
+        fields += [("coord", tick) for place, tick in enumerate(ticks) if place not in hidden]
+    return [*fields, ("end", 0)]
 
 
 class Grammar:
@@ -311,15 +336,18 @@ class _CoordPart:
             for place in range(len(self._ticks[orbit]))
             if place not in hidden_places(cell.group, letter, first=orbit == 0)
         ]
-        # Until a coordinate is written it has some value without a meaning.
+        # Until a coordinate is written it has some value without a meaning; two sets of them, for
+        # one may happen to fit a supergroup.
         rng = np.random.default_rng(0)
-        self._coords = [[0.0] * len(ticks) for ticks in self._ticks]
-        for orbit, place in self._shown:
-            self._coords[orbit][place] = float(rng.random())
+        self._draws = [[[0.0] * len(ticks) for ticks in self._ticks] for _ in range(_DRAWS)]
+        for coords in self._draws:
+            for orbit, place in self._shown:
+                coords[orbit][place] = float(rng.random())
+        self._coords = self._draws[0]
         self._next = 0
         # An orbit is in place when its last coordinate is; some are from the start.
         self._open = {orbit for orbit, _ in self._shown}
-        self._extra: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._extra: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         self._atoms = np.concatenate(
             [np.zeros((0, 3)), *(self._cell_points(o) for o in self._placed())]
         )
@@ -337,7 +365,8 @@ class _CoordPart:
 
     def add(self, tick: int) -> None:
         orbit, place = self._shown[self._next]
-        self._coords[orbit][place] = tick / self._bins
+        for coords in self._draws:
+            coords[orbit][place] = tick / self._bins
         self._ticks[orbit][place] = tick
         self._next += 1
         if self.complete or self._shown[self._next][0] != orbit:
@@ -357,7 +386,11 @@ class _CoordPart:
         special = special_bins(number, letter, self._bins, ticks)
         good = (nearest >= MIN_DISTANCE + 1e-9) & ~special
         if good.any():
-            exact = self._keep_exact(orbit, place, np.flatnonzero(good))
+            bins = np.flatnonzero(good)
+            keeps = np.zeros(len(bins), dtype=bool)
+            for draw in range(1 if self._next + 1 == len(self._shown) else _DRAWS):
+                keeps[~keeps] = self._keep_group(orbit, place, bins[~keeps], draw)
+            exact = bins[keeps]
             return (exact, False) if len(exact) else (np.flatnonzero(good), True)
         nearest[special] = -1.0
         return np.flatnonzero(nearest == nearest.max()), True
@@ -365,9 +398,11 @@ class _CoordPart:
     def _placed(self) -> list[int]:
         return [orbit for orbit in range(len(self._names)) if orbit not in self._open]
 
-    def _points(self, orbit: int, place: int, bins: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Atoms (bins, p, 3) of the primitive cell for values of one coordinate of an orbit."""
-        coords = np.tile(np.array(self._coords[orbit]), (len(bins), 1))
+    def _points(
+        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int = 0
+    ) -> NDArray[np.float64]:
+        """Atoms (b, p, 3) of the primitive cell for values of one coordinate of an orbit."""
+        coords = np.tile(np.array(self._draws[draw][orbit]), (len(bins), 1))
         coords[:, place] = bins / self._bins
         return images(self._group.number, self._names[orbit][1])(coords)
 
@@ -380,25 +415,26 @@ class _CoordPart:
         representative = self._points(orbit, place, np.arange(self._bins))[:, 0]
         return distances_to(representative, self._atoms, self._metric)
 
-    def _keep_exact(self, orbit: int, place: int, bins: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The bins with which the crystal has exactly its group, for general values of the
-        coordinates that are still to come.
+    def _keep_group(
+        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int
+    ) -> NDArray[np.bool_]:
+        """Where the crystal has exactly its group, for some values of the coordinates to come.
 
         If the atoms of all other elements have the group, so has the crystal; else a bin is refused
         where the operations that they have beyond the group also map the atoms of this element
         onto one another.
         """
-        own = self._atoms_of_element(orbit, place, bins)  # (b, n, 3)
+        if not len(bins):
+            return np.zeros(0, dtype=bool)
+        own = self._atoms_of_element(orbit, place, bins, draw)  # (b, n, 3)
         if all(element == self._names[orbit][0] for element, _ in self._names):
             if orbit != self._shown[-1][0]:
-                return bins  # the orbits that follow decide
+                return np.ones(len(bins), dtype=bool)  # the orbits that follow decide
             lattice = primitive_lattice(self._group, self._cell)
             kinds = [1] * own.shape[1]
-            exact = [has_group(self._group, lattice, points, kinds) for points in own]
-            return bins[exact]
-        rotations, shifts = self._extra_operations(orbit)
+            return np.array([has_group(self._group, lattice, p, kinds) for p in own], dtype=bool)
         higher = np.zeros(len(bins), dtype=bool)
-        for rotation, shift in zip(rotations, shifts, strict=True):
+        for rotation, shift in zip(*self._extra_operations(orbit, draw), strict=True):
             todo = np.flatnonzero(~higher)
             moved = own[todo] @ rotation.T + shift
             gaps = moved[:, :, None, None] - own[todo][:, None, :, None]
@@ -406,34 +442,36 @@ class _CoordPart:
             gaps -= np.rint(gaps)
             apart = ((gaps @ self._metric) * gaps).sum(-1).min((2, 3)).max(1)
             higher[todo] = apart < (_MARGIN * SYMPREC) ** 2
-        return bins[~higher]
+        return ~higher
 
     def _atoms_of_element(
-        self, orbit: int, place: int, bins: NDArray[np.int64]
+        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int
     ) -> NDArray[np.float64]:
         """Atoms (b, n, 3) of an orbit's element, for values of one coordinate of that orbit."""
-        parts = [self._points(orbit, place, bins)]
+        parts = [self._points(orbit, place, bins, draw)]
         for other, (element, letter) in enumerate(self._names):
             if element == self._names[orbit][0] and other != orbit:
-                points = images(self._group.number, letter)(np.array(self._coords[other]))
+                points = images(self._group.number, letter)(np.array(self._draws[draw][other]))
                 parts.append(np.broadcast_to(points, (len(bins), *points.shape)))
         return np.concatenate(parts, axis=1)
 
-    def _extra_operations(self, orbit: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _extra_operations(
+        self, orbit: int, draw: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Operations beyond the group of the atoms of other elements than an orbit's; they do not
         change while the coordinates of this element are written."""
         element = self._names[orbit][0]
-        if element not in self._extra:
+        if (element, draw) not in self._extra:
             others = [
                 (e, letter, tuple(coords))
-                for (e, letter), coords in zip(self._names, self._coords, strict=True)
+                for (e, letter), coords in zip(self._names, self._draws[draw], strict=True)
                 if e != element
             ]
             lattice = primitive_lattice(self._group, self._cell)
-            self._extra[element] = extra_operations(
+            self._extra[element, draw] = extra_operations(
                 self._group, lattice, *atoms_of(self._group, others)
             )
-        return self._extra[element]
+        return self._extra[element, draw]
 
 
 def atoms_of(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from pymatgen.core import Structure
-from support import MP20_SAMPLE
 
 from flowllm.crystals.io import read
+from support import MP20_SAMPLE
 
 
 @pytest.fixture(scope="session")

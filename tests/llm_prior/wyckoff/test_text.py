@@ -175,8 +175,12 @@ def descriptions(draw):
     for orbit in orbits:
         parts.setdefault(orbit.element, []).append(group.position(orbit.letter).index)
     if not keeps_group(number, tuple(sorted(tuple(sorted(p)) for p in parts.values()))):
-        orbits.append(Orbit(element="N", letter=group.positions[-1].letter, coords=(0.1, 0.23, 0.37)))
-        orbits.append(Orbit(element="F", letter=group.positions[-1].letter, coords=(0.3, 0.11, 0.7)))
+        orbits.append(
+            Orbit(element="N", letter=group.positions[-1].letter, coords=(0.1, 0.23, 0.37))
+        )
+        orbits.append(
+            Orbit(element="F", letter=group.positions[-1].letter, coords=(0.3, 0.11, 0.7))
+        )
     lengths = rng.uniform(9, 30, 3)
     angles = rng.uniform(80, 100, 3)
     every = (*lengths.tolist(), *angles.tolist())
