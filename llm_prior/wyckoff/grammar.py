@@ -5,8 +5,9 @@ element by its place in `SYMBOLS`, a letter by its place in the group, a length 
 of its last decimal, a coordinate by its bin. Whatever is written has exactly the composition and
 the group of the conditions (spglib at `supergroups.SYMPREC`), takes a position without free
 coordinates once, has no coordinate on a more special position, and no two atoms closer than
-`spacing.MIN_DISTANCE`; what is legal can always be completed. Where the cell is too crowded for the
-last two, the bin with the largest distance remains, and `Cursor.crowded` says so.
+`spacing.MIN_DISTANCE`; what is legal can always be completed. Where the cell that was written turns
+out to be too crowded for that, the bin with the largest distance remains, and `Cursor.crowded` says
+so: about 1 in 70 crystals of uniformly random fields.
 """
 
 from __future__ import annotations
@@ -428,7 +429,8 @@ class _CoordPart:
             return np.zeros(0, dtype=bool)
         own = self._atoms_of_element(orbit, place, bins, draw)  # (b, n, 3)
         if all(element == self._names[orbit][0] for element, _ in self._names):
-            if orbit != self._shown[-1][0]:
+            later = {self._group.position(self._names[o][1]) for o in self._open if o > orbit}
+            if any(position.characteristic and position.num_free for position in later):
                 return np.ones(len(bins), dtype=bool)  # the orbits that follow decide
             lattice = primitive_lattice(self._group, self._cell)
             kinds = [1] * own.shape[1]

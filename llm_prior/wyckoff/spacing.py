@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from llm_prior.text import SMALLEST_UNIT_VOLUME_SQUARED
 from llm_prior.wyckoff.crystal import FREE_CELL
-from llm_prior.wyckoff.orbits import differences, last_dependence
+from llm_prior.wyckoff.orbits import differences, equivalents, last_dependence
 from llm_prior.wyckoff.table import GRID, Family, SpaceGroup
 
 MIN_DISTANCE = 0.5  # Angstrom, between any two atoms
 MIN_VOLUME = 2.0  # Angstrom^3 per atom; the densest of MP-20 has more than 3
 LENGTH_BOUNDS = (1.0, 150.0)  # Angstrom, conventional; long ones are rhombohedral, hexagonal axes
 ANGLE_BOUNDS = (30.0, 150.0)  # degrees
+_SPARE = 1.05  # room on a line, relative to what its atoms take
 _MIN_PLANES = 1.0  # Angstrom, between lattice planes
 
 
@@ -47,6 +48,7 @@ class CellMask:
         atoms = sum(group.position(letter).multiplicity for letter in letters)
         self._min_volume = MIN_VOLUME * atoms
         self._vectors = _constant_vectors(group, letters)
+        self._lines, self._room = _lines(group, letters)
 
     def allowed(self, known: Sequence[float]) -> NDArray[np.bool_]:
         """Return which values of the next free parameter may be written.
@@ -90,6 +92,9 @@ class CellMask:
         if len(self._vectors):
             lengths = np.einsum("vi,kij,vj->kv", self._vectors, metrics, self._vectors)
             good &= lengths.min(1) >= MIN_DISTANCE**2 + 1e-9
+        if len(self._lines):
+            lengths = np.einsum("vi,kij,vj->kv", self._lines, metrics, self._lines)
+            good &= (lengths >= self._room**2).all(1)
         return good
 
 
@@ -178,6 +183,21 @@ def distances_to(
 def _shortest(gaps: NDArray[np.float64], metric: NDArray[np.float64]) -> NDArray[np.float64]:
     gaps = gaps - np.rint(gaps)
     return np.sqrt(((gaps @ metric) * gaps).sum(-1).min(1).clip(0))
+
+
+def _lines(
+    group: SpaceGroup, letters: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions (v, 3) of the lines on which orbits with one free coordinate lie, and the length
+    (v,) of a period that has room for all of them: an atom takes `MIN_DISTANCE` on either side."""
+    directions, room = [], []
+    for letter in dict.fromkeys(letters):
+        position = group.position(letter)
+        if position.num_free == 1:
+            atoms = letters.count(letter) * len(equivalents(group.number, letter).linear)
+            directions.append(position.linear[:, 0].astype(float))
+            room.append(_SPARE * 2 * MIN_DISTANCE * atoms)
+    return np.array(directions).reshape(-1, 3), np.array(room)
 
 
 def _constant_vectors(group: SpaceGroup, letters: Sequence[str]) -> NDArray[np.float64]:
