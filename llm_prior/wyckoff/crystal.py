@@ -146,7 +146,8 @@ class WyckoffCrystal:
         return replace(self, orbits=orbits)
 
     def orbit_points(self) -> list[NDArray[np.float64]]:
-        """Conventional coordinates (n, 3) of the primitive cell's atoms of each orbit."""
+        """Return coordinates (n, 3), in the conventional cell, of the atoms of each orbit that are
+        in the primitive cell."""
         return [
             images(self.spacegroup, orbit.letter)(np.array(orbit.coords, dtype=float))
             for orbit in self.orbits

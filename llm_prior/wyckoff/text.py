@@ -26,7 +26,7 @@ from llm_prior.wyckoff.analysis import DEFAULT_SYMPREC, describe
 from llm_prior.wyckoff.crystal import FREE_CELL, Orbit, WyckoffCrystal, is_cell
 from llm_prior.wyckoff.normal_form import augment, canonical, polar_places
 from llm_prior.wyckoff.orbits import lies_special
-from llm_prior.wyckoff.table import NUM_GROUPS, SpaceGroup, space_group
+from llm_prior.wyckoff.table import GRID, NUM_GROUPS, SpaceGroup, space_group
 
 _NUMBER = re.compile(r"\d{1,4}(\.\d{1,9})?", re.ASCII)
 _GROUP = re.compile(r"[1-9]\d{0,2}", re.ASCII)
@@ -271,11 +271,10 @@ def decode(text: str, fmt: WyckoffFormat, *, complete: bool = True) -> WyckoffCr
 
 def _check_apart(crystal: WyckoffCrystal, fmt: WyckoffFormat) -> None:
     """Refuse coordinates on a more special position and atoms in one place."""
-    points = [np.asarray(points) for points in crystal.orbit_points()]
     tolerance = 0.1 / fmt.coord_bins
-    every = np.concatenate(points)
+    every = np.concatenate(crystal.orbit_points())
     owner = crystal.site_orbits()
-    lattice_points = crystal.group.centring / 24
+    lattice_points = crystal.group.centring / GRID
     gaps = every[:, None, None] - every[:, None] - lattice_points  # (n, n, l, 3)
     close = (np.abs(gaps - np.rint(gaps)).max(-1) < tolerance).any(-1)
     np.fill_diagonal(close, False)

@@ -206,3 +206,7 @@ def test_a_triplet_is_read():
     linear, shift = parse_coordinates("x-2z,-y+1/4,5/6")
     assert linear.tolist() == [[1, 0, -2], [0, -1, 0], [0, 0, 0]]
     assert shift.tolist() == [0, 6, 20]
+
+
+def test_sohncke_groups_are_65():
+    assert sum(space_group(number).is_sohncke for number in GROUPS) == 65
