@@ -118,9 +118,9 @@ class TaskMix:
         composition: share of generation with formula and number of atoms, which fix every atom.
             The rest of generation takes a random subset of the known conditions.
         translated: in the layout `sites`, share of the generated crystals that are shifted by a
-            uniform random vector. The others keep the coordinates of the data, where most atoms of symmetric crystals are
-            on multiples of 1/2, 1/3 and 1/4, which are easier to learn. Infilling shifts every
-            crystal, because users infill crystals of any origin.
+            uniform random vector. The others keep the coordinates of the data, where most atoms of
+            symmetric crystals are on multiples of 1/2, 1/3 and 1/4, which are easier to learn.
+            Infilling shifts every crystal, because users infill crystals of any origin.
         augmented: in the layout `wyckoff`, share of the texts that are drawn over the normalizer
             of the space group (other origins and axes). The others are canonical.
 

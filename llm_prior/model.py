@@ -66,8 +66,8 @@ class Prior:
 
         Raises:
             PriorError: if the base has no weights or no tokenizer, cannot be read, was trained with
-                another text layout or precision, is an adapter, or does not fit `base.lora`, or if the seed
-                is negative.
+                another text layout or precision, is an adapter, or does not fit `base.lora`, or if
+                the seed is negative.
         """
         check_seed(seed)
         if base.architecture is not None:

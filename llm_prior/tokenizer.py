@@ -56,7 +56,7 @@ def compact_tokenizer(fmt: TextFormat) -> PreTrainedTokenizerFast:
     Raises:
         PriorError: if the precision would need too many tokens.
     """
-    layout = layout_of(fmt).vocabulary()
+    fields = layout_of(fmt).vocabulary()
     sentences = [
         GENERATION_HEAD,
         GENERATION_TAILS[fmt.layout],
@@ -69,13 +69,15 @@ def compact_tokenizer(fmt: TextFormat) -> PreTrainedTokenizerFast:
         *sentences,
         SENTENCE_END,
         "\n" + MASK,
-        *layout.words,
+        *fields.words,
         *(char for char in string.printable if char not in "\r\x0b\x0c"),
     ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern(sentences, layout.patterns)), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(_pattern(sentences, fields.patterns)), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -134,4 +136,3 @@ def _pattern(sentences: Iterable[str], fields: Iterable[str]) -> str:
 def _escape(text: str) -> str:
     escaped = "".join("\\" + char if char in r"\.[]()*+?^$|{}" else char for char in text)
     return escaped.replace("\n", r"\n")
-

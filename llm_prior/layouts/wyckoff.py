@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,10 @@ from llm_prior.prompts import known_conditions
 from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
-from llm_prior.wyckoff.crystal import WyckoffCrystal
+from llm_prior.wyckoff.crystal import WyckoffCrystal, actual_group
 from llm_prior.wyckoff.grammar import Grammar
 from llm_prior.wyckoff.spacing import ANGLE_BOUNDS
+from llm_prior.wyckoff.supergroups import SYMPREC
 from llm_prior.wyckoff.table import NUM_GROUPS, space_group
 from llm_prior.wyckoff.text import WyckoffFormat, decode, describe_anew, to_text
 
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from llm_prior.layouts.binding import TokenGrammar
 
-LETTERS = "abcdefghijklmnopqrstuvwxyzA"  # of group 47, which has the most positions
+LETTERS = "abcdefghijklmnopqrstuvwxyzA"  # by place; group 47 has the most positions
 _LARGEST_LENGTH = 40  # Angstrom; a longer edge is spelled in characters
-_HAND_SYMPREC = 0.01  # Angstrom, for a crystal that is exactly symmetric
 
 
 class WyckoffDescription(Description):
@@ -195,6 +194,38 @@ class WyckoffLayout(TextLayout):
         if group.enantiomorph is None or self.fmt.keep_hand:
             return group.number
         return min(group.number, group.enantiomorph)
+
+    def missed(self, reading: Reading, conditions: Mapping[str, Any]) -> str | None:
+        """Return the name of a condition that a crystal does not meet, or None.
+
+        Args:
+            reading: the crystal.
+            conditions: values by name. The space group is the one that spglib finds.
+        """
+        group = self._written_group(conditions)
+        if group is not None:
+            assert reading.crystal is not None  # every text of this layout has one
+            found = actual_group(reading.crystal, SYMPREC)
+            if found is None or self._written_group({"spacegroup": found}) != group:
+                return "spacegroup"
+        return super().missed(reading, conditions)
+
+    def as_requested(self, reading: Reading, conditions: Mapping[str, Any]) -> Reading:
+        """Return a crystal, or its mirror image if that is in the requested space group.
+
+        Args:
+            reading: a crystal that meets the conditions.
+            conditions: values by name.
+        """
+        crystal = reading.crystal
+        if crystal is None or conditions.get("spacegroup") is None:
+            return reading
+        if parse_spacegroup(conditions["spacegroup"]) == crystal.spacegroup:
+            return reading
+        given = reading.structure
+        mirrored = Structure(given.lattice, given.species, -given.frac_coords)
+        crystal = describe(mirrored, SYMPREC, keep_hand=True)
+        return Reading(crystal.primitive(), crystal)
 
     def longest_text(self) -> str:
         """Return a text with about the most tokens: one atom per orbit, in general positions."""
