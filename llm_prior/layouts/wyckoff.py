@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from llm_prior.prompts import known_conditions
 from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
-from llm_prior.wyckoff.crystal import WyckoffCrystal, actual_group
+from llm_prior.wyckoff.crystal import WyckoffCrystal, actual_group, element_order
 from llm_prior.wyckoff.grammar import Grammar
 from llm_prior.wyckoff.spacing import ANGLE_BOUNDS
 from llm_prior.wyckoff.supergroups import SYMPREC
@@ -170,8 +171,10 @@ class WyckoffLayout(TextLayout):
         rule = CompositionRule.from_conditions(
             conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
         )
-        group = self._written_group(conditions)
-        return Grammar(self.wyckoff_format, rule, None if group is None else [group])
+        unit = None if rule.unit is None else tuple(rule.unit.items())
+        return _grammar(
+            self.wyckoff_format, replace(rule, unit=None), unit, self._written_group(conditions)
+        )
 
     def prompt(self, conditions: Mapping[str, Any]) -> str:
         """Return the prompt for a crystal that meets the conditions.
@@ -287,3 +290,52 @@ class WyckoffLayout(TextLayout):
         from llm_prior.layouts.binding import TokenGrammar  # imports torch
 
         return TokenGrammar(tokenizer, self)
+
+
+@lru_cache(maxsize=256)
+def _grammar(
+    fmt: WyckoffFormat,
+    rule: CompositionRule,
+    unit: tuple[tuple[int, int], ...] | None,
+    group: int | None,
+) -> Grammar:
+    """Return the fields of a request; `unit` is that of the rule, which cannot be hashed with it.
+
+    Batches of one request share what the grammar remembers.
+    """
+    rule = replace(rule, unit=None if unit is None else dict(unit))
+    groups: Sequence[int] | None = None if group is None else [group]
+    if groups is None and unit is not None:
+        rank = element_order()
+        counts = [count for _, count in sorted(unit, key=lambda item: rank[SYMBOLS[item[0]]])]
+        groups = _groups_of_numbers(
+            fmt, tuple(counts), rule.multiples, rule.min_atoms, rule.max_atoms
+        )
+    return Grammar(fmt, rule, groups)
+
+
+@lru_cache(maxsize=4096)
+def _groups_of_numbers(
+    fmt: WyckoffFormat,
+    counts: tuple[int, ...],
+    multiples: frozenset[int],
+    min_atoms: int,
+    max_atoms: int,
+) -> tuple[int, ...]:
+    """Return the groups that can hold a formula, which its numbers alone decide.
+
+    Looking for them takes half a second.
+    """
+    rank = element_order()
+    elements = sorted(range(len(SYMBOLS)), key=lambda element: rank[SYMBOLS[element]])
+    unit = dict(zip(elements, counts, strict=False))
+    every = sum(1 << element for element in unit)
+    rule = CompositionRule(
+        allowed=every,
+        required=every,
+        unit=unit,
+        multiples=multiples,
+        min_atoms=min_atoms,
+        max_atoms=max_atoms,
+    )
+    return tuple(Grammar(fmt, rule).groups)
