@@ -203,13 +203,14 @@ class WyckoffLayout(TextLayout):
 
         Args:
             reading: the crystal.
-            conditions: values by name. The space group is the one that spglib finds.
+            conditions: values by name. The space group must be that of the text, and the one that
+                spglib finds.
         """
         group = self._written_group(conditions)
         if group is not None:
             assert reading.crystal is not None  # every text of this layout has one
-            found = actual_group(reading.crystal, SYMPREC)
-            if found is None or self._written_group({"spacegroup": found}) != group:
+            found = (reading.crystal.spacegroup, actual_group(reading.crystal, SYMPREC))
+            if any(f is None or self._written_group({"spacegroup": f}) != group for f in found):
                 return "spacegroup"
         return super().missed(reading, conditions)
 
