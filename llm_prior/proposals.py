@@ -26,7 +26,7 @@ from llm_prior.config import (
 )
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
-from llm_prior.layouts import TextConstraint, TextLayout
+from llm_prior.layouts import TextConstraint, TextCursor, TextLayout
 from llm_prior.model import Prior
 from llm_prior.prompts import BY_NAME
 from llm_prior.text import ParseError, site_symbols
@@ -133,9 +133,13 @@ def propose(
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
 
+    cursors: dict[int, TextCursor | None] = {}  # of the text that is being written
+
     def question(place: int, attempt: int) -> Question:
         sequence = np.random.SeedSequence(seed, spawn_key=(indices[place], attempt))
-        return requested[place].question(place, np.random.default_rng(sequence))
+        asked = requested[place].question(place, np.random.default_rng(sequence))
+        cursors[place] = asked.cursor
+        return asked
 
     queue = deque(question(place, 0) for place in range(len(requested)))
     for place, text, complete in generate_texts(
@@ -144,7 +148,10 @@ def propose(
         proposal = proposals[place]
         proposal.text = text
         proposal.attempts += 1
-        reason = _judge(proposal, requested[place].wanted, complete, prior.layout, excluded, refuse)
+        cursor = cursors.pop(place)
+        reason = _judge(
+            proposal, requested[place].wanted, complete, prior.layout, cursor, excluded, refuse
+        )
         if reason is not None:
             proposal.rejects[reason] += 1
             # At temperature 0 the answer would be the same.
@@ -162,9 +169,11 @@ class Question(Answer):
 
     Attributes:
         place: index of its request in the call.
+        cursor: constrains the tokens; None allows every token.
     """
 
     place: int
+    cursor: TextCursor | None = None
 
 
 def generate_texts(
@@ -241,6 +250,7 @@ def _judge(
     wanted: Mapping[str, str],
     complete: bool,
     layout: TextLayout,
+    cursor: TextCursor | None,
     excluded: frozenset[str],
     refuse: Callable[[Structure], str | None] | None,
 ) -> str | None:
@@ -249,7 +259,7 @@ def _judge(
         reading = layout.read(proposal.text, complete=complete)
     except ParseError as error:
         return error.reason.value
-    if (name := layout.missed(reading, wanted)) is not None:
+    if (name := layout.missed(reading, wanted, cursor)) is not None:
         return f"other_{name}"
     if not excluded.isdisjoint(site_symbols(reading.structure)):
         return "excluded_element"

@@ -118,6 +118,11 @@ class TokenCursor:
         self._depth = 0  # tokens of the present field
         self._legal: Legal | None = None
 
+    @property
+    def group_is_exact(self) -> bool:
+        """True if the crystal of the text has exactly the space group of the request."""
+        return self.finished and not self._text.crowded
+
     def legal(self) -> Legal:
         """Return the tokens that may come next.
 
@@ -197,6 +202,10 @@ class _FieldText:
     @property
     def finished(self) -> bool:
         return self._cursor.finished
+
+    @property
+    def crowded(self) -> bool:
+        return self._cursor.crowded
 
     def rows(self, table: TokenTable) -> NDArray[np.int64]:
         """Return the rows of the table that may come next."""

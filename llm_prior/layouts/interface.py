@@ -90,6 +90,11 @@ class Description(ABC):
 class TextCursor(Protocol):
     """A place in a text that is being written."""
 
+    @property
+    def group_is_exact(self) -> bool:
+        """True if the crystal of the text has exactly the space group of the request."""
+        ...
+
     def legal(self) -> Legal:
         """Return the tokens that may come next."""
         ...
@@ -217,12 +222,15 @@ class TextLayout(ABC):
         """
         return generation_prompt(conditions, self.fmt.layout)
 
-    def missed(self, reading: Reading, conditions: Mapping[str, Any]) -> str | None:
+    def missed(
+        self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
+    ) -> str | None:
         """Return the name of a condition that a crystal does not meet, or None.
 
         Args:
             reading: the crystal.
             conditions: values by name; those that a crystal does not tell are passed over.
+            cursor: the place at the end of the text if it was constrained.
         """
         for name, value in conditions.items():
             told = BY_NAME[name].derive is not None

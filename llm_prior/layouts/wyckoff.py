@@ -13,7 +13,13 @@ from pymatgen.core import Structure
 from llm_prior.composition import CompositionRule
 from llm_prior.config import TaskMix
 from llm_prior.errors import PriorError
-from llm_prior.layouts.interface import Description, Reading, TextLayout, Vocabulary
+from llm_prior.layouts.interface import (
+    Description,
+    Reading,
+    TextCursor,
+    TextLayout,
+    Vocabulary,
+)
 from llm_prior.layouts.sites import check_precision
 from llm_prior.prompts import known_conditions
 from llm_prior.spacegroups import parse_spacegroup
@@ -198,18 +204,21 @@ class WyckoffLayout(TextLayout):
             return group.number
         return min(group.number, group.enantiomorph)
 
-    def missed(self, reading: Reading, conditions: Mapping[str, Any]) -> str | None:
+    def missed(
+        self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
+    ) -> str | None:
         """Return the name of a condition that a crystal does not meet, or None.
 
         Args:
             reading: the crystal.
             conditions: values by name. The space group must be that of the text, and the one that
                 spglib finds.
+            cursor: the place at the end of the text if it was constrained.
         """
         group = self._written_group(conditions)
-        if group is not None:
+        if group is not None and (cursor is None or not cursor.group_is_exact):
             assert reading.crystal is not None  # every text of this layout has one
-            found = (reading.crystal.spacegroup, actual_group(reading.crystal, SYMPREC))
+            found = (reading.crystal.spacegroup, actual_group(reading.structure, SYMPREC))
             if any(f is None or self._written_group({"spacegroup": f}) != group for f in found):
                 return "spacegroup"
         return super().missed(reading, conditions)

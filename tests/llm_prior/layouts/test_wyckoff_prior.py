@@ -88,7 +88,7 @@ def test_a_request_that_no_crystal_can_meet_is_refused(wyckoff_prior: Prior) -> 
 
 def test_without_constraint_another_group_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text of another group, and one whose cell happens to fit a higher one."""
-    tetragonal = "123\nSr a\nTi d\nO b\nO e\n3.9 4.1"
+    tetragonal = "123\nSr a\nTi d\nO c\nO e\n3.9 4.1"
     script = Script([PEROVSKITE, "nonsense", tetragonal.replace("4.1", "3.9"), tetragonal])
     monkeypatch.setattr(proposals, "generate_texts", script)
     prior = one_layer_prior(512, layout="wyckoff")
