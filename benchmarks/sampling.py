@@ -39,10 +39,8 @@ from flowllm.hub.locate import BUNDLED_PRIOR
 from llm_prior import (
     ParseError,
     Prior,
-    RejectReason,
     composition_conditions,
     decode,
-    generation_prompt,
     propose,
 )
 from llm_prior.proposals import longest_answer
@@ -58,7 +56,7 @@ def plain(prior: Prior, requests: Requests, seed: int, batch: int, **sampling: f
     tokenizer = prior.tokenizer
     texts: Texts = []
     for at in range(0, len(requests), batch):
-        prompts = [generation_prompt(conditions) for conditions in requests[at : at + batch]]
+        prompts = [prior.layout.prompt(conditions) for conditions in requests[at : at + batch]]
         inputs = tokenizer(
             [tokenizer.bos_token + prompt for prompt in prompts],
             add_special_tokens=False,
@@ -108,8 +106,7 @@ def engine(
         slots=batch,
         **sampling,
     )
-    undecodable = set(RejectReason)
-    return [None if undecodable & p.rejects.keys() else p.text for p in proposals]
+    return [p.text if all("other_" in reason for reason in p.rejects) else None for p in proposals]
 
 
 WAYS: dict[str, Callable[..., Texts]] = {

@@ -4,7 +4,8 @@ A crystal passes through the modules in this order:
 
 - `prompts` turns conditions into a prompt; its table `ATTRIBUTES` declares every condition,
   `spacegroups` reads the symbols of space groups;
-- `text` writes and reads the crystal, `tokenizer` makes one token of each number and element;
+- `text` and `wyckoff` write and read the crystal in two layouts, which the other modules use
+  through `layouts`; `tokenizer` makes one token of each number and element;
 - `dataset` draws training examples, `model` holds the language model and its tokenizer, `loading`
   reads pretrained weights, `config` has the settings of all of them;
 - `composition`, `fields`, `tries` and `grammar` say which tokens may follow, so that only crystals
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
     from llm_prior.dataset import Collator, CrystalTextDataset
     from llm_prior.errors import PriorError
     from llm_prior.infilling import allowed_swaps, element_probabilities
+    from llm_prior.layouts import decode, encode
     from llm_prior.model import Prior, warn_of_untrained
     from llm_prior.prompts import ATTRIBUTES, generation_prompt, stated_conditions
     from llm_prior.proposals import Proposal, propose
     from llm_prior.scoring import Score, log_likelihood
-    from llm_prior.text import ParseError, RejectReason, TextFormat, decode, encode
+    from llm_prior.text import ParseError, RejectReason, TextFormat
     from llm_prior.translation import increase_in_perplexity
 
 __all__ = [
@@ -87,11 +89,12 @@ _NAMES = {
     "dataset": ("Collator", "CrystalTextDataset"),
     "errors": ("PriorError",),
     "infilling": ("allowed_swaps", "element_probabilities"),
+    "layouts": ("decode", "encode"),
     "model": ("Prior", "warn_of_untrained"),
     "prompts": ("ATTRIBUTES", "generation_prompt", "stated_conditions"),
     "proposals": ("Proposal", "propose"),
     "scoring": ("Score", "log_likelihood"),
-    "text": ("ParseError", "RejectReason", "TextFormat", "decode", "encode"),
+    "text": ("ParseError", "RejectReason", "TextFormat"),
     "translation": ("increase_in_perplexity",),
 }
 _HOME = {name: f"llm_prior.{module}" for module, names in _NAMES.items() for name in names}

@@ -45,14 +45,16 @@ def check_conditions(
 
     Args:
         conditions: values by name; see `llm_prior.prompts.ATTRIBUTES`.
-        fmt: its `max_atoms` is the size limit.
+        fmt: its `max_atoms` is the size limit. In the layout `wyckoff` the space group counts too.
         exclude_elements: symbols of elements that must not occur.
 
     Raises:
         PriorError: if a condition is unknown, has a bad value, contradicts another or the excluded
             elements, or needs more atoms than the model writes.
     """
-    CompositionRule.from_conditions(conditions, fmt.max_atoms, exclude_elements=exclude_elements)
+    from llm_prior.layouts import layout_of  # builds on this module
+
+    layout_of(fmt).check(conditions, exclude_elements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,10 +117,12 @@ class TaskMix:
         formula: share of generation with the formula alone.
         composition: share of generation with formula and number of atoms, which fix every atom.
             The rest of generation takes a random subset of the known conditions.
-        translated: share of the generated crystals that are shifted by a uniform random vector.
-            The others keep the coordinates of the data, where most atoms of symmetric crystals are
-            on multiples of 1/2, 1/3 and 1/4, which are easier to learn. Infilling shifts every
-            crystal, because users infill crystals of any origin.
+        translated: in the layout `sites`, share of the generated crystals that are shifted by a
+            uniform random vector. The others keep the coordinates of the data, where most atoms of
+            symmetric crystals are on multiples of 1/2, 1/3 and 1/4, which are easier to learn.
+            Infilling shifts every crystal, because users infill crystals of any origin.
+        augmented: in the layout `wyckoff`, share of the texts that are drawn over the normalizer
+            of the space group (other origins and axes). The others are canonical.
 
     Raises:
         PriorError: if the shares are negative or add up to more than 1.
@@ -131,6 +133,7 @@ class TaskMix:
     formula: float = 0.25
     composition: float = 0.25
     translated: float = 1.0
+    augmented: float = 0.0
 
     def __post_init__(self) -> None:
         shares = (self.infill, self.unconditional, self.formula, self.composition)
@@ -140,8 +143,9 @@ class TaskMix:
                 f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
                 "formula and composition together at most 1"
             )
-        if not 0 <= self.translated <= 1:
-            raise PriorError(f"task mix: translated is {self.translated}; it is from 0 to 1")
+        for name in ("translated", "augmented"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise PriorError(f"task mix: {name} is {getattr(self, name)}; it is from 0 to 1")
 
     @property
     def has_unconditional(self) -> bool:

@@ -1,4 +1,4 @@
-"""Training examples of the text prior: task, conditions and translation of each crystal.
+"""Training examples of the text prior: task, conditions and text of each crystal.
 
 Every draw is a function of a crystal and a random generator alone, so the owner of the generator
 (one for each absolute sample position) can repeat any draw.
@@ -17,14 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_prior.config import TaskMix
 from llm_prior.errors import PriorError
-from llm_prior.prompts import (
-    ATTRIBUTES,
-    BY_NAME,
-    generation_prompt,
-    infill_prompt,
-    known_conditions,
-)
-from llm_prior.text import TextFormat, encode, mask_element, site_symbols
+from llm_prior.layouts import Description, layout_of
+from llm_prior.prompts import ATTRIBUTES, BY_NAME, generation_prompt, infill_prompt
+from llm_prior.text import LayoutName, TextFormat, mask_element
 
 IGNORED = -100  # label of a token that does not enter the loss (torch's cross entropy)
 _LENGTH_STEP = 8
@@ -46,7 +41,7 @@ def draw_example(
     mix: TaskMix,
     rng: np.random.Generator,
 ) -> Example:
-    """Draw the task, its conditions and a translation for one crystal.
+    """Draw the task, its conditions and one of the texts of a crystal.
 
     Args:
         structure: the crystal.
@@ -58,13 +53,23 @@ def draw_example(
     Raises:
         PriorError: if the crystal cannot be written, or a property is a bad value of a condition.
     """
-    conditions = _draw_conditions(known_conditions(structure, properties), mix, rng)
-    translated = conditions is None or rng.random() < mix.translated
-    text = encode(structure, fmt, translation=rng.random(3) if translated else None)
+    description = layout_of(fmt).describe(structure)
+    return _draw(description, description.conditions(properties), fmt.layout, mix, rng)
+
+
+def _draw(
+    description: Description,
+    known: Mapping[str, Any],
+    layout: LayoutName,
+    mix: TaskMix,
+    rng: np.random.Generator,
+) -> Example:
+    conditions = _draw_conditions(known, mix, rng)
+    text = description.draw(mix, rng, infill=conditions is None)
     if conditions is None:
-        element = rng.choice(sorted(set(site_symbols(structure))))
+        element = rng.choice(sorted(set(description.symbols)))
         return Example(infill_prompt(mask_element(text, element)), str(element))
-    return Example(generation_prompt(conditions), text)
+    return Example(generation_prompt(conditions, layout), text)
 
 
 def _draw_conditions(
@@ -145,6 +150,8 @@ class CrystalTextDataset:
         self.tokenizer = tokenizer
         self.fmt = fmt
         self.mix = mix
+        self._layout = layout_of(fmt)
+        self._described: dict[int, Description] = {}
         self._known: dict[int, dict[str, Any]] = {}
         self._num_tokens: dict[str, int] = {}
         self._condition_sizes: dict[tuple[int, str], int] = {}
@@ -171,17 +178,14 @@ class CrystalTextDataset:
         Raises:
             PriorError: if a property of the crystal is a bad value of a condition.
         """
-        _, structure, _ = self.crystals[index]
         conditions = _draw_conditions(self._known_of(index), self.mix, rng)
         if conditions is None:
             prompt = self._count(infill_prompt(""))
         else:
-            prompt = self._count(generation_prompt({})) + sum(
+            prompt = self._count(self._layout.prompt({})) + sum(
                 self._condition_size(index, name, value) for name, value in conditions.items()
             )
-        zero = f"{0:.{self.fmt.coord_decimals}f}"
-        sites = (f"\n{symbol}\n{zero} {zero} {zero}" for symbol in site_symbols(structure))
-        return prompt + sum(map(self._count, sites))
+        return prompt + sum(map(self._count, self._description_of(index).pieces()))
 
     def _condition_size(self, index: int, name: str, value: Any) -> int:
         if (index, name) not in self._condition_sizes:
@@ -194,9 +198,18 @@ class CrystalTextDataset:
 
     def _known_of(self, index: int) -> dict[str, Any]:
         if index not in self._known:
-            _, structure, properties = self.crystals[index]
-            self._known[index] = known_conditions(structure, properties)
+            _, _, properties = self.crystals[index]
+            self._known[index] = self._description_of(index).conditions(properties)
         return self._known[index]
+
+    def _description_of(self, index: int) -> Description:
+        if index not in self._described:
+            name, structure, _ = self.crystals[index]
+            try:
+                self._described[index] = self._layout.describe(structure)
+            except PriorError as error:
+                raise PriorError(f"crystal {name}: {error}") from error
+        return self._described[index]
 
     def _count(self, piece: str) -> int:
         if piece not in self._num_tokens:
@@ -218,9 +231,10 @@ class CrystalTextDataset:
             PriorError: if the crystal cannot be written, or a property of it is a bad value of a
                 condition.
         """
-        name, structure, properties = self.crystals[index]
+        name, _, _ = self.crystals[index]
+        description, known = self._description_of(index), self._known_of(index)
         try:
-            example = draw_example(structure, properties, self.fmt, self.mix, rng)
+            example = _draw(description, known, self.fmt.layout, self.mix, rng)
         except PriorError as error:
             raise PriorError(f"crystal {name}: {error}") from error
         input_ids, labels = tokenize(self.tokenizer, example.prompt, example.answer)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
-from llm_prior.prompts import GENERATION_TAIL
+from llm_prior.prompts import GENERATION_TAILS
 from llm_prior.text import ANGLE_RANGE, LENGTH_RANGE, SYMBOLS, TextFormat
 
 Kind = Literal["first_length", "length", "first_angle", "angle", "element", "first_coord", "coord"]
 FieldTokens = dict[Kind, dict[int, tuple[int, ...]]]
+AnyKind = TypeVar("AnyKind", bound=str)
 
 _CELL: tuple[Kind, ...] = ("first_length", "length", "length", "first_angle", "angle", "angle")
 _SITE: tuple[Kind, ...] = ("element", "first_coord", "coord", "coord")
@@ -38,7 +39,7 @@ _STRIDES = (1, 3, 7)  # of the values of neighbouring fields, so that their pair
 
 
 def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTokens:
-    """Return the tokens of every value of every field, as the tokenizer writes them in a text.
+    """Return the tokens of every value of every field of the layout `sites`.
 
     A value is given by its tick: a length, angle or coordinate in units of its last decimal, an
     element by its place in `SYMBOLS`.
@@ -54,13 +55,34 @@ def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTo
         PriorError: if the format has too many decimals to list the values, or the tokenizer does
             not reproduce the text, or has tokens across two fields.
     """
-    trials = _trials(fmt)
+    return read_tokens(tokenizer, _trials(fmt), GENERATION_TAILS["sites"])
+
+
+def read_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    trials: Sequence[Sequence[tuple[AnyKind, int, str]]],
+    tail: str,
+) -> dict[AnyKind, dict[int, tuple[int, ...]]]:
+    """Return the tokens of every value of every field, as the tokenizer writes them in texts.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        trials: texts as (kind, value, text with the white space before it) of each field.
+        tail: end of the prompt before a text.
+
+    Returns:
+        kind of field -> value -> token ids.
+
+    Raises:
+        PriorError: if the tokenizer does not reproduce the texts, writes a value in several ways,
+            or has tokens across two fields.
+    """
     texts = ["".join(text for *_, text in trial) for trial in trials]
-    rows = tokenizer([GENERATION_TAIL + text for text in texts], add_special_tokens=False)
+    rows = tokenizer([tail + text for text in texts], add_special_tokens=False)
     pieces = _pieces(tokenizer, {token for row in rows["input_ids"] for token in row})
-    found: FieldTokens = {kind: {} for kind in _PREFIX}
+    found: dict[AnyKind, dict[int, tuple[int, ...]]] = {}
     for trial, text, row in zip(trials, texts, rows["input_ids"], strict=True):
-        whole = GENERATION_TAIL + text
+        whole = tail + text
         ends = [0, *accumulate(len(pieces[token]) for token in row)]
         spare = ends[-1] - len(whole)  # white space that some tokenizers begin every text with
         if "".join(pieces[token] for token in row) != " " * spare + whole:
@@ -69,7 +91,7 @@ def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTo
                 f"character of {text!r}?); use another base model"
             )
         place_of = {end: place for place, end in enumerate(ends)}
-        border = spare + len(GENERATION_TAIL)
+        border = spare + len(tail)
         start = begin = place_of.get(border)
         for kind, tick, word in trial:
             border += len(word)
@@ -80,7 +102,7 @@ def field_tokens(tokenizer: PreTrainedTokenizerBase, fmt: TextFormat) -> FieldTo
                     "so the text cannot be constrained; sample without constraint"
                 )
             tokens = tuple(row[start:stop])
-            if found[kind].setdefault(tick, tokens) != tokens:
+            if found.setdefault(kind, {}).setdefault(tick, tokens) != tokens:
                 raise PriorError(
                     f"this tokenizer writes {word!r} in more than one way, so the text cannot be "
                     "constrained; sample without constraint"

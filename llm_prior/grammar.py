@@ -99,7 +99,10 @@ class Cursor:
 
     Attributes:
         finished: True once the end of sequence is written.
+        group_is_exact: False: the texts of this layout have no space group.
     """
+
+    group_is_exact = False
 
     def __init__(self, tries: FieldTries, rule: CompositionRule, *, coord_values: int) -> None:
         self.finished = False

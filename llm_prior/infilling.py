@@ -23,7 +23,7 @@ from llm_prior.errors import PriorError
 from llm_prior.loading import input_embeddings
 from llm_prior.model import Prior
 from llm_prior.prompts import INFILL_TAIL, infill_prompt
-from llm_prior.text import SYMBOLS, encode, mask_element, site_symbols
+from llm_prior.text import SYMBOLS, mask_element, site_symbols
 
 INFILL_BATCH_SIZE = 16
 RADIUS_TOLERANCE = 0.1  # Angstrom
@@ -47,8 +47,9 @@ def element_probabilities(
 
     Args:
         prior: the model.
-        structures: crystals of at most `prior.fmt.max_atoms` sites; their coordinates are kept.
-        masks: symbol of the element in each crystal whose sites are masked.
+        structures: crystals of at most `prior.fmt.max_atoms` sites. In the layout `sites` their
+            coordinates are kept; `wyckoff` writes the canonical text.
+        masks: symbol of the element in each crystal whose sites, or orbits, are masked.
         temperature: divides the log-probabilities; 0 gives the likeliest element probability 1.
         candidates: symbols that may replace the masked element in each crystal; default all 118,
             the masked one included.
@@ -77,7 +78,7 @@ def element_probabilities(
                 else f"unknown element {min(set(allowed) - set(SYMBOLS))} among the candidates; "
                 "write symbols like Na"
             )
-        text = infill_prompt(mask_element(encode(structure, prior.fmt), mask))
+        text = infill_prompt(mask_element(prior.layout.describe(structure).text(), mask))
         ids = tokenize(prior.tokenizer, text, "")[0][:-1]  # without the end of sequence
         if len(ids) + tree.depth > prior.context_length:
             raise PriorError(

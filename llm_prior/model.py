@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.config import Architecture, BaseModel, TaskMix, check_seed
 from llm_prior.errors import PriorError
-from llm_prior.grammar import Grammar
+from llm_prior.layouts import TextGrammar, TextLayout, layout_of
 from llm_prior.loading import check_place, first_line, input_embeddings, load_pretrained
 from llm_prior.prompts import stated_conditions
 from llm_prior.text import TextFormat
@@ -66,8 +66,8 @@ class Prior:
 
         Raises:
             PriorError: if the base has no weights or no tokenizer, cannot be read, was trained with
-                another text precision, is an adapter, or does not fit `base.lora`, or if the seed
-                is negative.
+                another text layout or precision, is an adapter, or does not fit `base.lora`, or if
+                the seed is negative.
         """
         check_seed(seed)
         if base.architecture is not None:
@@ -140,7 +140,7 @@ class Prior:
         model: Any = self.model
         model.save_pretrained(folder, state_dict=state, **options)
         self.tokenizer.save_pretrained(folder)
-        settings = {"version": SETTINGS_VERSION, "text": asdict(self.fmt), "info": self.info}
+        settings = {"version": SETTINGS_VERSION, "text": self.fmt.to_dict(), "info": self.info}
         if adapter:
             settings["base"] = self.base
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
@@ -199,14 +199,19 @@ class Prior:
         )
 
     @functools.cached_property
-    def grammar(self) -> Grammar:
+    def layout(self) -> TextLayout:
+        """Layout in which the model writes crystals."""
+        return layout_of(self.fmt)
+
+    @functools.cached_property
+    def grammar(self) -> TextGrammar:
         """Grammar of this tokenizer and format.
 
         Raises:
             PriorError: if the tokenizer does not reproduce the text field by field, or the format
                 has too many decimals.
         """
-        return Grammar(self.tokenizer, self.fmt)
+        return self.layout.grammar(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -261,12 +266,12 @@ def _check_base(name: str, fmt: TextFormat) -> None:
         raise PriorError(f"{name} is an adapter; merge it into its base first (train-llm --merge)")
     if not (folder / SETTINGS_FILE).is_file():
         return
-    trained = _read_settings(name)["text"]
-    for key in ("coord_decimals", "length_decimals", "angle_decimals"):
-        if trained.get(key, getattr(TextFormat(), key)) != getattr(fmt, key):
+    trained = TextFormat(**_read_settings(name)["text"]).to_dict()
+    for key, value in fmt.to_dict().items():
+        if key not in ("max_atoms", "symprec") and trained.get(key) != value:
             raise PriorError(
-                f"{name} was trained with text.{key}={trained[key]}, the recipe has "
-                f"{getattr(fmt, key)}; set text.{key}={trained[key]}"
+                f"{name} was trained with text.{key}={trained.get(key)}, the recipe has {value}; "
+                f"set text.{key}={trained.get(key)}"
             )
 
 

@@ -1,5 +1,7 @@
 """The prompts of CrystalLLM (arXiv 2402.04379, appendix A) and the table of conditions.
 
+The last sentence of a prompt names the layout of the text; that of `sites` is CrystalLLM's.
+
 A condition is declared once, as an `Attribute` in `ATTRIBUTES`: training, sampling, the tokenizer
 and the command line read that table.
 """
@@ -17,13 +19,15 @@ from pymatgen.core import Composition, Structure
 
 from llm_prior.errors import PriorError
 from llm_prior.spacegroups import parse_spacegroup
-from llm_prior.text import SYMBOLS
+from llm_prior.text import SYMBOLS, LayoutName
 
 GENERATION_HEAD = "Below is a description of a bulk material. "
-GENERATION_TAIL = (
-    "Generate a description of the lengths and angles of the lattice vectors and then the element "
-    "type and coordinates for each atom within the lattice:\n"
-)
+GENERATION_TAILS: dict[LayoutName, str] = {
+    "sites": "Generate a description of the lengths and angles of the lattice vectors and then the "
+    "element type and coordinates for each atom within the lattice:\n",
+    "wyckoff": "Generate a description of the space group, the element and Wyckoff letter of each "
+    "orbit, the free lattice parameters and then the free coordinates of each orbit:\n",
+}
 INFILL_HEAD = (
     "Below is a partial description of a bulk material where one element has been replaced with "
     'the string "[MASK]":\n'
@@ -296,19 +300,20 @@ def check_names(conditions: Iterable[str]) -> None:
             raise PriorError(f"unknown condition {name!r}; known are {', '.join(BY_NAME)}")
 
 
-def generation_prompt(conditions: Mapping[str, Any]) -> str:
+def generation_prompt(conditions: Mapping[str, Any], layout: LayoutName = "sites") -> str:
     """Return the prompt for a crystal that meets the conditions.
 
     Args:
         conditions: values of any subset of `ATTRIBUTES`, by name; the prompt states them in the
             order of that table. A range of numbers of atoms is checked and not stated.
+        layout: layout of the crystal's text.
 
     Raises:
         PriorError: if a condition is unknown or a value is bad.
     """
     check_names(conditions)
     clauses = (a.clause(conditions[a.name]) for a in ATTRIBUTES if a.name in conditions)
-    return GENERATION_HEAD + "".join(clauses) + GENERATION_TAIL
+    return GENERATION_HEAD + "".join(clauses) + GENERATION_TAILS[layout]
 
 
 def stated_conditions(conditions: Mapping[str, Any]) -> list[str]:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pymatgen.core import Structure
 
-from llm_prior.composition import check_conditions
 from llm_prior.config import (
     DEFAULT_ATTEMPTS,
     DEFAULT_SLOTS,
@@ -27,10 +26,13 @@ from llm_prior.config import (
 )
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
-from llm_prior.grammar import Constraint
+from llm_prior.layouts import TextConstraint, TextCursor, TextLayout
 from llm_prior.model import Prior
-from llm_prior.prompts import BY_NAME, generation_prompt
-from llm_prior.text import ParseError, TextFormat, decode, site_symbols
+from llm_prior.prompts import BY_NAME
+from llm_prior.text import ParseError, site_symbols
+
+if TYPE_CHECKING:
+    from llm_prior.wyckoff.crystal import WyckoffCrystal
 
 # Room beyond the longest crystal's tokens, for numbers that take more tokens than usual.
 _SPARE_TOKENS = 8
@@ -44,6 +46,8 @@ class Proposal:
         prompt: text that the model continued.
         text: the last answer, accepted or not.
         structure: the crystal, or None if no attempt was accepted.
+        crystal: its space group, orbits and free parameters, if the layout of the text has them;
+            `crystal.site_orbits()` gives the orbit of each site of `structure`.
         attempts: number of answers drawn.
         rejects: number of rejected answers by reason: a `RejectReason`, `other_NAME` for a crystal
             that misses the condition NAME, `excluded_element`, or a reason from `refuse`.
@@ -52,6 +56,7 @@ class Proposal:
     prompt: str
     text: str = ""
     structure: Structure | None = None
+    crystal: WyckoffCrystal | None = None
     attempts: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
 
@@ -121,16 +126,20 @@ def propose(
             if constrain:
                 constraint = prior.grammar.constraint(conditions, exclude_elements=exclude_elements)
             else:
-                check_conditions(conditions, prior.fmt, exclude_elements=exclude_elements)
+                prior.layout.check(conditions, exclude_elements)
             kinds[key] = _Kind.of(
                 prior, conditions, constraint, constraint.max_tokens if constraint else free_room
             )
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
 
+    cursors: dict[int, TextCursor | None] = {}  # of the text that is being written
+
     def question(place: int, attempt: int) -> Question:
         sequence = np.random.SeedSequence(seed, spawn_key=(indices[place], attempt))
-        return requested[place].question(place, np.random.default_rng(sequence))
+        asked = requested[place].question(place, np.random.default_rng(sequence))
+        cursors[place] = asked.cursor
+        return asked
 
     queue = deque(question(place, 0) for place in range(len(requested)))
     for place, text, complete in generate_texts(
@@ -139,7 +148,10 @@ def propose(
         proposal = proposals[place]
         proposal.text = text
         proposal.attempts += 1
-        reason = _judge(proposal, requested[place].wanted, complete, prior.fmt, excluded, refuse)
+        cursor = cursors.pop(place)
+        reason = _judge(
+            proposal, requested[place].wanted, complete, prior.layout, cursor, excluded, refuse
+        )
         if reason is not None:
             proposal.rejects[reason] += 1
             # At temperature 0 the answer would be the same.
@@ -157,9 +169,11 @@ class Question(Answer):
 
     Attributes:
         place: index of its request in the call.
+        cursor: constrains the tokens; None allows every token.
     """
 
     place: int
+    cursor: TextCursor | None = None
 
 
 def generate_texts(
@@ -197,25 +211,21 @@ class _Kind:
     """The prompt, limits and constraint that requests of the same conditions share."""
 
     prompt: str
-    wanted: Mapping[str, str]  # conditions that can be checked on a structure, as canonical text
+    wanted: Mapping[str, str]  # conditions as canonical text
     tokens: tuple[int, ...]
     room: int  # limit on the tokens of an answer
-    constraint: Constraint | None
+    constraint: TextConstraint | None
 
     @classmethod
     def of(
         cls,
         prior: Prior,
         conditions: Mapping[str, Any],
-        constraint: Constraint | None,
+        constraint: TextConstraint | None,
         room: int,
     ) -> _Kind:
-        prompt = generation_prompt(conditions)
-        wanted = {
-            name: BY_NAME[name].render(value)
-            for name, value in conditions.items()
-            if BY_NAME[name].derive is not None
-        }
+        prompt = prior.layout.prompt(conditions)
+        wanted = {name: BY_NAME[name].render(value) for name, value in conditions.items()}
         tokens = prior.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if prior.tokenizer.bos_token_id is not None:
             tokens = [prior.tokenizer.bos_token_id, *tokens]
@@ -239,23 +249,24 @@ def _judge(
     proposal: Proposal,
     wanted: Mapping[str, str],
     complete: bool,
-    fmt: TextFormat,
+    layout: TextLayout,
+    cursor: TextCursor | None,
     excluded: frozenset[str],
     refuse: Callable[[Structure], str | None] | None,
 ) -> str | None:
     """Accept the text of a proposal, or return the reason for its rejection."""
     try:
-        structure = decode(proposal.text, fmt, complete=complete)
+        reading = layout.read(proposal.text, complete=complete)
     except ParseError as error:
         return error.reason.value
-    for name, value in wanted.items():
-        if not BY_NAME[name].holds_for(structure, value):
-            return f"other_{name}"
-    if not excluded.isdisjoint(site_symbols(structure)):
+    if (name := layout.missed(reading, wanted, cursor)) is not None:
+        return f"other_{name}"
+    if not excluded.isdisjoint(site_symbols(reading.structure)):
         return "excluded_element"
-    if refuse is not None and (reason := refuse(structure)):
+    reading = layout.as_requested(reading, wanted)
+    if refuse is not None and (reason := refuse(reading.structure)):
         return reason
-    proposal.structure = structure
+    proposal.structure, proposal.crystal = reading.structure, reading.crystal
     return None
 
 
@@ -265,11 +276,5 @@ def longest_answer(prior: Prior) -> int:
     Args:
         prior: the model.
     """
-    fmt = prior.fmt
-    coordinate = f"{0.88:.{fmt.coord_decimals}f}"
-    site = "\nRf\n" + " ".join([coordinate] * 3)
-    cell = " ".join([f"{38.8:.{fmt.length_decimals}f}"] * 3)
-    angles = " ".join([f"{118.8:.{fmt.angle_decimals}f}"] * 3)
-    text = cell + "\n" + angles + site * fmt.max_atoms
-    tokens = prior.tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = prior.tokenizer(prior.layout.longest_text(), add_special_tokens=False)["input_ids"]
     return len(tokens) + 1 + _SPARE_TOKENS

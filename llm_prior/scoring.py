@@ -4,8 +4,8 @@
                              of log p(token | prompt and the tokens before it)
 
 in nats. The sum over a crystal, unlike a mean per token, compares models with different tokenizers.
-It is the likelihood of one text of the crystal, with its given coordinates, and not a sum over
-translations or orders of the sites.
+It is the likelihood of one text of the crystal and not a sum over all of them: in the layout
+`sites` the text of its given cell and coordinates, in `wyckoff` the canonical one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from torch import Tensor
 from llm_prior.dataset import IGNORED, Collator, tokenize
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
-from llm_prior.prompts import check_names, generation_prompt, known_conditions
-from llm_prior.text import encode
+from llm_prior.prompts import check_names
 
 if TYPE_CHECKING:
-    from llm_prior.grammar import Constraint, Grammar
+    from llm_prior.layouts import TextConstraint, TextGrammar
 
 SCORE_BATCH_SIZE = 32
 
@@ -56,15 +55,15 @@ def log_likelihood(
     *,
     conditions: Sequence[str] = (),
     properties: Sequence[Mapping[str, Any]] | None = None,
-    grammar: Grammar | None = None,
+    grammar: TextGrammar | None = None,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> list[Score]:
     """Return the score of each crystal, with its own values of the named conditions as prompt.
 
     Args:
         prior: the model.
-        structures: crystals of at most `prior.fmt.max_atoms` sites, scored with their coordinates
-            and in their cell; reduce the cells first, as in training.
+        structures: crystals of at most `prior.fmt.max_atoms` sites. In the layout `sites` they are
+            scored with their coordinates and in their cell; reduce the cells first, as in training.
         conditions: names of `llm_prior.prompts.ATTRIBUTES`; none scores unconditionally.
         properties: of each crystal, the values of conditions that a structure does not tell.
         grammar: score under constrained decoding, where only the tokens that the grammar (with
@@ -80,9 +79,10 @@ def log_likelihood(
     """
     check_names(conditions)
     prompts, answers, constraints = [], [], []
-    shared: dict[str, Constraint] = {}
+    shared: dict[str, TextConstraint] = {}
     for place, structure in enumerate(structures):
-        known = known_conditions(structure, properties[place] if properties is not None else {})
+        described = prior.layout.describe(structure)
+        known = described.conditions(properties[place] if properties is not None else {})
         for name in conditions:
             if name not in known:
                 raise PriorError(
@@ -90,8 +90,8 @@ def log_likelihood(
                     "add it to the data, or leave the condition out"
                 )
         wanted = {name: known[name] for name in conditions}
-        prompts.append(generation_prompt(wanted))
-        answers.append(encode(structure, prior.fmt))
+        prompts.append(prior.layout.prompt(wanted))
+        answers.append(described.text())
         if grammar is not None:
             if prompts[-1] not in shared:
                 shared[prompts[-1]] = grammar.constraint(wanted)
@@ -111,7 +111,7 @@ def score_texts(
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
-    constraints: Sequence[Constraint] | None = None,
+    constraints: Sequence[TextConstraint] | None = None,
     batch_size: int = SCORE_BATCH_SIZE,
 ) -> list[Score]:
     """Return the score of each answer given its prompt.
@@ -166,7 +166,7 @@ def score_texts(
     return [score for score in scores if score is not None]
 
 
-def _constrained(logits: Tensor, tokens: Sequence[int], constraint: Constraint) -> float:
+def _constrained(logits: Tensor, tokens: Sequence[int], constraint: TextConstraint) -> float:
     """Return the log-likelihood of `tokens` (a,) with a softmax of `logits` (a, V) over the legal
     tokens; -inf if a token is not legal."""
     cursor = constraint.cursor()

@@ -1,4 +1,5 @@
-"""Crystals as text, in the layout of CrystalLLM (Gruver et al. 2024, arXiv 2402.04379).
+"""The format of a text, and crystals as text in the layout `sites` of CrystalLLM (Gruver et al.
+2024, arXiv 2402.04379).
 
     5.6 5.6 5.6            three lengths in Angstrom
     90 90 90               three angles in degrees
@@ -17,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -45,48 +47,90 @@ _LONGEST, _SHORTEST = 1e4, 1e-3
 # Squared volume of a cell with unit edges, below which the three vectors count as coplanar.
 SMALLEST_UNIT_VOLUME_SQUARED = 1e-4
 
+LayoutName = Literal["sites", "wyckoff"]
+
 _RANGES = {
     "coord_decimals": (1, 9),
     "length_decimals": (0, 9),
     "angle_decimals": (0, 9),
     "max_atoms": (1, 1000),
 }
+# Settings of `wyckoff` alone, with their defaults.
+_OF_WYCKOFF: dict[str, Any] = {"coord_bins": None, "symprec": 0.1, "keep_hand": False}
+_WYCKOFF_RANGES = {**_RANGES, "coord_decimals": (1, 3)} | dict.fromkeys(
+    ("length_decimals", "angle_decimals"), (0, 4)
+)
+_BINS = {1: (10,), 2: (20, 50, 100), 3: (200, 500, 1000)}  # by the decimals that write them
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """Precision of the text and size limit; recorded with every model.
+    """Layout and precision of the text, and size limit; recorded with every model.
 
     Attributes:
+        layout: `sites`: cell, then element and coordinates of each site (`llm_prior.text`).
+            `wyckoff`: space group, orbits and free parameters (`llm_prior.wyckoff.text`).
         coord_decimals: decimals of a fractional coordinate.
         length_decimals: decimals of a lattice length in Angstrom.
         angle_decimals: decimals of a lattice angle in degrees.
-        max_atoms: sites of the largest crystal that is written or accepted.
+        max_atoms: sites of the largest crystal that is written or accepted; in `wyckoff`, of its
+            primitive cell.
+        coord_bins: bins of a free coordinate in `wyckoff`, bin k being written as k / coord_bins;
+            None takes every number of `coord_decimals` decimals. 200 needs 3 decimals.
+        symprec: distance in Angstrom within which atoms count as symmetric when a crystal is
+            written in `wyckoff`.
+        keep_hand: True gives a crystal and its mirror image different texts in `wyckoff`. False
+            writes the 11 enantiomorphic pairs of groups as the member of the lower number.
 
     Raises:
-        PriorError: if a field is not a whole number, or is out of range.
+        PriorError: if a field is out of range, or belongs to the other layout.
     """
 
+    layout: LayoutName = "sites"
     coord_decimals: int = 2
     length_decimals: int = 1
     angle_decimals: int = 0
     max_atoms: int = 20
+    coord_bins: int | None = None
+    symprec: float = 0.1
+    keep_hand: bool = False
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
+        if self.layout not in get_args(LayoutName):
+            raise PriorError(
+                f"text.layout {self.layout!r} is unknown; give {' or '.join(get_args(LayoutName))}"
+            )
+        ranges = _RANGES if self.layout == "sites" else _WYCKOFF_RANGES
+        for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise PriorError(
                     f"text.{name} {value!r} is not a whole number from {low} to {high}"
                 )
+        if self.layout == "sites":
+            for name, default in _OF_WYCKOFF.items():
+                if getattr(self, name) != default:
+                    raise PriorError(
+                        f"text.{name} is a setting of the layout wyckoff; leave it out, or set "
+                        "text.layout=wyckoff"
+                    )
+        elif self.coord_bins is not None and self.coord_bins not in _BINS[self.coord_decimals]:
+            raise PriorError(
+                f"text.coord_bins {self.coord_bins!r} cannot be written with "
+                f"{self.coord_decimals} decimals (text.coord_decimals), which write "
+                f"{' or '.join(map(str, _BINS[self.coord_decimals]))} bins"
+            )
+        if not 0 < self.symprec <= 1:
+            raise PriorError(f"text.symprec {self.symprec!r} is not above 0 and at most 1 Angstrom")
 
-    def to_dict(self) -> dict[str, int]:
-        """Return the fields as a JSON-serialisable dict."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of the layout as a JSON-serialisable dict."""
+        left_out = _OF_WYCKOFF if self.layout == "sites" else ()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 class RejectReason(StrEnum):
-    """Reasons for which a text is rejected."""
+    """Reasons for which a text of the layout `sites` is rejected."""
 
     TRUNCATED = "truncated"
     LINE_COUNT = "line_count"
@@ -102,7 +146,7 @@ class RejectReason(StrEnum):
 class ParseError(PriorError):
     """A text that is not a crystal, with its `reason` as a countable code."""
 
-    def __init__(self, reason: RejectReason, message: str) -> None:
+    def __init__(self, reason: StrEnum, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
@@ -241,20 +285,22 @@ def closes_a_cell(angles: Sequence[float]) -> bool:
 
 
 def mask_element(text: str, element: str) -> str:
-    """Return a crystal's text with [MASK] in place of one element.
+    """Return a crystal's text with [MASK] in place of one element, in either layout.
 
     Args:
-        text: from `encode`.
-        element: symbol; only whole lines are replaced, so C leaves Ca alone.
+        text: text of a crystal, in which a line begins with the element of a site or an orbit.
+        element: symbol; only whole words are replaced, so C leaves Ca alone.
 
     Raises:
         PriorError: if the element is not in the crystal.
     """
-    lines = text.split("\n")
-    masked = [MASK if i >= 2 and line == element else line for i, line in enumerate(lines)]
-    if masked == lines:
-        raise PriorError(f"{element} is not in the crystal; mask one of {sorted(set(lines[2::2]))}")
-    return "\n".join(masked)
+    lines = [line.split(" ") for line in text.split("\n")]
+    present = sorted({words[0] for words in lines if words[0] in _ELEMENTS})
+    if element not in present:
+        raise PriorError(f"{element} is not in the crystal; mask one of {present}")
+    return "\n".join(
+        " ".join([MASK, *words[1:]] if words[0] == element else words) for words in lines
+    )
 
 
 def _numbers(line: str) -> tuple[float, float, float]:

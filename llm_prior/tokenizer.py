@@ -2,8 +2,8 @@
 
 An element line, a coordinate, a length or an angle is one token together with the white space
 before it, and so is each fixed sentence of the prompts. The rest of a prompt is spelled character
-by character. A crystal of n atoms takes 6 + 4 n tokens, a third of the LLaMA-2 tokens, and every
-text is reproduced exactly.
+by character. In the layout `sites` a crystal of n atoms takes 6 + 4 n tokens, a third of the
+LLaMA-2 tokens. Every text is reproduced exactly.
 
 With one token per number, random embeddings do not tell which numbers are near, and that 0.99 is a
 neighbour of 0.00 would have to be learnt from examples. So half of the dimensions of such a token
@@ -24,20 +24,18 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from llm_prior.errors import PriorError
+from llm_prior.layouts import layout_of
 from llm_prior.prompts import (
     ATTRIBUTES,
     GENERATION_HEAD,
-    GENERATION_TAIL,
+    GENERATION_TAILS,
     INFILL_HEAD,
     INFILL_TAIL,
     SENTENCE_END,
 )
-from llm_prior.text import MASK, SYMBOLS, TextFormat
+from llm_prior.text import MASK, TextFormat
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
-_LARGEST_LENGTH = 40  # Angstrom; a longer edge is spelled in characters
-_ANGLES = range(10, 180)
 # Periods of the unit cell; all but the last two tell neighbours of 0.01 apart only together.
 _COORD_FREQUENCIES = (1, 2, 3, 4, 6, 8, 12, 24)
 # Of log length, so that they count in ratios, and of an angle in radians.
@@ -45,7 +43,7 @@ _LENGTH_FREQUENCIES = (0.5, 1, 2, 4, 8, 16, 32, 64)
 _ANGLE_FREQUENCIES = (0.5, 1, 2, 3, 4, 6, 12, 24)
 # A length below 1 Angstrom, which no crystal has, reads as a coordinate.
 _COORD_TOKEN = re.compile(r"[\n ](0\.[0-9]+)")
-_LENGTH_TOKEN = re.compile(r" ?([0-9]+\.[0-9])")
+_LENGTH_TOKEN = re.compile(r"[\n ]?([0-9]+\.[0-9])")
 _ANGLE_TOKEN = re.compile(r"[\n ]([1-9][0-9]+)")
 
 
@@ -58,37 +56,28 @@ def compact_tokenizer(fmt: TextFormat) -> PreTrainedTokenizerFast:
     Raises:
         PriorError: if the precision would need too many tokens.
     """
-    if fmt.coord_decimals not in (1, 2, 3) or (fmt.length_decimals, fmt.angle_decimals) != (1, 0):
-        raise PriorError(
-            "the compact tokenizer writes coordinates with 1 to 3 decimals, lengths with 1 and "
-            f"angles with 0; {fmt.to_dict()} needs a pretrained tokenizer"
-        )
+    fields = layout_of(fmt).vocabulary()
     sentences = [
         GENERATION_HEAD,
-        GENERATION_TAIL,
+        GENERATION_TAILS[fmt.layout],
         INFILL_HEAD,
         INFILL_TAIL,
         *(attribute.sentence for attribute in ATTRIBUTES),
     ]
-    scale = 10**fmt.coord_decimals
-    coords = [f"{tick / scale:.{fmt.coord_decimals}f}" for tick in range(scale)]
-    lengths = [f"{tick / 10:.1f}" for tick in range(10 * _LARGEST_LENGTH)]
-    angles = [str(angle) for angle in _ANGLES]
     tokens = [
         *SPECIAL_TOKENS,
         *sentences,
         SENTENCE_END,
         "\n" + MASK,
-        *_prefixed(("\n", ""), SYMBOLS),
-        *_prefixed(("\n", " "), angles),
-        *_prefixed(("\n", " "), coords),
-        *_prefixed(("", " "), lengths),
+        *fields.words,
         *(char for char in string.printable if char not in "\r\x0b\x0c"),
     ]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
 
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_pattern(fmt, sentences)), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(_pattern(sentences, fields.patterns)), "isolated"
+    )
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -131,21 +120,14 @@ def _phases(token: str) -> Tensor | None:
     return None
 
 
-def _pattern(fmt: TextFormat, sentences: list[str]) -> str:
+def _pattern(sentences: Iterable[str], fields: Iterable[str]) -> str:
     """Return a regular expression whose matches are exactly the tokens, longest meaning first."""
-    elements = "|".join(sorted(SYMBOLS, key=len, reverse=True))
-    no_number_before = r"(?<![0-9.])"
-    no_number_after = r"(?![0-9]|\.[0-9])"
     return "|".join(
         [
             *(_escape(sentence) for sentence in sentences),
             r"\. ",
             r"\n" + _escape(MASK),
-            rf"[\n ]0\.[0-9]{{{fmt.coord_decimals}}}{no_number_after}",
-            rf"(?:{no_number_before}| )(?:[0-9]|[1-3][0-9])\.[0-9]{no_number_after}",
-            rf"[\n ](?:1[0-7][0-9]|[1-9][0-9]){no_number_after}",
-            rf"\n(?:{elements})(?=\n|$)",
-            rf"(?:{elements})",
+            *fields,
             r"[\s\S]",
         ]
     )
@@ -154,8 +136,3 @@ def _pattern(fmt: TextFormat, sentences: list[str]) -> str:
 def _escape(text: str) -> str:
     escaped = "".join("\\" + char if char in r"\.[]()*+?^$|{}" else char for char in text)
     return escaped.replace("\n", r"\n")
-
-
-def _prefixed(prefixes: Iterable[str], words: Iterable[str]) -> list[str]:
-    words = list(words)
-    return [prefix + word for prefix in prefixes for word in words]

@@ -8,7 +8,8 @@ A measure of a model's symmetry (increase in perplexity under transformation, IP
 PPL is the perplexity per token of the crystal's text, t_g shifts every atom by g and wraps it back
 into the cell. The mean and the argmin run over the same random translations. The result is divided
 by the mean perplexity, IPT / E_g[PPL(t_g s)], so that models can be compared. An invariant model
-has 0.
+has 0. So have all models of the layout `wyckoff`, by construction: its canonical text does not
+depend on the origin.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from llm_prior.config import check_seed
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt
-from llm_prior.scoring import SCORE_BATCH_SIZE, score_texts
+from llm_prior.scoring import SCORE_BATCH_SIZE, log_likelihood, score_texts
 from llm_prior.text import encode
 
 NUM_TRANSLATIONS = 20  # the paper's
@@ -73,6 +74,9 @@ def increase_in_perplexity(
     if num_translations < 1:
         raise PriorError(f"num_translations {num_translations} must be at least 1")
     check_seed(seed)
+    if prior.layout.shift_invariant:
+        found = log_likelihood(prior, structures, batch_size=batch_size)
+        return [TranslationIncrease(0.0, score.perplexity, score.perplexity) for score in found]
     answers = []
     for index, structure in enumerate(structures, first_index):
         rng = np.random.default_rng([seed, index])
@@ -83,8 +87,8 @@ def increase_in_perplexity(
     prompts = [generation_prompt({})] * len(answers)
     scores = score_texts(prior, prompts, answers, batch_size=batch_size)
     perplexities = np.array([score.perplexity for score in scores])  # (crystals * translations,)
-    found = []
+    increases = []
     for row in perplexities.reshape(-1, num_translations):
         mean, least = float(row.mean()), float(row.min())
-        found.append(TranslationIncrease((mean - least) / mean, mean, least))
-    return found
+        increases.append(TranslationIncrease((mean - least) / mean, mean, least))
+    return increases

@@ -56,7 +56,7 @@ def byte_tokenizer(**special: str | None) -> PreTrainedTokenizerFast:
 
 
 @cache
-def one_layer_prior(context: int, **fmt: int) -> Prior:
+def one_layer_prior(context: int, **fmt: Any) -> Prior:
     """A prior of one narrow layer with random weights."""
     architecture = Architecture(
         hidden_size=16,

@@ -37,9 +37,8 @@ from flowllm.errors import InvalidCrystal, one_line
 from flowllm.generation.sample import Sample
 from flowllm.metrics.validity import structural_validity
 from flowllm.runs.sharded import batch_seed
-from llm_prior import Prior, Proposal, composition_conditions, generation_prompt, propose
+from llm_prior import Prior, PriorError, Proposal, composition_conditions, propose
 from llm_prior.scoring import score_texts
-from llm_prior.text import encode
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -126,8 +125,8 @@ def prior_scores(
 ) -> list[float]:
     """Return log p(text | conditions and composition) of each crystal in nats.
 
-    It is -inf for a sample without a crystal. The text describes the Niggli cell, as in training.
-    Refining does not move the origin.
+    It is -inf for a sample without a crystal. The text is written as in training: in the layout
+    `sites` it describes the Niggli cell, whose origin refining does not move.
 
     Args:
         prior: the model.
@@ -142,11 +141,11 @@ def prior_scores(
         text = sample.text
         if sample.refinement is not None:
             try:
-                text = encode(reduce_cell(sample.structure), prior.fmt)
-            except InvalidCrystal:
+                text = prior.layout.describe(reduce_cell(sample.structure)).text()
+            except (InvalidCrystal, PriorError):  # the latter if no symmetry is found
                 continue
         composition = composition_conditions(sample.structure.formula)
-        prompts.append(generation_prompt({**conditions, **composition}))
+        prompts.append(prior.layout.prompt({**conditions, **composition}))
         texts.append(text)
         scored.append(k)
     for k, found in zip(scored, score_texts(prior, prompts, texts), strict=True):

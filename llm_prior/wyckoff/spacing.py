@@ -83,12 +83,16 @@ class CellMask:
         self, metrics: NDArray[np.float64], cell: NDArray[np.float64]
     ) -> NDArray[np.bool_]:
         a, b, c = np.cos(np.radians(_angles(self._family, cell))).T
-        closes = 1 - a * a - b * b - c * c + 2 * a * b * c > SMALLEST_UNIT_VOLUME_SQUARED + 1e-9
-        squared = np.where(closes, np.linalg.det(metrics), 0.0)
-        good = closes & (squared >= self._min_volume**2)
-        # 1 / d_i^2 is the i-th diagonal element of the inverse metric tensor.
-        inverse = np.linalg.inv(np.where(good[:, None, None], metrics, np.eye(3)))
-        good &= np.einsum("kii->ki", inverse).max(1) <= 1 / _MIN_PLANES**2 + 1e-9
+        unit = 1 - a * a - b * b - c * c + 2 * a * b * c
+        squares = np.einsum("kii->ki", metrics)
+        volume = unit * squares.prod(1)  # squared
+        good = unit > SMALLEST_UNIT_VOLUME_SQUARED + 1e-9
+        good &= volume >= self._min_volume**2
+        # 1 / d_i^2 is the i-th diagonal element of the inverse metric tensor: a cofactor over the
+        # determinant. `np.linalg.inv` takes ten times as long.
+        products = metrics[:, (1, 0, 0), (2, 2, 1)]
+        cofactors = squares[:, (1, 0, 0)] * squares[:, (2, 2, 1)] - products**2  # (k, 3)
+        good &= cofactors.max(1) <= (1 / _MIN_PLANES**2 + 1e-9) * volume
         if len(self._vectors):
             lengths = np.einsum("vi,kij,vj->kv", self._vectors, metrics, self._vectors)
             good &= lengths.min(1) >= MIN_DISTANCE**2 + 1e-9

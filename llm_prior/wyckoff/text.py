@@ -310,5 +310,4 @@ def _read_numbers(line: str, count: int) -> tuple[float, ...]:
 
 
 def _refused(reason: WyckoffReject, message: str) -> ParseError:
-    # ParseError counts by any string; the reasons of both layouts become one enum when joined.
-    return ParseError(reason, message)  # type: ignore[arg-type]  # see above
+    return ParseError(reason, message)

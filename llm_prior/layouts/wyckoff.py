@@ -1,0 +1,351 @@
+"""The layout `wyckoff` behind the common interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pymatgen.core import Structure
+
+from llm_prior.composition import CompositionRule
+from llm_prior.config import TaskMix
+from llm_prior.errors import PriorError
+from llm_prior.layouts.interface import (
+    Description,
+    Reading,
+    TextCursor,
+    TextLayout,
+    Vocabulary,
+)
+from llm_prior.layouts.sites import check_precision
+from llm_prior.prompts import known_conditions
+from llm_prior.spacegroups import parse_spacegroup
+from llm_prior.text import SYMBOLS, TextFormat
+from llm_prior.wyckoff.analysis import describe
+from llm_prior.wyckoff.crystal import WyckoffCrystal, actual_group, element_order
+from llm_prior.wyckoff.grammar import Grammar
+from llm_prior.wyckoff.spacing import ANGLE_BOUNDS
+from llm_prior.wyckoff.supergroups import SYMPREC
+from llm_prior.wyckoff.table import NUM_GROUPS, space_group
+from llm_prior.wyckoff.text import WyckoffFormat, decode, describe_anew, to_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from llm_prior.layouts.binding import TokenGrammar
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzA"  # by place; group 47 has the most positions
+_LARGEST_LENGTH = 40  # Angstrom; a longer edge is spelled in characters
+
+
+class WyckoffDescription(Description):
+    """A crystal as space group, orbits and free parameters.
+
+    Args:
+        crystal: the crystal, in any description.
+        fmt: precision of the text.
+        structure: the crystal in the cell in which it was given.
+
+    Attributes:
+        crystal: the crystal.
+    """
+
+    def __init__(self, crystal: WyckoffCrystal, fmt: WyckoffFormat, structure: Structure) -> None:
+        self.crystal = crystal
+        self.symbols = [orbit.element for orbit in crystal.orbits]
+        self._fmt = fmt
+        self._structure = structure
+
+    @cached_property
+    def _canonical(self) -> str:
+        return to_text(describe_anew(self.crystal, self._fmt), self._fmt)
+
+    def text(self) -> str:
+        """Return the canonical text of the crystal."""
+        return self._canonical
+
+    def draw(self, mix: TaskMix, rng: np.random.Generator, *, infill: bool) -> str:
+        """Return the canonical text, or for a share of the draws one drawn over the normalizer.
+
+        Args:
+            mix: its `augmented` is the share.
+            rng: source of every draw.
+            infill: no difference: a masked crystal has a canonical text too.
+        """
+        if rng.random() < mix.augmented:
+            return to_text(describe_anew(self.crystal, self._fmt, rng), self._fmt)
+        return self._canonical
+
+    def conditions(self, properties: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every condition that the text meets: group and atoms are those of the text.
+
+        Args:
+            properties: values of conditions that the crystal does not tell, by name.
+        """
+        known = known_conditions(
+            self._structure, {**properties, "spacegroup": self.crystal.spacegroup}
+        )
+        return {**known, "num_atoms": self.crystal.num_atoms}
+
+    def pieces(self) -> list[str]:
+        """Return the lines of each orbit and the cell."""
+        group = self.crystal.group
+        zero = f"{0:.{self._fmt.coord_decimals}f}"
+        found = ["\n" + " ".join(["5.6"] * len(self.crystal.cell))]
+        for orbit in self.crystal.orbits:
+            found.append(f"\n{orbit.element} {orbit.letter}")
+            if free := group.position(orbit.letter).num_free:
+                found.append("\n" + " ".join([zero] * free))
+        return found
+
+
+class WyckoffLayout(TextLayout):
+    """Space group, orbits and free parameters (`llm_prior.wyckoff.text`)."""
+
+    shift_invariant = True
+
+    def __init__(self, fmt: TextFormat) -> None:
+        super().__init__(fmt)
+        self.wyckoff_format = WyckoffFormat(
+            coord_bins=fmt.coord_bins or 10**fmt.coord_decimals,
+            length_decimals=fmt.length_decimals,
+            angle_decimals=fmt.angle_decimals,
+            max_atoms=fmt.max_atoms,
+            symprec=fmt.symprec,
+            keep_hand=fmt.keep_hand,
+        )
+
+    def describe(self, structure: Structure) -> WyckoffDescription:
+        """Return a crystal as the layout writes it.
+
+        Args:
+            structure: ordered crystal in any cell.
+
+        Raises:
+            PriorError: if the crystal has partial occupancies, an unknown species or too many atoms
+                in its primitive cell, or the symmetry search fails.
+        """
+        fmt = self.wyckoff_format
+        crystal = describe(structure, fmt.symprec, keep_hand=fmt.keep_hand)
+        if crystal.num_atoms > fmt.max_atoms:
+            raise PriorError(
+                f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
+                f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
+            )
+        return WyckoffDescription(crystal, fmt, structure)
+
+    def read(self, text: str, *, complete: bool = True) -> Reading:
+        """Return the crystal of a text, in its primitive Niggli cell.
+
+        Args:
+            text: the text.
+            complete: False if generation hit the token limit before the end of the sequence.
+
+        Raises:
+            ParseError: if the text is not a crystal, with the first reason that was found.
+        """
+        crystal = decode(text, self.wyckoff_format, complete=complete)
+        return Reading(crystal.primitive(), crystal)
+
+    def check(self, conditions: Mapping[str, Any], exclude_elements: Sequence[str] = ()) -> None:
+        """Check that a crystal within the size limit can meet the conditions.
+
+        Args:
+            conditions: values by name.
+            exclude_elements: symbols of elements that must not occur.
+
+        Raises:
+            PriorError: if none can, with the space groups that can.
+        """
+        self.fields(conditions, exclude_elements)
+
+    def fields(
+        self, conditions: Mapping[str, Any], exclude_elements: Sequence[str] = ()
+    ) -> Grammar:
+        """Return the fields that a request allows: exact atoms and, if given, space group.
+
+        Args:
+            conditions: values by name.
+            exclude_elements: symbols of elements that must not occur.
+
+        Raises:
+            PriorError: if no crystal within the size limit meets the conditions.
+        """
+        rule = CompositionRule.from_conditions(
+            conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
+        )
+        unit = None if rule.unit is None else tuple(rule.unit.items())
+        return _grammar(
+            self.wyckoff_format, replace(rule, unit=None), unit, self._written_group(conditions)
+        )
+
+    def prompt(self, conditions: Mapping[str, Any]) -> str:
+        """Return the prompt for a crystal that meets the conditions.
+
+        Args:
+            conditions: values by name. Of two enantiomorphic groups the prompt states the one that
+                the texts have.
+
+        Raises:
+            PriorError: if a condition is unknown or a value is bad.
+        """
+        group = self._written_group(conditions)
+        return super().prompt(conditions if group is None else {**conditions, "spacegroup": group})
+
+    def _written_group(self, conditions: Mapping[str, Any]) -> int | None:
+        """Return the group in the texts of a request, or None if it names no group."""
+        if conditions.get("spacegroup") is None:
+            return None
+        group = space_group(parse_spacegroup(conditions["spacegroup"]))
+        if group.enantiomorph is None or self.fmt.keep_hand:
+            return group.number
+        return min(group.number, group.enantiomorph)
+
+    def missed(
+        self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
+    ) -> str | None:
+        """Return the name of a condition that a crystal does not meet, or None.
+
+        Args:
+            reading: the crystal.
+            conditions: values by name. The space group must be that of the text, and the one that
+                spglib finds.
+            cursor: the place at the end of the text if it was constrained.
+        """
+        group = self._written_group(conditions)
+        if group is not None and (cursor is None or not cursor.group_is_exact):
+            assert reading.crystal is not None  # every text of this layout has one
+            found = (reading.crystal.spacegroup, actual_group(reading.structure, SYMPREC))
+            if any(f is None or self._written_group({"spacegroup": f}) != group for f in found):
+                return "spacegroup"
+        return super().missed(reading, conditions)
+
+    def as_requested(self, reading: Reading, conditions: Mapping[str, Any]) -> Reading:
+        """Return a crystal, or its mirror image if that is in the requested space group.
+
+        Args:
+            reading: a crystal that meets the conditions.
+            conditions: values by name.
+        """
+        crystal = reading.crystal
+        if crystal is None or conditions.get("spacegroup") is None:
+            return reading
+        if parse_spacegroup(conditions["spacegroup"]) == crystal.spacegroup:
+            return reading
+        given = reading.structure
+        mirrored = Structure(given.lattice, given.species, -given.frac_coords)
+        crystal = describe(mirrored, SYMPREC, keep_hand=True)
+        return Reading(crystal.primitive(), crystal)
+
+    def longest_text(self) -> str:
+        """Return a text with about the most tokens: one atom per orbit, in general positions."""
+        fmt = self.fmt
+        orbits = "\nRf A" * fmt.max_atoms
+        length = f"{38.8:.{fmt.length_decimals}f}"
+        angle = f"{118.8:.{fmt.angle_decimals}f}"
+        coords = " ".join([f"{0.88:.{fmt.coord_decimals}f}"] * 3)
+        cell = " ".join([length] * 3 + [angle] * 3)
+        return f"{NUM_GROUPS}{orbits}\n{cell}" + f"\n{coords}" * fmt.max_atoms
+
+    def vocabulary(self) -> Vocabulary:
+        """Return groups, elements, letters and numbers with the white space before them.
+
+        Raises:
+            PriorError: if the precision would need too many tokens.
+        """
+        check_precision(self.fmt)
+        bins, decimals = self.wyckoff_format.coord_bins, self.fmt.coord_decimals
+        coords = [f"{k / bins:.{decimals}f}" for k in range(bins)]
+        last = "".join(sorted({coord[-1] for coord in coords}))
+        lengths = [f"{tick / 10:.1f}" for tick in range(10, 10 * _LARGEST_LENGTH)]
+        angles = [str(angle) for angle in range(int(ANGLE_BOUNDS[0]), int(ANGLE_BOUNDS[1]) + 1)]
+        groups = [str(number) for number in range(1, NUM_GROUPS + 1)]
+        elements = "|".join(sorted(SYMBOLS, key=len, reverse=True))
+        letter = rf" [{LETTERS}](?=\n|$)"
+        no_number_after = r"(?![0-9]|\.[0-9])"
+        return Vocabulary(
+            words=[
+                *("\n" + symbol for symbol in SYMBOLS),
+                *SYMBOLS,
+                *(" " + letter for letter in LETTERS),
+                *(space + coord for space in "\n " for coord in coords),
+                *(space + length for space in "\n " for length in lengths),
+                *(" " + angle for angle in angles),
+                *groups,
+            ],
+            patterns=[
+                rf"[\n ]0\.[0-9]{{{decimals - 1}}}[{last}]{no_number_after}",
+                rf"[\n ](?:[1-9]|[1-3][0-9])\.[0-9]{no_number_after}",
+                " (?:" + "|".join(reversed(angles)) + ")" + no_number_after,
+                "(?<![0-9.])(?:" + "|".join(reversed(groups)) + ")" + no_number_after,
+                rf"\n(?:{elements})(?={letter})",
+                rf"(?:{elements})",
+                letter,
+            ],
+        )
+
+    def grammar(self, tokenizer: PreTrainedTokenizerBase) -> TokenGrammar:
+        """Return the grammar of the layout for a tokenizer.
+
+        Args:
+            tokenizer: a fast tokenizer with an end-of-sequence token.
+
+        Raises:
+            PriorError: if the tokenizer does not reproduce the text field by field, or the format
+                has too many decimals.
+        """
+        from llm_prior.layouts.binding import TokenGrammar  # imports torch
+
+        return TokenGrammar(tokenizer, self)
+
+
+@lru_cache(maxsize=256)
+def _grammar(
+    fmt: WyckoffFormat,
+    rule: CompositionRule,
+    unit: tuple[tuple[int, int], ...] | None,
+    group: int | None,
+) -> Grammar:
+    """Return the fields of a request; `unit` is that of the rule, which cannot be hashed with it.
+
+    Batches of one request share what the grammar remembers.
+    """
+    rule = replace(rule, unit=None if unit is None else dict(unit))
+    groups: Sequence[int] | None = None if group is None else [group]
+    if groups is None and unit is not None:
+        rank = element_order()
+        counts = [count for _, count in sorted(unit, key=lambda item: rank[SYMBOLS[item[0]]])]
+        groups = _groups_of_numbers(
+            fmt, tuple(counts), rule.multiples, rule.min_atoms, rule.max_atoms
+        )
+    return Grammar(fmt, rule, groups)
+
+
+@lru_cache(maxsize=4096)
+def _groups_of_numbers(
+    fmt: WyckoffFormat,
+    counts: tuple[int, ...],
+    multiples: frozenset[int],
+    min_atoms: int,
+    max_atoms: int,
+) -> tuple[int, ...]:
+    """Return the groups that can hold a formula, which its numbers alone decide.
+
+    Looking for them takes half a second.
+    """
+    rank = element_order()
+    elements = sorted(range(len(SYMBOLS)), key=lambda element: rank[SYMBOLS[element]])
+    unit = dict(zip(elements, counts, strict=False))
+    every = sum(1 << element for element in unit)
+    rule = CompositionRule(
+        allowed=every,
+        required=every,
+        unit=unit,
+        multiples=multiples,
+        min_atoms=min_atoms,
+        max_atoms=max_atoms,
+    )
+    return tuple(Grammar(fmt, rule).groups)

@@ -1,0 +1,83 @@
+"""Commands with a prior of the layout `wyckoff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flowllm.generation.infilling import infill
+from flowllm.generation.mutation import mutate
+from flowllm.generation.pipeline import FlowLLM
+from flowllm.generation.sampling_run import run_sampling
+from flowllm.generation.scoring import ipt, score
+from flowllm.training.pairing.config import PairingConfig
+from flowllm.training.pairing.prior_pairs import pair_prior
+from llm_prior import BaseModel, Prior, PriorError, TextFormat
+from llm_prior.wyckoff import actual_group
+from prior_support import TINY
+from support import MP20_SAMPLE, perovskite, table
+
+REQUEST = {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "Pm-3m"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("wyckoff") / "prior"
+    prior = Prior.build(BaseModel(architecture=TINY), TextFormat(layout="wyckoff"))
+    prior.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def perovskites(tmp_path: Path) -> Path:
+    return table(
+        tmp_path / "perovskites.csv",
+        [{"material_id": f"p{k}", "cif": perovskite(3.8 + k / 10).to(fmt="cif")} for k in range(3)],
+    )
+
+
+def test_samples_have_the_requested_group(folder: Path, tmp_path: Path) -> None:
+    outcome = run_sampling(
+        6, out=tmp_path / "run", prior=folder, refine=False, device="cpu", progress=False, **REQUEST
+    )
+    assert outcome is not None
+    rows = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    assert len(rows) == 6 and all(text.startswith("221\n") for text in rows["text"])
+
+
+def test_the_best_candidate_is_ranked_by_its_text(folder: Path) -> None:
+    model = FlowLLM(Prior.from_pretrained(folder), None)
+    samples = model.sample(2, refine=False, best_of=3, **REQUEST)
+    for sample in samples:
+        assert sample.structure is not None and sample.rank_score is not None
+        assert sample.rank_score < 0
+        assert actual_group(sample.structure) == 221
+
+
+def test_a_group_that_cannot_hold_the_atoms_is_refused(folder: Path) -> None:
+    model = FlowLLM(Prior.from_pretrained(folder), None)
+    with pytest.raises(PriorError, match="exactly space group 230; groups that can: "):
+        model.sample(1, refine=False, **{**REQUEST, "spacegroup": 230})
+
+
+def test_crystals_are_scored_infilled_and_mutated(
+    folder: Path, perovskites: Path, tmp_path: Path
+) -> None:
+    conditions = ("formula", "num_atoms")
+    free = score(perovskites, prior=folder, conditions=conditions, progress=False)
+    bound = score(perovskites, prior=folder, conditions=conditions, constrain=True, progress=False)
+    assert all(a < b < 0 for a, b in zip(free.values, bound.values, strict=True))
+    assert list(ipt(perovskites, prior=folder, progress=False).values) == [0.0] * 3
+    assert len(infill(perovskites, "Ti", prior=folder)) == 3
+    mutate(perovskites, 3, out=tmp_path / "mutations", prior=folder, device="cpu", progress=False)
+    assert len(pd.read_parquet(tmp_path / "mutations" / "samples.parquet")) == 3
+
+
+def test_crystals_are_paired_with_samples(folder: Path, tmp_path: Path) -> None:
+    config = PairingConfig(limit=4, max_attempts=1)
+    outcome = pair_prior(
+        MP20_SAMPLE, folder, config, out=tmp_path / "pairs", workers=1, device="cpu", progress=False
+    )
+    assert outcome is not None and (tmp_path / "pairs" / "pairs.parquet").exists()
