@@ -99,10 +99,10 @@ class Cursor:
 
     Attributes:
         finished: True once the end of sequence is written.
-        group_is_exact: False: the texts of this layout have no space group.
+        is_certain: True: what may be written always meets the conditions.
     """
 
-    group_is_exact = False
+    is_certain = True
 
     def __init__(self, tries: FieldTries, rule: CompositionRule, *, coord_values: int) -> None:
         self.finished = False

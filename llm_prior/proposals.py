@@ -49,8 +49,9 @@ class Proposal:
         crystal: its space group, orbits and free parameters, if the layout of the text has them;
             `crystal.site_orbits()` gives the orbit of each site of `structure`.
         attempts: number of answers drawn.
-        rejects: number of rejected answers by reason: a `RejectReason`, `other_NAME` for a crystal
-            that misses the condition NAME, `excluded_element`, or a reason from `refuse`.
+        rejects: number of rejected answers by reason: a `RejectReason` or `WyckoffReject`,
+            `other_NAME` for a crystal that misses the condition NAME, `near_atoms` (`wyckoff`, in a
+            cell that is too crowded), `excluded_element`, or a reason from `refuse`.
     """
 
     prompt: str
@@ -259,8 +260,8 @@ def _judge(
         reading = layout.read(proposal.text, complete=complete)
     except ParseError as error:
         return error.reason.value
-    if (name := layout.missed(reading, wanted, cursor)) is not None:
-        return f"other_{name}"
+    if (reason := layout.refusal(reading, wanted, cursor)) is not None:
+        return reason
     if not excluded.isdisjoint(site_symbols(reading.structure)):
         return "excluded_element"
     reading = layout.as_requested(reading, wanted)

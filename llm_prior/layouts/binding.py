@@ -119,8 +119,8 @@ class TokenCursor:
         self._legal: Legal | None = None
 
     @property
-    def group_is_exact(self) -> bool:
-        """True if the crystal of the text has exactly the space group of the request."""
+    def is_certain(self) -> bool:
+        """True if the crystal of the text meets all that the grammar promises."""
         return self.finished and not self._text.crowded
 
     def legal(self) -> Legal:

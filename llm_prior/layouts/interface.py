@@ -91,8 +91,8 @@ class TextCursor(Protocol):
     """A place in a text that is being written."""
 
     @property
-    def group_is_exact(self) -> bool:
-        """True if the crystal of the text has exactly the space group of the request."""
+    def is_certain(self) -> bool:
+        """True if the crystal of the text meets all that the grammar promises."""
         ...
 
     def legal(self) -> Legal:
@@ -222,20 +222,23 @@ class TextLayout(ABC):
         """
         return generation_prompt(conditions, self.fmt.layout)
 
-    def missed(
+    def refusal(
         self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
     ) -> str | None:
-        """Return the name of a condition that a crystal does not meet, or None.
+        """Return the reason for which a crystal does not answer a request, or None.
 
         Args:
             reading: the crystal.
             conditions: values by name; those that a crystal does not tell are passed over.
             cursor: the place at the end of the text if it was constrained.
+
+        Returns:
+            `other_NAME` for a condition NAME that is not met, or a reason of the layout.
         """
         for name, value in conditions.items():
             told = BY_NAME[name].derive is not None
             if told and not BY_NAME[name].holds_for(reading.structure, value):
-                return name
+                return f"other_{name}"
         return None
 
     def as_requested(self, reading: Reading, conditions: Mapping[str, Any]) -> Reading:

@@ -27,7 +27,7 @@ from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
 from llm_prior.wyckoff.crystal import WyckoffCrystal, actual_group, element_order
 from llm_prior.wyckoff.grammar import Grammar
-from llm_prior.wyckoff.spacing import ANGLE_BOUNDS
+from llm_prior.wyckoff.spacing import ANGLE_BOUNDS, MIN_DISTANCE
 from llm_prior.wyckoff.supergroups import SYMPREC
 from llm_prior.wyckoff.table import NUM_GROUPS, space_group
 from llm_prior.wyckoff.text import WyckoffFormat, decode, describe_anew, to_text
@@ -204,24 +204,30 @@ class WyckoffLayout(TextLayout):
             return group.number
         return min(group.number, group.enantiomorph)
 
-    def missed(
+    def refusal(
         self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
     ) -> str | None:
-        """Return the name of a condition that a crystal does not meet, or None.
+        """Return the reason for which a crystal does not answer a request, or None.
 
         Args:
             reading: the crystal.
             conditions: values by name. The space group must be that of the text, and the one that
                 spglib finds.
             cursor: the place at the end of the text if it was constrained.
+
+        Returns:
+            `other_NAME` for a condition NAME that is not met, or `near_atoms` where the constraint
+            could not keep the atoms apart.
         """
         group = self._written_group(conditions)
-        if group is not None and (cursor is None or not cursor.group_is_exact):
+        if group is not None and (cursor is None or not cursor.is_certain):
             assert reading.crystal is not None  # every text of this layout has one
             found = (reading.crystal.spacegroup, actual_group(reading.structure, SYMPREC))
             if any(f is None or self._written_group({"spacegroup": f}) != group for f in found):
-                return "spacegroup"
-        return super().missed(reading, conditions)
+                return "other_spacegroup"
+        if cursor is not None and not cursor.is_certain and _has_near_atoms(reading.structure):
+            return "near_atoms"
+        return super().refusal(reading, conditions, cursor)
 
     def as_requested(self, reading: Reading, conditions: Mapping[str, Any]) -> Reading:
         """Return a crystal, or its mirror image if that is in the requested space group.
@@ -300,6 +306,14 @@ class WyckoffLayout(TextLayout):
         from llm_prior.layouts.binding import TokenGrammar  # imports torch
 
         return TokenGrammar(tokenizer, self)
+
+
+def _has_near_atoms(structure: Structure) -> bool:
+    """Whether two atoms, or an atom and its image, are closer than `MIN_DISTANCE`."""
+    if min(structure.lattice.abc) < MIN_DISTANCE:
+        return True
+    apart = structure.distance_matrix
+    return bool((apart[~np.eye(len(apart), dtype=bool)] < MIN_DISTANCE).any())
 
 
 @lru_cache(maxsize=256)

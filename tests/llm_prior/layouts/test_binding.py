@@ -119,7 +119,7 @@ def test_partial_conditions_are_met(conditions: dict[str, Any], excluded: tuple[
     rng = np.random.default_rng(1)
     for _ in range(2):
         reading = layout().read(tokenizer.decode(walk(constraint, rng, tokenizer.eos_token_id)))
-        assert layout().missed(reading, conditions) is None
+        assert layout().refusal(reading, conditions) is None
         assert not set(excluded) & {element.symbol for element in reading.structure.elements}
 
 

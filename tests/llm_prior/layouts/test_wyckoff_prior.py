@@ -97,6 +97,22 @@ def test_without_constraint_another_group_is_drawn_again(monkeypatch: pytest.Mon
     assert dict(found.rejects) == {"other_spacegroup": 2, "unknown_group": 1}
 
 
+class _Crowded:
+    """The end of a text whose last coordinates had no place left."""
+
+    is_certain = False
+
+
+def test_a_crowded_crystal_is_drawn_again(wyckoff_prior: Prior) -> None:
+    layout = wyckoff_prior.layout
+    near = layout.read("1\nH a\nO a\n4.0 4.1 4.2 80 85 87\n0.10 0.00 0.00")
+    assert layout.refusal(near, {}) is None
+    assert layout.refusal(near, {}, _Crowded()) == "near_atoms"
+    apart = layout.read("1\nH a\nO a\n4.0 4.1 4.2 80 85 87\n0.50 0.10 0.30")
+    assert layout.refusal(apart, {"spacegroup": 1}, _Crowded()) is None
+    assert layout.refusal(apart, {"spacegroup": 2}, _Crowded()) == "other_spacegroup"
+
+
 def test_the_longest_text_is_an_upper_bound(wyckoff_prior: Prior) -> None:
     bound = proposals.longest_answer(wyckoff_prior)
     assert bound >= 1 + 2 * 20 + 6 + 3 * 20
