@@ -12,7 +12,11 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from os import PathLike
 from pathlib import Path
+
+from ase import Atoms
+from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells
 from flowllm.crystals.cache import cache_folder, cache_key, load, store
@@ -166,12 +170,19 @@ def check_input(path: str | Path) -> None:
         UserError: if there is no such file, its suffix is unknown, a folder holds no CIFs, or a
             run is not finished.
     """
+    if not isinstance(path, str | PathLike):
+        raise UserError(f"a file or folder of crystals is needed, not a {type(path).__name__}")
     path = Path(path)
     if run_table(path) is None:
         _files(path)
 
 
-def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = False) -> Path:
+def write(
+    crystals: Crystal | Structure | Atoms | Iterable[Crystal | Structure | Atoms],
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Write crystals to a file in the format of its suffix, or to a folder of CIFs if it has none.
 
     A name that begins with `POSCAR` or `CONTCAR` is a POSCAR. The file is whole or absent, even
@@ -183,7 +194,7 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
     Non-finite property values are left out.
 
     Args:
-        crystals: one or more.
+        crystals: one or more; pymatgen Structures and ASE Atoms get the ids 1, 2 and so on.
         path: of the file or folder.
         overwrite: replace a file, or a folder that holds only CIFs.
 
@@ -197,13 +208,18 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
             property.
     """
     path = Path(path)
-    crystals = list(crystals)
+    if isinstance(crystals, Crystal | IStructure | Atoms):  # the last two are sequences
+        crystals = [crystals]
+    named = [
+        item if isinstance(item, Crystal) else Crystal(id=str(number), structure=to_structure(item))
+        for number, item in enumerate(crystals, start=1)
+    ]
     writer = writer_for(path)
     if writer is None:
         raise UserError(f"{path}: cannot write {path.suffix!r} files; {KNOWN}")
-    if not crystals:
+    if not named:
         raise UserError(f"{path}: there are no crystals to write; give at least one")
-    for crystal in crystals:
+    for crystal in named:
         try:
             geometry_of_structure(crystal.structure)
         except InvalidCrystal as error:
@@ -213,7 +229,7 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
                 raise UserError(
                     f"crystal {crystal.id}: rename its property {name!r}, a column of its own"
                 )
-    repeated = [name for name, count in Counter(c.id for c in crystals).items() if count > 1]
+    repeated = [name for name, count in Counter(c.id for c in named).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: the id {repeated[0]!r} occurs twice; give every crystal its own")
     if path.exists() and not overwrite:
@@ -223,7 +239,7 @@ def write(crystals: Iterable[Crystal], path: str | Path, *, overwrite: bool = Fa
     if writer is write_folder and path.exists() and not _only_cifs(path):
         raise UserError(f"{path} is more than a folder of CIFs and stays; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return publish(path, lambda temporary: _replace(writer, crystals, temporary, path))
+    return publish(path, lambda temporary: _replace(writer, named, temporary, path))
 
 
 def _replace(

@@ -79,8 +79,9 @@ def relax(
     potential = check_potential_name(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
     check_folder(out, MANIFEST)
-    from flowllm.crystals.io import read
+    from flowllm.crystals.io import check_input, read
 
+    check_input(file)
     return relax_crystals(
         read(file, skip_invalid=skip_invalid, limit=limit),
         out=out,

@@ -117,7 +117,6 @@ def mutate(
         PriorError: if the prior is bad.
     """
     config = from_arguments(MutationConfig, options, base=config)
-    file = Path(file)
     check_count("workers", workers, 1)
     if n < 1:
         raise UserError(f"n is {n}; give a number at least 1")
@@ -136,6 +135,7 @@ def mutate(
     from flowllm.runs.outputs import publish_crystals
 
     check_input(file)
+    file = Path(file)
     where = pick_device(device)  # the first to import torch
     load = functools.partial(_load, folder, config.potential, where)
     models = load()

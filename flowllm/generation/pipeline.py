@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from pymatgen.core import IStructure, Lattice, Structure
+from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.crystal import to_structure
@@ -35,8 +35,6 @@ from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
-
-_NOTHING = Structure(Lattice.cubic(1), [], [])
 
 
 def no_progress(count: int) -> None:
@@ -286,23 +284,28 @@ class FlowLLM:
             raise UserError("refine needs a refiner; load one with FlowLLM.from_pretrained")
         if isinstance(structures, IStructure | Atoms):  # both are sequences, of sites and atoms
             raise UserError("refine takes a list of crystals; put a single one into brackets: [s]")
-        crystals: list[Structure] = []
+        numbers = range(len(structures)) if indices is None else indices
+        if len(numbers) != len(structures):
+            raise UserError(
+                f"{len(numbers)} indices are given for {len(structures)} crystals; give one each"
+            )
+        crystals: dict[int, Structure] = {}
         errors: dict[int, InvalidCrystal] = {}
         for place, structure in enumerate(structures):
             try:
-                crystals.append(reduce_cell(to_structure(structure)))
+                crystals[place] = reduce_cell(to_structure(structure))
             except InvalidCrystal as error:
-                crystals.append(_NOTHING)
                 errors[place] = error
-        results = refine_structures(
+        found = refine_structures(
             self.refiner,
-            crystals,
+            list(crystals.values()),
             seed=config.seed,
-            indices=indices,
+            indices=[numbers[place] for place in crystals],
             integration=self.refiner.config.integration.but(**config.integration),
             trajectory=config.trajectory,
             score=config.score,
         )
+        results = dict(zip(crystals, found, strict=True))
         for place, invalid in errors.items():
             results[place] = Refinement(failure=Failure.BAD_INPUT, detail=str(invalid))
-        return results
+        return [results[place] for place in range(len(structures))]

@@ -160,7 +160,6 @@ def run_refinement(
         RefinerError: if the refiner is bad.
     """
     config = from_arguments(RefinementConfig, options, base=config)
-    file = Path(file)
     check_count("workers", workers, 1)
     if limit is not None:
         check_count("limit", limit, 1)
@@ -172,6 +171,7 @@ def run_refinement(
     from flowllm.crystals.run_folders import input_hash
 
     check_input(file)
+    file = Path(file)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
     where = pick_device(device)  # the first to import torch
     load = functools.partial(load_models, None, refiner_folder, where)

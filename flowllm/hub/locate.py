@@ -27,7 +27,8 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
     """Return the folder of a model, downloaded first if the name is a hub id.
 
     Args:
-        name: a folder or a hub id such as `owner/model`; None for the bundled model.
+        name: a folder of a model or of a finished training, or a hub id such as `owner/model`;
+            None for the bundled model.
         bundled: folder of the bundled model.
 
     Returns:
@@ -46,6 +47,10 @@ def _find(name: str | Path | None, bundled: Path) -> Path:
     if name is None:
         return bundled
     path = Path(name).expanduser()
+    if (path / "run.json").is_file():  # a run folder of a training
+        if not (path / "model").is_dir():
+            raise UserError(f"{path}: the training is not finished; resume it (--resume)")
+        return path / "model"
     if path.is_dir():
         return path
     if path.exists():

@@ -238,5 +238,7 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
         return value[:8]
+    if value is None:
+        return "not given"
     text = json.dumps(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -307,7 +307,7 @@ def run_job(
         if done:
             logger.info("%s: %d of %d records exist already", out, done, total)
         with progress_bar(
-            total=total, initial=done, description=description, unit="records", show=progress
+            total=total, initial=done, description=description, unit="crystals", show=progress
         ) as bar:
             pace = _Pace(total, done) if bar.disable and progress else None
             meter = _Meter(bar, pace)

@@ -16,6 +16,7 @@ import dacite
 import yaml
 
 from flowllm.errors import UserError, one_line
+from flowllm.system.options import as_tuple
 from flowllm.training.config import RefinerTrainingConfig, TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
@@ -79,7 +80,7 @@ def named_recipes() -> list[str]:
 
 
 def load_recipe(
-    kind: type[AnyRecipe], name: str | Path, overrides: Sequence[str] = ()
+    kind: type[AnyRecipe], name: str | Path, overrides: str | Sequence[str] = ()
 ) -> AnyRecipe:
     """Read a recipe and apply overrides.
 
@@ -104,7 +105,7 @@ def load_recipe(
         raise UserError(f"{name} holds no settings; see configs/ for examples")
     if other := _other_stage(kind, settings):
         raise UserError(f"{name} is {other}")
-    for override in overrides:
+    for override in as_tuple(overrides):
         _apply(settings, override)
     try:
         return dacite.from_dict(

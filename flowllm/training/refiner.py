@@ -14,6 +14,7 @@ from flowllm.errors import UserError
 from flowllm.hub.card import check_weights
 from flowllm.system.device import check_device
 from flowllm.training.folder import TrainingRun, training_run
+from flowllm.training.pairing.config import PAIRS_FILE
 from flowllm.training.recipes import RefinerRecipe, load_recipe
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ def _sources(
         raise UserError(
             f"{config} has base.kind {kind}, which uses no {other}; leave --{other} out"
         )
+    if wanted == "pairs":  # the run folder of `flowllm pair` stands for its file
+        return [
+            Path(path) / PAIRS_FILE if (Path(path) / PAIRS_FILE).is_file() else path
+            for path in given[wanted]
+        ]
     return given[wanted]
 
 

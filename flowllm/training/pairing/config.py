@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from flowllm.generation.config import DrawingConfig
 from flowllm.system.options import option
 
+PAIRS_FILE = "pairs.parquet"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairingConfig(DrawingConfig):

@@ -14,11 +14,11 @@ from pymatgen.core import Structure
 
 from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
+from flowllm.training.pairing.config import PAIRS_FILE
 from flowllm.training.pairing.table import ARRAYS, write_pairs
 from rfm import PairedCrystal, RefinerError
 from rfm.alignment import align
 
-PAIRS_FILE = "pairs.parquet"
 SUMMARY_FILE = "summary.json"
 
 

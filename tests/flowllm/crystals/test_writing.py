@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import reduce_cell
-from flowllm.crystals.io import Crystal, read, write
+from flowllm.crystals.io import Crystal, check_input, read, to_atoms, write
 from flowllm.errors import UserError
-from support import disordered, perovskite, run_command, same, skewed
+from support import CSCL, SALT, disordered, perovskite, run_command, same, skewed
 
 SUFFIXES = [".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl"]
 
@@ -122,3 +124,17 @@ def test_the_data_command_writes_poscar(tmp_path):
         result = run_command("data", salt, tmp_path / name)
         assert result.exit_code == 0, result.output
         assert same(read(tmp_path / name)[0].structure, perovskite(), atol=1e-12)
+
+
+def test_structures_and_atoms_are_written_like_crystals(tmp_path: Path) -> None:
+    file = write([SALT, to_atoms(CSCL)], tmp_path / "two.json")
+    assert [(c.id, c.structure.composition.reduced_formula) for c in read(file)] == [
+        ("1", "NaCl"),
+        ("2", "CsCl"),
+    ]
+    write(SALT, tmp_path / "POSCAR")
+    assert read(tmp_path / "POSCAR")[0].structure.composition.reduced_formula == "NaCl"
+    with pytest.raises(UserError, match="must be a pymatgen Structure or ASE Atoms, not str"):
+        write(["NaCl"], tmp_path / "words.json")
+    with pytest.raises(UserError, match="file or folder of crystals is needed, not a Structure"):
+        check_input(SALT)

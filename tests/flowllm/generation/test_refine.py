@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
-from flowllm import FlowLLM, RefinementConfig, RefinerError, UserError
+from flowllm import FlowLLM, RefinementConfig, UserError
 from rfm import Failure
 from support import SALT, disordered, same_bits
 
@@ -87,7 +87,7 @@ def test_bad_arguments_are_refused(model: FlowLLM) -> None:
         model.refine([SALT], seed=-1)
     with pytest.raises(UserError, match="unknown option 'formula'; known are cell_slope, method"):
         model.refine([SALT], formula="NaCl")
-    with pytest.raises(RefinerError, match="2 indices for 1 structures; give one index each"):
+    with pytest.raises(UserError, match="2 indices are given for 1 crystals; give one each"):
         model.refine([SALT], indices=[0, 1])
     for lone in (SALT, Atoms("Na", cell=[4] * 3, pbc=True)):
         with pytest.raises(UserError, match=r"a list of crystals; put a single one into brackets"):
@@ -98,3 +98,11 @@ def test_a_crystal_larger_than_any_trained_on_is_reported_alone(model: FlowLLM) 
     large, small = model.refine([SALT * (2, 2, 1), SALT], **QUICK)
     assert (large.structure, large.failure) == (None, Failure.TOO_MANY_ATOMS)
     assert small.structure is not None
+
+
+def test_the_log_of_a_bad_crystal_gives_its_own_reason(
+    model: FlowLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    (failed, _) = model.refine([disordered(), SALT], **QUICK)
+    assert "is disordered" in failed.detail
+    assert "no sites" not in caplog.text

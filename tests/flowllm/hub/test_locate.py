@@ -25,9 +25,20 @@ def test_a_model_is_bundled_or_a_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere", "runs/prior/model", "~/x", "/no/x"])
-def test_a_name_that_can_only_be_a_folder_is_refused_if_there_is_none(name: str) -> None:
+def test_a_name_that_can_only_be_a_folder_is_refused_if_there_is_none(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"there is no model folder {name}; give a folder or"):
         resolve(name, BUNDLED_PRIOR)
+
+
+def test_a_run_of_training_stands_for_its_model(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="the training is not finished; resume it"):
+        resolve(tmp_path, BUNDLED_PRIOR)
+    (tmp_path / "model").mkdir()
+    assert resolve(tmp_path, BUNDLED_PRIOR) == tmp_path / "model"
 
 
 @pytest.mark.parametrize("name", ["some one/model", "owner/model--x", "owner/model.", "ow:ner/m"])

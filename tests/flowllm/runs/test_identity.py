@@ -164,7 +164,7 @@ def test_a_key_without_a_value_may_be_given_later(tmp_path: Path, before: dict[s
 
 def test_other_keys_cannot_be_given_later(tmp_path: Path) -> None:
     claim(tmp_path / "run", {"train": None}, make="metrics.json")
-    with pytest.raises(UserError, match='train is null there, "x" here'):
+    with pytest.raises(UserError, match='train is not given there, "x" here'):
         claim(tmp_path / "run", {"train": "x", "potential": "chgnet"})
     assert read_identity(tmp_path / "run", NAME)[0] == {"train": None}
 

@@ -46,7 +46,7 @@ def test_the_bar_counts_resumed_records_and_shows_a_rate(
     shown = on_a_terminal([sys.executable, str(script), str(folder.path), "1", "20"])
     first, *_, last = shown.strip().split("\r")
     assert "test" in first and "30/58" in first
-    assert "58/58" in last and "records/s" in last
+    assert "58/58" in last and "crystals/s" in last
 
 
 STEPWISE = """

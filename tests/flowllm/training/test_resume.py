@@ -147,7 +147,7 @@ def test_another_run_is_refused_with_what_differs(
     changes: list[tuple[dict[str, Any], str]] = [
         ({"seed": 4}, r"holds another run \(seed is 3 there, 4 here\)"),
         ({"overrides": overrides}, r"recipe.training.learning_rate is 0.00[12] there, 0.5 here"),
-        ({"validation": None}, "validation is .*validation.* there, null here"),
+        ({"validation": None}, "validation is .*validation.* there, not given here"),
     ]
     for change, message in changes:
         for resume in (True, False):

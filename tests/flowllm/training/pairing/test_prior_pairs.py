@@ -172,7 +172,7 @@ def test_a_finished_pairing_is_left_alone_and_no_other_is_written_over_it(
     for change, message in (
         ({"seed": 1}, "seed is 0 there, 1 here"),
         ({"samples_per_target": 2}, "samples_per_target is 3 there, 2 here; total is 12 there, 8"),
-        ({"limit": 2}, "limit is null there, 2 here"),
+        ({"limit": 2}, "limit is not given there, 2 here"),
         ({"batch_size": 6}, "batch_size is 5 there, 6 here"),
         ({"data": other}, "data is .* there, .* here"),
     ):
