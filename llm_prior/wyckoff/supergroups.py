@@ -9,8 +9,10 @@ the atoms of some of its elements have.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ _GENERIC: dict[Family, tuple[float, ...]] = {
     "cubic": (13.3,),
 }
 _DRAWS = 3
+_SAME_SHIFT = 1e-4  # fractional
 
 
 @lru_cache(maxsize=200_000)
@@ -55,22 +58,66 @@ def keeps_group(number: int, parts: tuple[tuple[int, ...], ...]) -> bool:
         largest_first = sorted(set(parts), key=lambda part: (-part[-1], len(part)))
         if any(keeps_group(number, (part,)) for part in largest_first):
             return True
-    group = space_group(number)
-    rng = np.random.default_rng(0)
-    lattice = primitive_lattice(group, _GENERIC[group.family])
-    for _ in range(_DRAWS):
-        points, kinds = [], []
-        for kind, part in enumerate(parts, 1):
-            for place in part:
-                position = group.positions[place]
-                found = images(number, position.letter)(rng.random(position.num_free))
-                points.append(found)
-                kinds += [kind] * len(found)
-        coords = np.concatenate(points) @ np.linalg.inv(group.primitive_basis)
-        dataset = find_symmetry(lattice, coords, kinds, 1e-3)
-        if dataset is not None:
-            return int(dataset.number) == number
+    # The operations of a crystal are those that the atoms of all its elements have.
+    order = positions[-1].num_atoms  # of the general position
+    seen: Counter[tuple[int, ...]] = Counter()
+    common: _Operations | None = None
+    for part in parts:
+        found = _own_operations(number, part, seen[part])
+        seen[part] += 1
+        if found is None:
+            return False
+        common = found if common is None else _shared(common, found)
+        if len(common.rotations) == order:
+            return True
     return False
+
+
+class _Operations(NamedTuple):
+    """Operations in the basis of a primitive cell, one of each coset of its lattice.
+
+    Attributes:
+        rotations: (k, 3, 3) integers.
+        translations: (k, 3) fractional.
+    """
+
+    rotations: NDArray[np.int64]
+    translations: NDArray[np.float64]
+
+
+@lru_cache(maxsize=100_000)
+def _own_operations(number: int, part: tuple[int, ...], variant: int) -> _Operations | None:
+    """The operations of one element's atoms, or None where spglib's search fails.
+
+    Args:
+        number: space group.
+        part: places of the letters.
+        variant: another one has other free coordinates.
+    """
+    group = space_group(number)
+    lattice = primitive_lattice(group, _GENERIC[group.family])
+    for draw in range(_DRAWS):
+        rng = np.random.default_rng([draw + 1, variant + 1, *(place + 1 for place in part)])
+        points = [
+            images(number, group.positions[place].letter)(
+                rng.random(group.positions[place].num_free)
+            )
+            for place in part
+        ]
+        coords = np.concatenate(points) @ np.linalg.inv(group.primitive_basis)
+        dataset = find_symmetry(lattice, coords, [1] * len(coords), 1e-3)
+        if dataset is not None:
+            return _Operations(np.asarray(dataset.rotations), np.asarray(dataset.translations))
+    return None
+
+
+def _shared(one: _Operations, other: _Operations) -> _Operations:
+    """The operations of the first that the second has too."""
+    same = (one.rotations[:, None] == other.rotations).all((2, 3))  # (k, l)
+    gaps = one.translations[:, None] - other.translations
+    same &= (np.abs(gaps - np.rint(gaps)) < _SAME_SHIFT).all(2)
+    kept = same.any(1)
+    return _Operations(one.rotations[kept], one.translations[kept])
 
 
 def primitive_lattice(group: SpaceGroup, cell: Sequence[float]) -> NDArray[np.float64]:
