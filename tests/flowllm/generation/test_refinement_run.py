@@ -109,7 +109,7 @@ def test_the_noise_of_a_crystal_belongs_to_its_place_in_the_file(
         places.append((options["seed"], list(options["indices"]), len(structures)))
         return [Refinement(structure=structure) for structure in structures]
 
-    monkeypatch.setattr(sampling_run, "_BATCH_SIZE", 4)
+    monkeypatch.setattr(sampling_run, "default_batch_size", lambda total: 4)
     monkeypatch.setattr(rfm, "refine", record)
     file = write(crystals, tmp_path / "in.jsonl")
     run_refinement(file, out=tmp_path / "run", seed=7, device="cpu")
