@@ -7,7 +7,8 @@ A crystal passes through the modules in this order:
 - `text` and `wyckoff` write and read the crystal in two layouts, which the other modules use
   through `layouts`; `tokenizer` makes one token of each number and element;
 - `dataset` draws training examples, `model` holds the language model and its tokenizer, `loading`
-  reads pretrained weights, `config` has the settings of all of them;
+  reads pretrained weights, `config` has the settings of all of them, `settings` reads those of a
+  saved prior;
 - `composition`, `fields`, `tries` and `grammar` say which tokens may follow, so that only crystals
   that meet the conditions are written;
 - `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects

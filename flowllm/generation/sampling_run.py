@@ -19,6 +19,8 @@ from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size,
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.options import check_count, from_arguments
 from flowllm.system.versions import versions
+from llm_prior import TextFormat, check_conditions
+from llm_prior.settings import read_settings
 
 if TYPE_CHECKING:
     from flowllm.crystals.crystal import Crystal
@@ -77,6 +79,9 @@ def run_sampling(
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.energy.calculators import potential_identity
 
+    if config.composition is None:  # `prepare` names it in its message
+        fmt = TextFormat(**read_settings(str(prior_folder))["text"])
+        check_conditions(config.conditions, fmt, exclude_elements=config.exclude_elements)
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
     potential = config.ranking_potential

@@ -11,6 +11,8 @@ CASES = [
     ("sample -n 1 --spacegroup 300", "spacegroup '300' is not a whole number from 1 to 230"),
     ("sample -n 1 --temperature -1", "--temperature is -1.0; give a number at least 0"),
     ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
+    ("sample -n 1 --formula NaCl --num-atoms 3", "3 atoms are no whole number of formula units"),
+    ("sample -n 1 --formula Na11Cl10", "formula Na11Cl10 has 21 atoms, this model writes at most"),
     ("sample -n 0", "-n is 0; give a whole number at least 1"),
     ("sample -n x", "Invalid value for '-n': 'x' is not a valid integer; see flowllm sample --h"),
     ("sample -n 1 --rank energy --best-of 2 --potential mace", "unknown potential 'mace'"),
