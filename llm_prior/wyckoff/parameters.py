@@ -34,6 +34,7 @@ from llm_prior.wyckoff.text import WyckoffFormat, hidden_places
 
 _DRAWS = 2  # sets of values for the coordinates to come
 _MARGIN = 2.0  # times SYMPREC: an operation that moves atoms less is taken for one
+_SLENDER = 20.0  # longest over shortest edge of a very slender cell
 
 
 class CellPart:
@@ -102,7 +103,10 @@ class CellPart:
         return "angle" if angle else "length", ticks
 
     def _exact(self, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those with which the crystal, whose atoms are all in place, has exactly the group."""
+        """Those with which the crystal, whose atoms are all in place, has exactly the group.
+
+        Doubtful cells that are very slender are left out: spglib takes long for them.
+        """
         if self.group.family == "cubic":
             return ticks
         values = ticks / self._scales[self._next_is_angle]
@@ -112,6 +116,8 @@ class CellPart:
         cells[:, self._free[-1]] = values
         doubtful = may_be_higher(self.group, cell_metrics(self.group.family, cells))
         kept = ~doubtful
+        lengths = cells[:, [place for place in self._free if place < 3]]
+        doubtful &= lengths.max(1) <= _SLENDER * lengths.min(1)
         points, kinds = atoms_of(
             self.group, [(element, letter, ()) for element, letter in self.names], pad=True
         )

@@ -23,6 +23,9 @@ LENGTH_BOUNDS = (1.0, 150.0)  # Angstrom, conventional; long ones are rhombohedr
 ANGLE_BOUNDS = (30.0, 150.0)  # degrees
 _SPARE = 1.05  # room on a line, relative to what its atoms take
 _MIN_PLANES = 1.0  # Angstrom, between lattice planes
+# Most that a hexagonal or rhombohedral c / a, or a / c, may be. MP-20 has 29 at most; spglib takes
+# seconds for a search from 45 on.
+_MOST_SLENDER = 40.0
 
 
 class CellMask:
@@ -68,12 +71,17 @@ class CellMask:
         cell[:, free[len(known)]] = values
         for place in free[len(known) + 1 :]:
             cell[:, place] = self._ticks[0][-1] if place < 3 else 90.0
+        if self._family == "hexagonal" and not known:
+            cell[:, 2] = np.minimum(cell[:, 2], _MOST_SLENDER * values)
         if self._family == "triclinic" and len(known) < 5:
             # The third angle of the largest volume: cos gamma = cos alpha cos beta.
             cosines = np.cos(np.radians(cell[:, 3:5])).prod(1)
             cell[:, 5] = self._nearest_angle(np.degrees(np.arccos(cosines)))
-        metrics = cell_metrics(self._family, cell)
-        return self._keeps_apart(metrics, cell)
+        good = self._keeps_apart(cell_metrics(self._family, cell), cell)
+        if self._family == "hexagonal":
+            slenderness = np.log(cell[:, 2] / cell[:, 0])
+            good &= np.abs(slenderness) <= np.log(_MOST_SLENDER) + 1e-9
+        return good
 
     def _nearest_angle(self, angles: NDArray[np.float64]) -> NDArray[np.float64]:
         ticks = self._ticks[1]

@@ -206,3 +206,15 @@ def test_a_formula_that_the_group_cannot_hold_is_refused_with_those_that_can():
 def test_an_unknown_group_is_refused():
     with pytest.raises(PriorError, match="231 is not a space group"):
         grammar({"formula": "NaCl"}, [231])
+
+
+def test_cells_are_not_so_slender_that_spglib_takes_long() -> None:
+    """One atom of tin in R-3m, whose shortest edges allow any height for its volume alone."""
+    rule = CompositionRule.from_conditions({"formula": "Sn", "num_atoms": 1}, 20)
+    cursor = Grammar(WyckoffFormat(), rule, [166]).cursor()
+    cursor.advance("group", 166)
+    cursor.advance("element", SYMBOLS.index("Sn"))
+    cursor.advance("letter", 0)
+    cursor.advance("length", 27)
+    (choice,) = cursor.legal()
+    assert (choice.kind, choice.values.max()) == ("length", 40 * 27)
