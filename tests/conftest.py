@@ -1,4 +1,4 @@
-"""What every test runs under."""
+"""Settings that all tests share: one torch thread, and interrupts that arrive."""
 
 from __future__ import annotations
 

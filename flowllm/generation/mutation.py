@@ -118,8 +118,7 @@ def mutate(
     """
     config = from_arguments(MutationConfig, options, base=config)
     check_count("workers", workers, 1)
-    if n < 1:
-        raise UserError(f"n is {n}; give a number at least 1")
+    check_count("n", n, 1)
     if prior is not None and config.method == "uniform":
         raise UserError("a prior is given and not used; leave it out, or use method llm")
     check_folder(out, MANIFEST)

@@ -30,15 +30,12 @@ from flowllm.generation.selection import (
     prior_scores,
 )
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
 from rfm import Failure, Refinement, Refiner
 from rfm import refine as refine_structures
-
-
-def no_progress(count: int) -> None:
-    """Ignore the number of finished crystals."""
 
 
 class FlowLLM:

@@ -318,7 +318,7 @@ def run_job(
 
             # Only this process, which holds the lock, writes: a worker that outlives its killed
             # parent for a moment cannot touch a folder that another process has resumed by then.
-            report = meter.add if workers == 1 else _ignore
+            report = meter.add if workers == 1 else no_progress
             make_shard = functools.partial(_make_shard, work, report)
             for_each(missing, make_shard, save, setup=setup, workers=workers)
     return folder
@@ -368,8 +368,8 @@ class _Pace:
             logger.info("%d of %d records, %.1f/s, %.0f s left", self.done, self.total, rate, left)
 
 
-def _ignore(count: int) -> None:
-    """Report nothing: a worker cannot reach the bar."""
+def no_progress(count: int) -> None:
+    """Ignore the number of finished records: nobody watches, or a worker cannot reach the bar."""
 
 
 def _resume(folder: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""What a job shows of itself while it runs: a bar on a terminal, else log lines."""
+"""Progress of a job: a bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
