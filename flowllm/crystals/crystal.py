@@ -31,11 +31,13 @@ class Crystal:
         properties: formation_energy_per_atom and e_above_hull in eV/atom, band_gap in eV,
             spacegroup as a number from 1 to 230, and any other columns of the file under their
             names. Unknown values are absent.
+        ignored: property -> why the value in the file is not used.
     """
 
     id: str
     structure: Structure
     properties: dict[str, float | int | str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 class Geometry(NamedTuple):
