@@ -29,6 +29,7 @@ from flowllm.crystals.crystal import (
     to_structure,
 )
 from flowllm.crystals.readers import FAILED, Row, is_poscar, read_rows, read_run_rows
+from flowllm.crystals.rules import check_crystal
 from flowllm.crystals.run_folders import input_hash, run_table
 from flowllm.crystals.writers import FILE_SUFFIXES, KNOWN, write_folder, writer_for
 from flowllm.errors import InvalidCrystal, UserError, one_line
@@ -285,7 +286,7 @@ def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
             continue
         lattice, numbers, frac_coords = row.source
         try:
-            cells.check_geometry(lattice, frac_coords)
+            check_crystal(lattice, numbers, frac_coords)
             if reduce:
                 lattice, frac_coords = cells.reduce_basis(lattice, frac_coords)
                 row.source = Geometry(lattice, numbers, frac_coords)

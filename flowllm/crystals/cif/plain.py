@@ -13,12 +13,8 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
-from flowllm.crystals.crystal import (
-    ATOMIC_NUMBER,
-    UNREADABLE,
-    Geometry,
-    geometry_of_structure,
-)
+from flowllm.crystals.crystal import UNREADABLE, Geometry, geometry_of_structure
+from flowllm.crystals.rules import ATOMIC_NUMBER
 from flowllm.errors import InvalidCrystal, one_line
 from flowllm.system.executors import for_each
 

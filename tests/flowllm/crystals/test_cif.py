@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from flowllm.crystals.cells import check_geometry
 from flowllm.crystals.cif import _warnings_to, parse_cif, parse_plain_cif
+from flowllm.crystals.rules import check_geometry
 from flowllm.errors import InvalidCrystal
 from support import MP20, MP20_SAMPLE, SYMMETRIC_CIF, cif, disordered, perovskite, skewed
 
