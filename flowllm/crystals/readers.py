@@ -65,6 +65,7 @@ class Row:
         properties: see `flowllm.crystals.crystal.Crystal`.
         source: the text of a CIF, a geometry, or the reason why there is none.
         column: of the table, that holds the source; else empty.
+        notes: what was assumed to read the source.
     """
 
     place: str
@@ -72,6 +73,7 @@ class Row:
     properties: dict[str, float | int | str]
     source: str | Geometry | InvalidCrystal
     column: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]:

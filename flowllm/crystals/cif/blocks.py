@@ -18,6 +18,7 @@ from flowllm.errors import InvalidCrystal, one_line
 _MARK = re.compile(r"^(?:(;)|[ \t]*data_(\S*))", re.MULTILINE | re.IGNORECASE)
 _POSITION = re.compile(r"^string:(\d+)(?::\d+\(\d+\))?(?: in data_\S*)?:? *")
 _NUMBER = re.compile(r"([+-]?(?:\d+(?:\.(\d*))?|\.(\d+))(?:[eE]([+-]?\d{1,3}))?)(?:\(\d+\))?")
+_SYNTAX_ONLY = 0  # level of gemmi's checks, which else refuse a repeated tag
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Block:
 
     Attributes:
         name: without `data_`; empty if it has none.
-        columns: tag -> its values, of which a tag outside a loop has one. Tags are in lower case
+        columns: tag -> its values; a tag outside a loop has one, or several if it is repeated. Tags are in lower case
             with `_` for `.`, so that `_atom_site.fract_x` of DDLm and mmCIF is
             `_atom_site_fract_x`. The values `?` (unknown) and `.` (not applicable) are None.
     """
@@ -38,7 +39,7 @@ class Block:
         """Return the value of the first of several tags that has one.
 
         Args:
-            *tags: names of one item, the preferred one first.
+            *tags: names of one item in any case, the preferred one first.
 
         Returns:
             The value without white space around it; None if there is none.
@@ -47,7 +48,8 @@ class Block:
             InvalidCrystal: if the tag has several values.
         """
         for tag in tags:
-            values = {value.strip() for value in self.columns.get(tag, ()) if value is not None}
+            column = self.columns.get(tag.lower(), ())
+            values = {value.strip() for value in column if value and value.strip()}
             if len(values) > 1:
                 raise InvalidCrystal("unreadable", f"{tag} has {len(values)} values; give one")
             if values:
@@ -76,12 +78,10 @@ def read_blocks(text: str) -> Iterator[Block | tuple[str, InvalidCrystal]]:
         yield "", InvalidCrystal("unreadable", "no line begins with data_, so it holds no data")
         return
     head = text[: starts[0][0]]
-    for start, line in enumerate(head.split("\n"), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield (
-                "",
-                InvalidCrystal("unreadable", f"line {start} stands before the first data block"),
-            )
+    for number_of_line, words in enumerate(head.split("\n"), start=1):
+        if words.strip() and not words.lstrip().startswith("#"):
+            problem = f"line {number_of_line} stands before the first data block"
+            yield "", InvalidCrystal("unreadable", problem)
             return
     ends = [start for start, _ in starts[1:]] + [len(text)]
     line = 0
@@ -90,7 +90,7 @@ def read_blocks(text: str) -> Iterator[Block | tuple[str, InvalidCrystal]]:
         line += text.count("\n", last, start)
         last = start
         try:
-            blocks = [_block(block) for block in cif.read_string(text[start:end])]
+            blocks = [_block(block) for block in cif.read_string(text[start:end], _SYNTAX_ONLY)]
         except (ValueError, RuntimeError) as error:
             yield name, InvalidCrystal("unreadable", _message(error, line))
             continue
@@ -141,8 +141,10 @@ def _block(block: cif.Block) -> Block:
         for tag, words in found.items():
             name = tag.lower().replace(".", "_")
             values = [_value(word) for word in words]
-            if columns.setdefault(name, values) != values:
-                raise ValueError(f"two tags are {name}")
+            if loop is None:  # a tag may be repeated; `Block.value` compares the values
+                columns.setdefault(name, []).extend(values)
+            elif columns.setdefault(name, values) != values:
+                raise ValueError(f"there are two columns {name}")
     return Block(block.name.strip(), columns)
 
 

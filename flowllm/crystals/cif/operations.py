@@ -99,9 +99,7 @@ def from_gemmi(group: gemmi.GroupOps) -> Operations:
     )
 
 
-def make_operations(
-    rotations: NDArray[np.int64], translations: NDArray[np.float64]
-) -> Operations:
+def make_operations(rotations: NDArray[np.int64], translations: NDArray[np.float64]) -> Operations:
     """Return operations without duplicates.
 
     Args:

@@ -110,9 +110,10 @@ def _special(
     again = _distances(moved[None], operations, lattice)[0][0]
     on_element = again < _EXACT
     apart = float(distances[0, near].max())
-    if not (is_rounded or np.linalg.norm(change @ lattice) <= _MOVE) or (
-        again[~on_element] < MIN_DISTANCE
-    ).any():
+    if (
+        not (is_rounded or np.linalg.norm(change @ lattice) <= _MOVE)
+        or (again[~on_element] < MIN_DISTANCE).any()
+    ):
         raise InvalidCrystal(
             "coinciding_atoms",
             f"images of site {sites.labels[index]} are {apart:.2g} A apart; give its position "

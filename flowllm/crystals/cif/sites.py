@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pymatgen.core import Lattice
+from pymatgen.core import Element, Lattice
 
 from flowllm.crystals.cif.blocks import Block, last_place, number
-from flowllm.crystals.crystal import ATOMIC_NUMBER
+from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.rules import ATOMIC_NUMBER, site_element
 from flowllm.errors import InvalidCrystal
 
 _LENGTHS = ("_cell_length_a", "_cell_length_b", "_cell_length_c")
@@ -21,7 +22,6 @@ _MULTIPLICITY_TAGS = (
     "_atom_site_site_symmetry_multiplicity",
     "_atom_site_symmetry_multiplicity",
 )
-_FULL = 1e-6  # largest difference of a full occupancy from 1
 _VOLUME_TOLERANCE = 0.02  # of the stated volume, relative
 # `Na`, `Fe3+`, `O-2`, `Na1`, `Fe1+2`
 _TYPE = re.compile(r"([A-Za-z]{1,2})(?:\d*(?:\.\d+)?[+-]?|[+-]\d*(?:\.\d+)?|\d+[+-]\d+)")
@@ -31,6 +31,20 @@ _GROUP = re.compile(r"(?:wat|water|oh|h2o|d2o|oh2|h3o|nh4|nh3|no3)(?:[^a-z].*)?"
 _WATER_OXYGEN = re.compile(r"(?:ow|o\d*w)(?:[^a-z].*)?", re.IGNORECASE)
 
 
+def _rank_of_elements() -> NDArray[np.int64]:
+    """Return the place of each atomic number by electronegativity, then symbol, as in pymatgen."""
+    # Without an electronegativity there, and so at the end.
+    without = {"He", "Ne", "Ar"} | {element.symbol for element in Element if element.Z > 103}
+    elements = sorted(Element, key=lambda e: (np.inf if e.symbol in without else e.X, e.symbol))
+    rank = np.zeros(max(element.Z for element in elements) + 1, dtype=np.int64)
+    for place, element in enumerate(elements):
+        rank[element.Z] = place
+    return rank
+
+
+_RANK = _rank_of_elements()
+
+
 @dataclass(frozen=True)
 class Sites:
     """The atom sites of a data block, before symmetry.
@@ -38,7 +52,7 @@ class Sites:
     Attributes:
         labels: N names, for messages.
         atomic_numbers: (N,).
-        frac_coords: (N, 3), as the file has them.
+        frac_coords: (N, 3), as the file has them but for exact thirds.
         last_places: (N, 3), unit of the last decimal place of each coordinate.
         multiplicities: N stated numbers of equivalent atoms, None where there is none.
         notes: what had to be assumed.
@@ -87,7 +101,7 @@ def read_lattice(block: Block) -> tuple[NDArray[np.float64], list[str]]:
         notes.append(f"there is no {', '.join(absent)}; 90 degrees are assumed")
     angles = [90.0 if tag in absent else _cell_number(block, tag) for tag in _ANGLES]
     alpha, beta, gamma = sorted(angles)
-    if not (0 < alpha and gamma < 180 and gamma < alpha + beta and sum(angles) < 360):
+    if not (alpha > 0 and gamma < 180 and gamma < alpha + beta and sum(angles) < 360):
         raise InvalidCrystal("bad_cell", f"no cell has the angles {_words(angles)}")
     lattice = cell_matrix(*lengths, *angles)
     volume = abs(float(np.linalg.det(lattice)))
@@ -119,6 +133,38 @@ def cell_matrix(
     return np.array(Lattice.from_parameters(a, b, c, alpha, beta, gamma).matrix)
 
 
+def exact_thirds(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return coordinates in which those within a ten-thousandth of 1/3 and 2/3 are exact.
+
+    Args:
+        frac_coords: (N, 3).
+
+    Returns:
+        A new array (N, 3).
+    """
+    frac_coords = frac_coords.copy()
+    for third in (1 / 3, 2 / 3):
+        frac_coords[np.abs(frac_coords / third - 1) <= 1e-4] = third
+    return frac_coords
+
+
+def sorted_geometry(
+    lattice: NDArray[np.float64], numbers: NDArray[np.uint8], frac_coords: NDArray[np.float64]
+) -> Geometry:
+    """Return a geometry with its atoms sorted by electronegativity, then by symbol.
+
+    Args:
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
+        numbers: atomic numbers (N,).
+        frac_coords: (N, 3).
+
+    Returns:
+        The geometry; atoms of one element stay in their order.
+    """
+    order = np.argsort(_RANK[numbers], kind="stable")
+    return Geometry(lattice, numbers[order], frac_coords[order])
+
+
 def read_sites(block: Block, known: Collection[str]) -> Sites:
     """Return the atom sites of a data block.
 
@@ -140,18 +186,21 @@ def read_sites(block: Block, known: Collection[str]) -> Sites:
     rows = [i for i in range(size) if (flags[i] or "").lower() != "dum"]
     notes = [] if len(rows) == size else [f"{size - len(rows)} dummy sites are left out"]
     names = [labels[i] or types[i] or str(i + 1) for i in range(size)]
-    _check_order(block, names, rows, size)
     positions = _positions(block, names, rows, size)
-    elements = [_element(names[i], types[i], labels[i], known, notes) for i in rows]
-    if 1 not in elements:
+    elements = {i: _element(names[i], types[i], labels[i], known, notes) for i in rows}
+    _check_hydrogens(block, names, rows, size)
+    rows = _full_rows(block, names, rows, size, elements, positions)
+    if 1 not in elements.values():
         _refuse_groups([names[i] for i in rows], bool(known))
     tag = next((tag for tag in _MULTIPLICITY_TAGS if tag in block.columns), _MULTIPLICITY_TAGS[0])
     multiplicities = [number(value) for value in _column(block, tag, size)]
     return Sites(
         labels=[names[i] for i in rows],
-        atomic_numbers=np.array(elements, dtype=np.uint8),
-        frac_coords=np.array([[number(word) for word in row] for row in positions], dtype=float),
-        last_places=np.array([[last_place(word) for word in row] for row in positions]),
+        atomic_numbers=np.array([elements[i] for i in rows], dtype=np.uint8),
+        frac_coords=exact_thirds(
+            np.array([[number(word) for word in positions[i]] for i in rows], dtype=np.float64)
+        ),
+        last_places=np.array([[last_place(word) for word in positions[i]] for i in rows]),
         multiplicities=[int(m) if m else None for m in (multiplicities[i] for i in rows)],
         notes=notes,
     )
@@ -180,14 +229,14 @@ def _column(block: Block, tag: str, size: int) -> list[str | None]:
     return [value.strip() if value else None for value in values]
 
 
-def _positions(block: Block, names: list[str], rows: list[int], size: int) -> list[list[str]]:
-    """Return the three words of each position, all of them numbers."""
+def _positions(block: Block, names: list[str], rows: list[int], size: int) -> dict[int, list[str]]:
+    """Return the three words of the position of each row, all of them numbers."""
     missing = [tag for tag in _COORDS if tag not in block.columns]
     if missing:
         hint = "; give fractional positions" if "_atom_site_cartn_x" in block.columns else ""
         raise InvalidCrystal("unreadable", f"the atom sites have no {missing[0]}{hint}")
     columns = [_column(block, tag, size) for tag in _COORDS]
-    positions = []
+    positions = {}
     for i in rows:
         words = [column[i] or "?" for column in columns]
         for word in words:
@@ -195,34 +244,64 @@ def _positions(block: Block, names: list[str], rows: list[int], size: int) -> li
                 raise InvalidCrystal(
                     "unreadable", f"site {names[i]}: the position {word!r} is no number"
                 )
-        positions.append(words)
+        positions[i] = words
     return positions
 
 
-def _check_order(block: Block, names: list[str], rows: list[int], size: int) -> None:
-    """Refuse partial occupancy, alternatives, and hydrogen that is counted but not located."""
-    occupancies = _column(block, "_atom_site_occupancy", size)
-    groups = _column(block, "_atom_site_disorder_group", size)
+def _check_hydrogens(block: Block, names: list[str], rows: list[int], size: int) -> None:
+    """Refuse hydrogen that is counted but not located."""
     attached = _column(block, "_atom_site_attached_hydrogens", size)
     for i in rows:
-        share = 1.0 if occupancies[i] is None else number(occupancies[i])
-        if share is None:
-            raise InvalidCrystal(
-                "unreadable", f"site {names[i]}: the occupancy {occupancies[i]!r} is no number"
-            )
-        if abs(share - 1) > _FULL:
-            raise InvalidCrystal("disorder", f"site {names[i]} has an occupancy of {share:g}")
         if (count := attached[i]) is not None and number(count) != 0:
             raise InvalidCrystal(
                 "unknown_element",
                 f"site {names[i]} has {count} hydrogen atoms without a position; give each atom "
                 "its own site",
             )
-    alternatives = {groups[i] for i in rows} - {None, "0"}
+
+
+def _full_rows(
+    block: Block,
+    names: list[str],
+    rows: list[int],
+    size: int,
+    elements: dict[int, int],
+    positions: dict[int, list[str]],
+) -> list[int]:
+    """Return one row for each site; ions of one element may share a site.
+
+    Raises:
+        InvalidCrystal: if a site is partially occupied, shared, or one of several alternatives
+            (reason `disorder`).
+    """
+    occupancies = _column(block, "_atom_site_occupancy", size)
+    kept: list[int] = []
+    partial: dict[tuple[float | None, ...], list[tuple[int, float]]] = {}
+    for i in rows:
+        share = 1.0 if occupancies[i] is None else number(occupancies[i])
+        if share is None:
+            raise InvalidCrystal(
+                "unreadable", f"site {names[i]}: the occupancy {occupancies[i]!r} is no number"
+            )
+        if share == 1:
+            kept.append(i)
+        else:
+            place = tuple(number(word) for word in positions[i])
+            partial.setdefault(place, []).append((i, share))
+    for occupants in partial.values():
+        first = occupants[0][0]
+        site_element(
+            [(Element.from_Z(elements[i]).symbol, share) for i, share in occupants],
+            f"site {names[first]}",
+        )
+        kept.append(first)
+    groups = _column(block, "_atom_site_disorder_group", size)
+    alternatives = {group for i in rows if (group := groups[i]) not in (None, "0")}
     if len(alternatives) > 1 or any(group.startswith("-") for group in alternatives if group):
         raise InvalidCrystal(
             "disorder", "the sites are alternatives (_atom_site_disorder_group); keep one set"
         )
+    return sorted(kept)
 
 
 def _element(

@@ -22,6 +22,7 @@ _SUFFIX = re.compile(
     r"(?::(?P<any>[a-z0-9-]+)|(?P<letter>[hrsz])|\(?origin(?:choice)?(?P<origin>[12])\)?)$"
 )
 _NUMBER = re.compile(r"\((?:no\.?)?(\d{1,3})\)$")  # `P 1 21/c 1 (14)`
+_SCREW = re.compile(r"(?<=[2346])\(([1-5])\)")  # SHELX writes `P2(1)/c`
 _ORIGIN = {"s": "1", "z": "2"}
 _AXIS_ORDER = "bca"  # the unique axis that a short monoclinic symbol means, the likeliest first
 
@@ -70,14 +71,14 @@ def settings_of_symbol(symbol: str) -> list[Setting]:
         The settings, the likeliest first. Settings with one `symbol` differ in the suffix only.
         An empty list for a symbol that is not known.
     """
-    squeezed = _squeeze(symbol)
+    squeezed = _squeeze(_SCREW.sub(r"\1", symbol))
     if squeezed.isascii() and squeezed.isdigit():
         return settings_of_number(int(squeezed))
     if match := _NUMBER.search(squeezed):
         found = settings_of_symbol(squeezed[: match.start()])
         return [setting for setting in found if setting.number == int(match[1])]
-    if found := _table().get(squeezed):
-        return found
+    if squeezed in _table():
+        return _table()[squeezed]
     match = _SUFFIX.search(squeezed)
     if match is None:
         return []
@@ -187,7 +188,8 @@ def _spglib_types() -> list[spglib.SpaceGroupType]:
     with warnings.catch_warnings():
         # spglib warns of its change from None to SpglibError; no number here is out of range.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)
-        return [spglib.get_spacegroup_type(hall) for hall in range(1, _NUM_HALL + 1)]
+        found = [spglib.get_spacegroup_type(hall) for hall in range(1, _NUM_HALL + 1)]
+    return [group for group in found if group is not None]
 
 
 def _hall_key(symbol: str) -> str:

@@ -26,22 +26,22 @@ _OPERATION_TAGS = (
 _MAGNETIC_TAG = "_space_group_symop_magn_operation_xyz"
 _MAGNETIC_CENTERING_TAG = "_space_group_symop_magn_centering_xyz"
 _MAGNETIC_PREFIXES = ("_space_group_magn", "_space_group_symop_magn")
-_HALL_TAGS = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
+_HALL_TAGS = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
 _SYMBOL_TAGS = (
-    "_space_group_name_h-m_alt",
-    "_symmetry_space_group_name_h-m",
-    "_space_group_name_h-m_full",
-    "_space_group_name_h-m",
-    "_symmetry_space_group_name_h-m_alt",
-    "_symmetry_space_group_name_h-m_full",
+    "_space_group_name_H-M_alt",
+    "_symmetry_space_group_name_H-M",
+    "_space_group_name_H-M_full",
+    "_space_group_name_H-M",
+    "_symmetry_space_group_name_H-M_alt",
+    "_symmetry_space_group_name_H-M_full",
 )
 _NUMBER_TAGS = (
-    "_space_group_it_number",
-    "_symmetry_int_tables_number",
-    "_space_group_int_tables_number",
+    "_space_group_IT_number",
+    "_symmetry_Int_Tables_number",
+    "_space_group_Int_Tables_number",
 )
-_SCHOENFLIES_TAGS = ("_space_group_name_schoenflies", "_symmetry_space_group_name_schoenflies")
-_REFERENCE_TAG = "_space_group_name_h-m_ref"  # the type, in whatever setting
+_SCHOENFLIES_TAGS = ("_space_group_name_Schoenflies", "_symmetry_space_group_name_Schoenflies")
+_REFERENCE_TAG = "_space_group_name_H-M_ref"  # the type, in whatever setting
 _MODULATION_PREFIXES = ("_cell_wave_vector", "_space_group_ssg", "_cell_subsystem")
 # Largest change of a scalar product of two cell vectors by an operation, in units of the product
 # of their lengths: 1% in a length, one degree in an angle.
@@ -69,11 +69,14 @@ class Symmetry:
         candidates: name -> operations. Several if the block leaves the origin open.
         claims: statements that contradict the operations.
         notes: what had to be assumed.
+        is_magnetic: whether the operations are those of a magnetic group, without time reversal.
+            Programs count the atoms of a site differently for these.
     """
 
     candidates: dict[str, Operations] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_magnetic: bool = False
 
 
 def read_symmetry(block: Block, lattice: NDArray[np.float64]) -> Symmetry:
@@ -98,7 +101,11 @@ def read_symmetry(block: Block, lattice: NDArray[np.float64]) -> Symmetry:
     magnetic = _listed(block, (_MAGNETIC_TAG,))
     if magnetic is not None:
         centering = _listed(block, (_MAGNETIC_CENTERING_TAG,))
-        return _of_list(magnetic if centering is None else _product(centering, magnetic), lattice)
+        symmetry = _of_list(
+            magnetic if centering is None else _product(centering, magnetic), lattice
+        )
+        symmetry.is_magnetic = True
+        return symmetry
     if not any(block.columns.get(tag) for tag in _OPERATION_TAGS) and any(
         tag.startswith(_MAGNETIC_PREFIXES) for tag in block.columns
     ):
@@ -156,7 +163,7 @@ def _listed(block: Block, tags: tuple[str, ...]) -> Operations | None:
     """Return the operations listed under one of the tags; None if there is no list."""
     lists = {tag: block.columns[tag] for tag in tags if any(block.columns.get(tag, ()))}
     found: Operations | None = None
-    for tag, values in lists.items():
+    for values in lists.values():
         operations = parse_operations(tuple(value or "?" for value in values))
         if found is not None and not found.same_as(operations):
             raise InvalidCrystal("wrong_symmetry", f"{' and '.join(lists)} differ; keep one")
