@@ -27,9 +27,9 @@ class Block:
 
     Attributes:
         name: without `data_`; empty if it has none.
-        columns: tag -> its values; a tag outside a loop has one, or several if it is repeated. Tags are in lower case
-            with `_` for `.`, so that `_atom_site.fract_x` of DDLm and mmCIF is
-            `_atom_site_fract_x`. The values `?` (unknown) and `.` (not applicable) are None.
+        columns: tag -> its values; a tag outside a loop has one, or several if it is repeated.
+            Tags are in lower case with `_` for `.`, so that `_atom_site.fract_x` of DDLm and mmCIF
+            is `_atom_site_fract_x`. The values `?` (unknown) and `.` (not applicable) are None.
     """
 
     name: str

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Element, Lattice
 
 from flowllm.crystals.cif.blocks import Block, last_place, number
-from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.crystal import Geometry, ignore_missing_electronegativity
 from flowllm.crystals.rules import ATOMIC_NUMBER, site_element
 from flowllm.errors import InvalidCrystal
 
@@ -32,10 +32,15 @@ _WATER_OXYGEN = re.compile(r"(?:ow|o\d*w)(?:[^a-z].*)?", re.IGNORECASE)
 
 
 def _rank_of_elements() -> NDArray[np.int64]:
-    """Return the place of each atomic number by electronegativity, then symbol, as in pymatgen."""
-    # Without an electronegativity there, and so at the end.
-    without = {"He", "Ne", "Ar"} | {element.symbol for element in Element if element.Z > 103}
-    elements = sorted(Element, key=lambda e: (np.inf if e.symbol in without else e.X, e.symbol))
+    """Return the place of each atomic number by electronegativity, then symbol.
+
+    This is pymatgen's order of sites. Elements without electronegativity come last.
+    """
+    with ignore_missing_electronegativity():  # pymatgen warns once for each element
+        order = {
+            element: (np.nan_to_num(element.X, nan=np.inf), element.symbol) for element in Element
+        }
+    elements = sorted(order, key=order.__getitem__)
     rank = np.zeros(max(element.Z for element in elements) + 1, dtype=np.int64)
     for place, element in enumerate(elements):
         rank[element.Z] = place

@@ -1,13 +1,13 @@
 """Compare the crystals that FlowLLM, ASE and gemmi read from the same CIFs and POSCARs.
 
-    python tools/compare_readers.py FOLDER...
+    python benchmarks/readers.py FOLDER...
 
 Every CIF and POSCAR in the folders is read by all three (gemmi reads CIFs only). The table counts,
 for each other reader, the data blocks where both give the same crystal, where FlowLLM refuses the
 block (by reason), where the other one does, and where the crystals differ. Every case that is no
 agreement is listed with what each reader says. Packages ship such files in their tests and data:
 
-    pip download --no-deps pyxtal && unzip pyxtal-*.whl && python tools/compare_readers.py pyxtal
+    pip download --no-deps pyxtal && unzip pyxtal-*.whl && python benchmarks/readers.py pyxtal
 """
 
 from __future__ import annotations
