@@ -54,7 +54,7 @@ def cache_key(
         SHA-256 of the contents, the settings, and the versions of the parsers.
     """
     settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit, is_run]
-    versions = [version(package) for package in ("pymatgen", "spglib", "ase")]
+    versions = [version(package) for package in ("pymatgen", "gemmi", "spglib", "ase")]
     return hashlib.sha256(json.dumps([settings, versions, identity]).encode()).hexdigest()
 
 
@@ -81,6 +81,7 @@ def store(rows: Rows, key: str) -> None:
             "ignored": [json.dumps(row.ignored) if row.ignored else None for row in rows],
             "reason": [error.reason if error else None for error in errors],
             "detail": [error.detail if error else None for error in errors],
+            "assumed": [json.dumps(row.notes) if row.notes else None for row in rows],
             "lattice": pa.FixedSizeListArray.from_arrays(lattices, 9),
             "atomic_numbers": pa.ListArray.from_arrays(ends, numbers),
             "frac_coords": pa.ListArray.from_arrays(3 * ends, frac_coords),
@@ -127,9 +128,9 @@ def _rows_of_table(table: pa.Table) -> Rows:
     frac_coords = lists["frac_coords"].values.to_numpy().reshape(-1, 3)
     ends = lists["atomic_numbers"].offsets.to_numpy()
     rows = Rows(notes=json.loads(table.schema.metadata[_NOTES]))
-    names = ("place", "id", "properties", "ignored", "reason", "detail")
+    names = ("place", "id", "properties", "ignored", "reason", "detail", "assumed")
     columns = zip(*(table[name].to_pylist() for name in names), strict=True)
-    for i, (place, row_id, properties, ignored, reason, detail) in enumerate(columns):
+    for i, (place, row_id, properties, ignored, reason, detail, notes) in enumerate(columns):
         atoms = slice(ends[i], ends[i + 1])
         rows.append(
             Row(
@@ -137,6 +138,7 @@ def _rows_of_table(table: pa.Table) -> Rows:
                 id=row_id,
                 properties=json.loads(properties),
                 ignored=json.loads(ignored) if ignored else {},
+                notes=tuple(json.loads(notes)) if notes else (),
                 source=InvalidCrystal(reason, detail)
                 if reason
                 else Geometry(lattices[i], numbers[atoms], frac_coords[atoms]),

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells
 from flowllm.crystals.cache import cache_folder, cache_key, load, store
-from flowllm.crystals.cif import parse_cifs, parse_plain_cif
+from flowllm.crystals.cif import CifCrystal, parse_cifs, parse_plain_cif
 from flowllm.crystals.crystal import (
     Crystal,
     Geometry,
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _WORTH_CACHING = 500  # rows; parsing fewer takes about as long as reading a cache entry
 _NO_ERRORS = (FAILED, DEAD_LINK)  # reasons of rows that are counted and do not stop a command
+_SHOWN_NOTES = 10  # warnings of one file
 
 
 class Crystals(list[Crystal]):
@@ -156,7 +158,7 @@ def read_all(
     rows = load(key)
     if rows is None:
         rows = read_run_rows(table, limit) if table else source.rows(limit)
-        _resolve(rows, reduce, workers)
+        rows = Rows(_resolve(rows, reduce, workers)[:limit], rows.notes)
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
     if not rows:
@@ -282,17 +284,28 @@ def _replace(
         shutil.rmtree(path)  # only now that the new folder is whole
 
 
-def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
-    """Turn every CIF text into a geometry or an error and reduce the cells, in place."""
+def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> list[Row]:
+    """Return the rows with a geometry or an error for every CIF text, with reduced cells.
+
+    A file with several crystals becomes several rows; a column of a table holds one crystal.
+    """
     for row in rows:
         if isinstance(row.source, str):
             row.source = parse_plain_cif(row.source) or row.source
     rest = [(row, row.source) for row in rows if isinstance(row.source, str)]
     parsed = parse_cifs([text for _, text in rest], workers)
-    for (row, _), (source, notes) in zip(rest, parsed, strict=True):
-        row.source = _in_column(row, source) if isinstance(source, InvalidCrystal) else source
-        for note in notes:
-            logger.info("%s: %s", row.place, one_line(note))
+    several: dict[int, list[Row]] = {}
+    for (row, _), crystals in zip(rest, parsed, strict=True):
+        if len(crystals) == 1:
+            row.source, row.notes = crystals[0].source, crystals[0].notes
+        elif row.column:
+            row.source = _one_of(crystals)
+        else:
+            several[id(row)] = _rows_of_blocks(row, crystals)
+        if isinstance(row.source, InvalidCrystal):
+            row.source = _in_column(row, row.source)
+    if several:
+        rows = [one for row in rows for one in several.get(id(row), [row])]
     for row in rows:
         if not isinstance(row.source, Geometry):
             continue
@@ -304,6 +317,36 @@ def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
                 row.source = Geometry(lattice, numbers, frac_coords)
         except InvalidCrystal as error:
             row.source = _in_column(row, error)
+    return rows
+
+
+def _one_of(crystals: list[CifCrystal]) -> InvalidCrystal:
+    """Return why several crystals in one place of a table are no crystal."""
+    for crystal in crystals:
+        if isinstance(crystal.source, InvalidCrystal):
+            return crystal.source
+    return InvalidCrystal(
+        "unreadable", f"the CIF holds {len(crystals)} structures; give each its own row"
+    )
+
+
+def _rows_of_blocks(row: Row, crystals: list[CifCrystal]) -> list[Row]:
+    """Return a row for each data block of a file; its id is that of the file and the block."""
+    names: Counter[str] = Counter()
+    rows = []
+    for crystal in crystals:
+        names[crystal.block] += 1
+        count = names[crystal.block]
+        parts = (row.id, crystal.block, str(count) if count > 1 or not crystal.block else "")
+        rows.append(
+            replace(
+                row,
+                id="-".join(part for part in parts if part),
+                source=crystal.source,
+                notes=crystal.notes,
+            )
+        )
+    return rows
 
 
 def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
@@ -359,9 +402,12 @@ class _Skipped:
 
 
 def _report(path: Path, rows: Rows) -> None:
-    """Warn of files and values that are not used, and name links that point to nothing."""
-    for note in rows.notes:
+    """Warn of what was assumed, of files and values that are not used, and of dead links."""
+    assumed = [f"{row.place}: {one_line(note)}" for row in rows for note in row.notes]
+    for note in (*rows.notes, *assumed[:_SHOWN_NOTES]):
         logger.warning("%s: %s", path, note)
+    if len(assumed) > _SHOWN_NOTES:
+        logger.warning("%s: and %d more warnings like these", path, len(assumed) - _SHOWN_NOTES)
     first: dict[str, tuple[Row, str]] = {}
     counts: Counter[str] = Counter()
     for row in rows:

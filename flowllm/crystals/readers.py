@@ -58,6 +58,7 @@ class Row:
         source: the text of a CIF, a geometry, or the reason why there is none.
         column: of the table, that holds the source; else empty.
         ignored: property -> why its value is not used.
+        notes: what was assumed to read the source.
     """
 
     place: str
@@ -66,6 +67,7 @@ class Row:
     source: str | Geometry | InvalidCrystal
     column: str = ""
     ignored: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Rows(list[Row]):

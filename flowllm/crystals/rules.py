@@ -161,15 +161,18 @@ def check_crystal(
 
 
 def coinciding_pair(
-    lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]
+    lattice: NDArray[np.float64],
+    frac_coords: NDArray[np.float64],
+    radius: float = COINCIDENCE,
 ) -> tuple[int, int] | None:
-    """Return two atoms that are at most `COINCIDENCE` apart, periodic images included.
+    """Return two atoms that are at most a small radius apart, periodic images included.
 
     Time and memory grow as N log N for large N.
 
     Args:
         lattice: (3, 3), rows are lattice vectors, Angstrom; finite, with a volume.
         frac_coords: (N, 3), finite.
+        radius: Angstrom, less than half the distance of two faces of the cell.
 
     Returns:
         Two indices, the smaller one first; None if there is no such pair.
@@ -178,11 +181,11 @@ def coinciding_pair(
     if num_atoms <= _SMALL:
         apart = frac_coords[:, None] - frac_coords[None]  # (N, N, 3)
     else:
-        neighbors = _neighbors(lattice, frac_coords)  # (N, K)
+        neighbors = _neighbors(lattice, frac_coords, radius)  # (N, K)
         apart = frac_coords[:, None] - frac_coords[neighbors]  # (N, K, 3)
     # Where atoms coincide, rounding finds the nearest image in every cell with a volume.
     apart = (apart - np.round(apart)) @ lattice
-    near = np.einsum("ijk,ijk->ij", apart, apart) <= COINCIDENCE**2
+    near = np.einsum("ijk,ijk->ij", apart, apart) <= radius**2
     if num_atoms <= _SMALL:
         if np.count_nonzero(near) == num_atoms:  # the diagonal is always there
             return None
@@ -212,16 +215,18 @@ def determinant(matrix: NDArray[np.float64]) -> float:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
-def _neighbors(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> NDArray[np.int64]:
+def _neighbors(
+    lattice: NDArray[np.float64], frac_coords: NDArray[np.float64], radius: float
+) -> NDArray[np.int64]:
     """Return the candidates (N, K) for coincidence with each atom, itself among them."""
     from scipy.spatial import cKDTree  # slow to import, and only large crystals need it
 
-    # The distances between opposite faces: along each of them, coinciding atoms are at most
-    # `COINCIDENCE` apart.
+    # The distances between opposite faces: along each of them, coinciding atoms are at most a
+    # radius apart.
     heights = 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
     points = (frac_coords - np.floor(frac_coords)) * heights
     points[points >= heights] = 0.0  # rounding
     tree = cKDTree(points, boxsize=heights)
-    found = tree.query(points, k=_NEIGHBORS, p=np.inf, distance_upper_bound=1.1 * COINCIDENCE)[1]
+    found = tree.query(points, k=_NEIGHBORS, p=np.inf, distance_upper_bound=1.1 * radius)[1]
     own = np.arange(len(points))[:, None]
     return np.where(found == len(points), own, found)
