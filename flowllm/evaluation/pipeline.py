@@ -34,8 +34,8 @@ from flowllm.evaluation.results import (
 from flowllm.evaluation.sets import GeneratedSet, read_generated, read_reference, read_training
 from flowllm.metrics.composition_scale import CompositionScale
 from flowllm.runs.identity import claimed
-from flowllm.runs.outputs import file_names
 from flowllm.system.extras import require
+from flowllm.system.files import file_names
 from flowllm.system.versions import versions
 
 logger = logging.getLogger(__name__)
