@@ -38,8 +38,7 @@ def describe(
     """
     symbols = site_symbols(structure)
     for scale in _FALLBACKS:
-        dataset = symmetry_dataset(structure, symprec * scale)
-        crystal = None if dataset is None else _from_dataset(dataset, symbols)
+        crystal = _describe_at(structure, symbols, symprec * scale)
         if crystal is None:
             continue
         partner = crystal.group.enantiomorph
@@ -51,6 +50,27 @@ def describe(
         f"spglib finds no symmetry of {structure.composition.formula} at a symprec of {symprec:g} "
         "Angstrom or less; check its cell and coordinates, or drop it"
     )
+
+
+def describe_at(structure: Structure, symprec: float) -> WyckoffCrystal | None:
+    """Return the description of a crystal at exactly this `symprec`, its hand kept.
+
+    Args:
+        structure: an ordered crystal in any cell.
+        symprec: distance in Angstrom within which atoms count as symmetric.
+
+    Returns:
+        The crystal, made exactly symmetric; None if the search fails.
+
+    Raises:
+        PriorError: if a site is disordered or no chemical element.
+    """
+    return _describe_at(structure, site_symbols(structure), symprec)
+
+
+def _describe_at(structure: Structure, symbols: list[str], symprec: float) -> WyckoffCrystal | None:
+    dataset = symmetry_dataset(structure, symprec)
+    return None if dataset is None else _from_dataset(dataset, symbols)
 
 
 def _from_dataset(dataset: Any, symbols: list[str]) -> WyckoffCrystal | None:
