@@ -10,9 +10,9 @@ from pymatgen.core import Composition, Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, rate
+from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior.prompts import BY_NAME
 from llm_prior.spacegroups import parse_spacegroup
-from llm_prior.wyckoff import actual_group
 
 SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 use the first
 HULL_TOLERANCE = 0.1  # eV/atom
@@ -62,7 +62,7 @@ def conditions_met(
                 for symprec in SYMPRECS:
                     key = name if symprec == SYMPRECS[0] else f"{name}_{symprec}"
                     found[key] = structure is not None and (
-                        actual_group(structure, symprec) == parse_spacegroup(value)
+                        spacegroup_number(structure, symprec=symprec) == parse_spacegroup(value)
                     )
             case "e_above_hull":
                 if structure is None or e_above_hull is not None:

@@ -25,6 +25,7 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import UNREADABLE
 from flowllm.crystals.symmetry import SYMPREC, symmetry_of
+from flowllm.metrics.uniqueness import comparable, unskewed
 
 
 class Prototype(NamedTuple):
@@ -50,14 +51,17 @@ def prototype(structure: Structure, symprec: float = SYMPREC) -> Prototype | Non
         symprec: distance in Angstrom within which atoms count as symmetric.
 
     Returns:
-        The prototype; None if the symmetry search fails.
+        The prototype; None if the symmetry search fails, or a lattice vector is shorter than 1
+        Angstrom: spglib would take hours for such a cell.
     """
+    if not comparable(structure):
+        return None
     try:
-        found = symmetry_of(structure, symprec)
+        found = symmetry_of(unskewed(structure), symprec)
         if found is None:
             return None
         return Prototype(found.spacegroup, found.num_free, found.gene)
-    except UNREADABLE:  # cells of a diverging generator
+    except UNREADABLE:  # for cells of a diverging generator
         return None
 
 

@@ -19,20 +19,34 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from pymatgen.core import Structure
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
-from flowllm.crystals.symmetry import SYMPREC
 from flowllm.metrics.intervals import CONFIDENCE, Estimate, bootstrap, rate
 from flowllm.metrics.prototypes import Prototype
+from flowllm.metrics.uniqueness import comparable, unskewed
 from llm_prior.spacegroups import NUM_SPACEGROUPS
-
-__all__ = ["SYMPREC", "chi_square", "js_distance", "symmetry_metrics"]
+from llm_prior.wyckoff import actual_group
 
 _RESAMPLES = 200
 
 Integers = NDArray[np.int64]
 Distance = Callable[[Integers, Integers], float]
+
+
+def spacegroup_number(structure: Structure, *, symprec: float) -> int | None:
+    """Return the number of the space group by spglib.
+
+    Args:
+        structure: an ordered crystal.
+        symprec: tolerance of positions in Angstrom; the angle tolerance is spglib's default.
+
+    Returns:
+        International number, 1 to 230; None if spglib finds no space group, or a lattice vector is
+        shorter than 1 Angstrom.
+    """
+    return actual_group(unskewed(structure), symprec) if comparable(structure) else None
 
 
 def symmetry_metrics(

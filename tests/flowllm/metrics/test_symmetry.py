@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.io import read
 from flowllm.metrics.intervals import rate
 from flowllm.metrics.prototypes import Prototype, prototype
-from flowllm.metrics.symmetry import chi_square, js_distance, symmetry_metrics
+from flowllm.metrics.symmetry import (
+    chi_square,
+    js_distance,
+    spacegroup_number,
+    symmetry_metrics,
+)
 from support import CSCL, MP20_SAMPLE, SALT
 
 groups = st.lists(st.integers(1, 230), min_size=1, max_size=30).map(np.array)
@@ -85,6 +91,20 @@ def test_disturbed_crystals_are_in_p1_and_far_from_the_data():
     same = symmetry_metrics(reference, reference)
     assert same["spacegroup_js_distance"].value == pytest.approx(0, abs=1e-7)
     assert same["spacegroup_js_distance"].value < same["spacegroup_js_distance_reference"].low
+
+
+def test_the_group_does_not_depend_on_the_cell_and_a_flat_cell_has_none():
+    skewed = SALT.copy()
+    skewed.make_supercell([[1, 40, 0], [0, 1, 0], [0, 0, 1]])
+    # spglib would take minutes for this one.
+    flat = Structure(
+        Lattice.from_parameters(36.6, 12, 0.018, 122.9, 110.6, 43.6),
+        ["H"] * 2,
+        [[0] * 3, [0.4] * 3],
+    )
+    assert spacegroup_number(SALT, symprec=0.1) == spacegroup_number(skewed, symprec=0.1) == 225
+    assert spacegroup_number(flat, symprec=0.1) is prototype(flat) is None
+    assert prototype(skewed) == prototype(SALT)
 
 
 def test_the_groups_of_known_crystals_are_found():
