@@ -226,10 +226,16 @@ OVERRIDES = click.argument(
 )
 # Text and no `pathlib.Path`, which would make ./model the hub id model.
 PRIOR = common_option(
-    "--prior", type=click.Path(), help="Folder or hub id of a prior.", default_text="bundled"
+    "--prior",
+    type=click.Path(),
+    help="Folder or hub id of a prior, or bundled:sites.",
+    default_text="bundled",
 )
 REFINER = common_option(
-    "--refiner", type=click.Path(), help="Folder or hub id of a refiner.", default_text="bundled"
+    "--refiner",
+    type=click.Path(),
+    help="Folder or hub id of a refiner, or bundled:sites.",
+    default_text="bundled",
 )
 RESUME = common_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
 SEED = common_option("--seed", type=int, minimum=0, help="Seed of every draw.", default_text="0")

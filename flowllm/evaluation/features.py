@@ -15,9 +15,9 @@ import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
+from flowllm.crystals.cache import cache_folder
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import UserError
-from flowllm.evaluation.feature_store import FeatureStore
 from flowllm.metrics.composition_scale import CompositionScale
 from flowllm.metrics.fingerprints import (
     NUM_COMPOSITION,
@@ -29,16 +29,17 @@ from flowllm.metrics.fingerprints import (
 from flowllm.metrics.prototypes import SYMPREC, Prototype, prototype
 from flowllm.system.executors import for_each
 from flowllm.system.extras import require
+from flowllm.system.key_value import KeyValueStore
 from flowllm.system.progress import progress_bar
 
 Item = TypeVar("Item")
 Feature = TypeVar("Feature")
 Vector = NDArray[np.float64]
 
+_FILE = "fingerprints-2.sqlite"  # raise the number when equal keys would mean other features
 # Crystals per task: about a second.
 _FINGERPRINTS_AT_ONCE = 8
 _PROTOTYPES_AT_ONCE = 100
-_PROTOTYPE = "prototype 1"  # raise the number when equal crystals would have other prototypes
 
 
 class _Format(NamedTuple, Generic[Feature]):
@@ -139,7 +140,7 @@ def cached_prototypes(
     Raises:
         UserError: if a worker process was killed.
     """
-    name = f"{_PROTOTYPE} {SYMPREC} {spglib.__version__}"
+    name = f"prototype 1 {SYMPREC} {spglib.__version__}"
     return _cached(
         structures,
         [_structure_key(name, structure) for structure in structures],
@@ -192,7 +193,7 @@ def _cached(
     at_once: int = _FINGERPRINTS_AT_ONCE,
 ) -> list[Feature]:
     """Return a feature for each item, computed once for equal keys."""
-    with FeatureStore() as store:
+    with KeyValueStore(cache_folder() / _FILE) as store:
         known = {key: stored.decode(content) for key, content in store.load(keys).items()}
         missing = list({k: i for k, i in zip(keys, items, strict=True) if k not in known}.items())
         chunks = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]

@@ -1,4 +1,4 @@
-"""Features cached on disk by the hash of the object they describe.
+"""Bytes cached on disk by key.
 
 SQLite rather than a cache library: one file, safe for several processes, part of Python.
 """
@@ -8,36 +8,34 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
-
-from flowllm.crystals.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
-_FILE = "fingerprints-1.sqlite"  # raise the number when equal keys would mean other features
 _WAIT = 60.0  # seconds to wait for another process that writes
 _AT_ONCE = 500  # keys per query; SQLite allows 999
 
 
-class FeatureStore:
-    """Encoded features by key, shared by all processes that use the cache folder.
+class KeyValueStore:
+    """Bytes by key in one file, shared by all processes that open it.
 
     If the folder cannot be written or the file is damaged, a warning is logged, nothing is found
     and nothing is stored; results do not change.
     """
 
-    def __init__(self) -> None:
-        """Make a store; it is opened by `with`."""
+    def __init__(self, file: Path) -> None:
+        """Make a store in `file`; it is opened by `with`."""
+        self.file = file
         self._connection: sqlite3.Connection | None = None
 
-    def __enter__(self) -> FeatureStore:
-        file = cache_folder() / _FILE
+    def __enter__(self) -> KeyValueStore:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(file, timeout=_WAIT)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.file, timeout=_WAIT)
             with self._connection as connection:
                 connection.execute(
-                    "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB)"
+                    "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB)"
                 )
         except (sqlite3.Error, OSError) as error:
             self._give_up(error)
@@ -49,17 +47,22 @@ class FeatureStore:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing is found or stored after it."""
         if self._connection is not None:
             self._connection.close()
+        self._connection = None
 
     def load(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-        """Return the stored features.
+        """Return the stored values.
 
         Args:
             keys: any keys.
 
         Returns:
-            Encoded feature by key, for the keys that are stored.
+            Value by key, for the keys that are stored.
         """
         wanted = list(dict.fromkeys(keys))
         found: dict[bytes, bytes] = {}
@@ -69,32 +72,30 @@ class FeatureStore:
                 break
             marks = ", ".join("?" * len(part))
             try:
-                found |= self._connection.execute(
-                    f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part
-                ).fetchall()
+                rows = self._connection.execute(
+                    f"SELECT key, value FROM entries WHERE key IN ({marks})", part
+                )
+                found.update(rows.fetchall())
             except sqlite3.Error as error:
                 self._give_up(error)
-                break
         return found
 
-    def save(self, features: Mapping[bytes, bytes]) -> None:
-        """Store features, all or none.
+    def save(self, values: Mapping[bytes, bytes]) -> None:
+        """Store values, all or none.
 
         Args:
-            features: encoded feature by key.
+            values: value by key.
         """
         if self._connection is None:
             return
         try:
             with self._connection as connection:
                 connection.executemany(
-                    "INSERT OR REPLACE INTO vectors VALUES (?, ?)", list(features.items())
+                    "INSERT OR REPLACE INTO entries VALUES (?, ?)", list(values.items())
                 )
         except sqlite3.Error as error:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        logger.warning("features are not kept in %s: %s", cache_folder() / _FILE, error)
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        logger.warning("results are not kept in %s: %s", self.file, error)
+        self.close()
