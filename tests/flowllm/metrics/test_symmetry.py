@@ -68,6 +68,20 @@ def test_groups_that_the_reference_lacks_count_in_the_distance_but_not_in_chi_sq
     assert apart["spacegroup_js_distance"].value == pytest.approx(1)
 
 
+def test_the_interval_of_a_distance_holds_it_and_shrinks_with_the_number_of_crystals():
+    rng = np.random.default_rng(0)
+    reference = prototypes(*rng.integers(1, 231, 3000).tolist())
+    widths = []
+    for count in (1, 100, 2000):
+        found = symmetry_metrics(reference[:count], reference)["spacegroup_js_distance"]
+        if count == 1:
+            assert found.low is found.high is None
+            continue
+        assert 0 <= found.low < found.value < found.high
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0]
+
+
 def test_sets_without_any_space_group_have_no_figures():
     for samples, reference in (([], []), (prototypes(None), prototypes(1)), (prototypes(1), [])):
         found = symmetry_metrics(samples, reference)
