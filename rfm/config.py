@@ -16,6 +16,7 @@ MODEL_TYPE = "rfm-refiner"
 BASE_KINDS = ("llm", "uniform", "file")
 CHARTS = ("logmetric", "params")
 INTEGRATION_METHODS = ("euler", "midpoint", "heun")
+SYMMETRIES = ("keep", "free")
 
 
 @dataclass(kw_only=True)

@@ -157,7 +157,7 @@ class Refiner(nn.Module):
     def draw_base(
         self, crystals: CrystalBatch, rngs: Sequence[np.random.Generator]
     ) -> CrystalBatch:
-        """Return noisy states at t = 0.
+        """Return noisy states at t = 0, with the symmetry of the crystals if they keep any.
 
         A crystal's base depends on its own generator alone, not on its batch.
 
@@ -174,8 +174,10 @@ class Refiner(nn.Module):
         if self.config.base.from_crystals:
             coords = np.split(crystals.frac_coords.cpu().numpy(), np.cumsum(sizes)[:-1])
             lattice = crystals.lattice.cpu().numpy()
+            symmetry = crystals.symmetry
+            groups = [None] * len(rngs) if symmetry is None else symmetry.groups
             drawn = [
-                noisy_base(coords[k], lattice[k], self.config.base, rng)
+                noisy_base(coords[k], lattice[k], self.config.base, rng, groups[k])
                 for k, rng in enumerate(rngs)
             ]
         else:
@@ -184,9 +186,10 @@ class Refiner(nn.Module):
                 for size, rng in zip(sizes, rngs, strict=True)
             ]
         device = crystals.frac_coords.device
+        cells = torch.from_numpy(np.stack([vector for _, vector in drawn])).to(device)
         return crystals.at(
             torch.from_numpy(np.concatenate([coords for coords, _ in drawn])).to(device),
-            torch.from_numpy(np.stack([vector for _, vector in drawn])).to(device),
+            cells if crystals.symmetry is None else crystals.symmetry.average_cells(cells),
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -244,6 +244,7 @@ class FlowLLM:
             trajectory=config.trajectory,
             score=config.score or config.rank == "flow",
             on_finished=progress,
+            symmetry=config.symmetry,
         )
         for place, result in zip(places, results, strict=True):
             samples[place].add_refinement(result)
@@ -301,6 +302,7 @@ class FlowLLM:
             integration=self.refiner.config.integration.but(**config.integration),
             trajectory=config.trajectory,
             score=config.score,
+            symmetry=config.symmetry,
         )
         results = dict(zip(crystals, found, strict=True))
         for place, invalid in errors.items():
