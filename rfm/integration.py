@@ -115,7 +115,7 @@ def advance(now: Integration, velocity: Velocity, lengths: Lengths) -> Integrati
     coord_velocity, lattice_velocity = velocity
     symmetry = now.state.symmetry
     if symmetry is not None:
-        coord_velocity = symmetry.average(coord_velocity)
+        coord_velocity = symmetry.blocks.average(coord_velocity)
     lattice = CELL_SPACE.expmap(now.state.lattice, lengths.cell * lattice_velocity)
     moved = now.state.at(
         TORUS.expmap(now.state.frac_coords, lengths.position * coord_velocity),

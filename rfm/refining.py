@@ -149,7 +149,11 @@ def refine(
     good = [k for k in range(len(structures)) if k not in results]
     kept: dict[int, Symmetry | None] = {}
     if symmetry == "keep" and refiner.config.base.from_crystals:
-        kept = {k: _group(structures[k]) if groups is None else groups[k] for k in good}
+        if groups is None:
+            found = _symmetries([structures[k] for k in good])
+            kept = dict(zip(good, found, strict=True))
+        else:
+            kept = dict(enumerate(groups))
     batches = pack([len(structures[k]) for k in good], max_edges)
     if on_finished is not None and results:
         on_finished(len(results))
@@ -158,7 +162,7 @@ def refine(
         refined = _refine_batch(
             refiner,
             [structures[k] for k in chunk],
-            [kept.get(k) for k in chunk],
+            [None if (group := kept.get(k)) is None or group.trivial else group for k in chunk],
             [crystal_generator(seed, indices[k]) for k in chunk],
             integration,
             trajectory=trajectory,
@@ -177,6 +181,17 @@ def refine(
             failed[0].detail or failed[0].failure,
         )
     return ordered
+
+
+def _symmetries(structures: Sequence[Structure]) -> list[Symmetry | None]:
+    """Return the symmetry of each structure, None where it is not found, which the log counts."""
+    found = [find_symmetry(structure) for structure in structures]
+    if lost := sum(symmetry is None for symmetry in found):
+        logger.warning(
+            "%d of %d structures are refined without symmetry, as spglib finds none",
+            *(lost, len(found)),
+        )
+    return found
 
 
 def _refine_batch(
@@ -282,9 +297,3 @@ class Recorder:
             )
             for k, path in enumerate(paths)
         ]
-
-
-def _group(structure: Structure) -> Symmetry | None:
-    """Return the symmetry that a structure keeps, None if it has none."""
-    found = find_symmetry(structure)
-    return None if found is None or found.trivial else found

@@ -128,16 +128,21 @@ class Symmetry:
         moved = np.einsum("gji,bjk,gkl->bil", point, basis, point) / len(point)
         return moved[:, _ROWS, _COLS].T
 
-    def average(self, motions: np.ndarray) -> np.ndarray:
-        """Return the average over the group of motions (n, 3) of the atoms, in periods.
+    def holds(self, structure: Structure, tolerance: float) -> bool:
+        """Return whether a crystal with the same atoms has the group.
 
         Args:
-            motions: (n, 3) velocities or displacements.
+            structure: crystal in the same origin, basis and order of atoms.
+            tolerance: largest distance in Angstrom of an atom from the mean of its images, and
+                largest change of a length of the cell in its average.
         """
-        atoms, sources, matrices = self.blocks
-        total = np.zeros_like(motions)
-        np.add.at(total, atoms, np.einsum("eij,ej->ei", matrices, motions[sources]))
-        return total
+        exact = self.symmetrised(structure)
+        off = exact.frac_coords - structure.frac_coords
+        moved = (off - np.rint(off)) @ structure.lattice.matrix
+        edges = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+        lengths = [np.linalg.norm(edges @ s.lattice.matrix, axis=1) for s in (exact, structure)]
+        largest = max(np.linalg.norm(moved, axis=1).max(), np.abs(lengths[0] - lengths[1]).max())
+        return bool(largest <= tolerance)
 
     def symmetrised(self, structure: Structure) -> Structure:
         """Return the nearest crystal that has the group to the last digits of float64.
@@ -188,17 +193,37 @@ class Symmetry:
 
 
 class Blocks(NamedTuple):
-    """E nonzero blocks of the average over motions of atoms: u_i <- sum of `matrices` u_j.
+    """The average over motions of n atoms as a sparse matrix: u_i <- sum of `matrices` u_j.
 
     Attributes:
-        atoms: (E,) int64, i.
-        sources: (E,) int64, j, of the same orbit.
+        atoms: (E,) int64, atom i of each nonzero block.
+        sources: (E,) int64, atom j, of the same orbit.
         matrices: (E, 3, 3) float64.
     """
 
     atoms: np.ndarray
     sources: np.ndarray
     matrices: np.ndarray
+
+    @classmethod
+    def identity(cls, num_atoms: int) -> Blocks:
+        """Return the blocks of a crystal without symmetry: each motion is its own average.
+
+        Args:
+            num_atoms: number of atoms n.
+        """
+        atoms = np.arange(num_atoms)
+        return cls(atoms, atoms, np.broadcast_to(np.eye(3), (num_atoms, 3, 3)))
+
+    def average(self, motions: np.ndarray) -> np.ndarray:
+        """Return the average over the group of motions (n, 3) of the atoms, in periods.
+
+        Args:
+            motions: (n, 3) velocities or displacements.
+        """
+        total = np.zeros_like(motions)
+        np.add.at(total, self.atoms, np.einsum("eij,ej->ei", self.matrices, motions[self.sources]))
+        return total
 
 
 def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
@@ -262,75 +287,47 @@ def _sources(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SymmetryBatch:
-    """The averages of B crystals with N atoms; see the module docstring.
+class BlockBatch:
+    """The averages over motions of atoms of B crystals with N atoms; see `Blocks`.
 
     Attributes:
-        groups: B symmetries; None for a crystal that may move in any way.
-        cell: chart of the cell vectors.
-        atoms: (E,) int64, atom i of each block of the average over motions of atoms.
-        sources: (E,) int64, atom j of each block.
-        matrices: (E, 3, 3) float32, the blocks: u_i <- sum of matrices u_j.
-        crystals: (C,) int64, the crystals whose group constrains the cell.
-        metric_average: (C, 6, 6) float64, their averages of (G11, G22, G33, G12, G13, G23).
+        atoms: (E,) int64, atom i of each nonzero block.
+        sources: (E,) int64, atom j.
+        matrices: (E, 3, 3) float32.
     """
 
-    groups: tuple[Symmetry | None, ...]
-    cell: StandardChart
     atoms: Tensor
     sources: Tensor
     matrices: Tensor
-    crystals: Tensor
-    metric_average: Tensor
 
     @classmethod
-    def of(
-        cls, groups: Sequence[Symmetry | None], num_atoms: Sequence[int], cell: StandardChart
-    ) -> SymmetryBatch:
+    def of(cls, blocks: Sequence[Blocks | None], num_atoms: Sequence[int]) -> BlockBatch:
         """Return the averages of a batch.
 
         Args:
-            groups: of B crystals; None for a crystal that may move in any way.
+            blocks: of B crystals; None for a crystal that may move in any way.
             num_atoms: (B,) numbers of atoms.
-            cell: chart of the cell vectors.
         """
         starts = np.cumsum(num_atoms) - num_atoms
-        parts = []
-        for start, n, group in zip(starts, num_atoms, groups, strict=True):
-            blocks = _free(n) if group is None else group.blocks
-            parts.append((blocks.atoms + start, blocks.sources + start, blocks.matrices))
-        atoms, sources, matrices = (
-            torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True)
-        )
-        cells = {
-            k: group.metric_average
-            for k, group in enumerate(groups)
-            if group is not None and not np.allclose(group.metric_average, np.eye(6))
-        }
+        parts = [
+            Blocks.identity(n) if block is None else block
+            for block, n in zip(blocks, num_atoms, strict=True)
+        ]
+        counts = [len(part.atoms) for part in parts]
+        shift = np.repeat(starts, counts)  # (E,)
         return cls(
-            groups=tuple(groups),
-            cell=cell,
-            atoms=atoms,
-            sources=sources,
-            matrices=matrices.float(),
-            crystals=torch.tensor(list(cells), dtype=torch.int64),
-            metric_average=torch.from_numpy(np.array(list(cells.values())).reshape(-1, 6, 6)),
+            atoms=torch.from_numpy(np.concatenate([part.atoms for part in parts]) + shift),
+            sources=torch.from_numpy(np.concatenate([part.sources for part in parts]) + shift),
+            matrices=torch.from_numpy(np.concatenate([part.matrices for part in parts])).float(),
         )
 
-    def to(self, device: torch.device | str) -> SymmetryBatch:
+    def to(self, device: torch.device | str) -> BlockBatch:
         """Return the averages on another device.
 
         Args:
             device: device of all tensors.
         """
-        return replace(
-            self,
-            atoms=self.atoms.to(device),
-            sources=self.sources.to(device),
-            matrices=self.matrices.to(device),
-            crystals=self.crystals.to(device),
-            metric_average=self.metric_average.to(device),
-        )
+        return BlockBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def average(self, motions: Tensor) -> Tensor:
         """Return the averages over the groups of motions (N, 3) of atoms, in periods.
@@ -338,10 +335,66 @@ class SymmetryBatch:
         Args:
             motions: (N, 3) velocities or displacements.
         """
-        moved = self.matrices.to(motions.dtype) @ motions.index_select(0, self.sources).unsqueeze(
-            -1
+        moving = motions.index_select(0, self.sources).unsqueeze(-2)  # (E, 1, 3)
+        # No matrix product, which autocast would round to bfloat16.
+        moved = (self.matrices.to(motions.dtype) * moving).sum(-1)  # (E, 3)
+        return torch.zeros_like(motions).index_add(0, self.atoms, moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SymmetryBatch:
+    """The symmetries of B crystals; see the module docstring.
+
+    Attributes:
+        groups: B symmetries; None for a crystal that may move in any way.
+        cell: chart of the cell vectors.
+        blocks: averages over motions of atoms.
+        crystals: (C,) int64, the crystals whose group constrains the cell.
+        metric_average: (C, 6, 6) float64, see `Symmetry.metric_average`.
+    """
+
+    groups: tuple[Symmetry | None, ...]
+    cell: StandardChart
+    blocks: BlockBatch
+    crystals: Tensor
+    metric_average: Tensor
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[Symmetry | None], num_atoms: Sequence[int], cell: StandardChart
+    ) -> SymmetryBatch:
+        """Return the symmetries of a batch.
+
+        Args:
+            groups: of B crystals; None for a crystal that may move in any way.
+            num_atoms: (B,) numbers of atoms.
+            cell: chart of the cell vectors.
+        """
+        averages = {
+            k: group.metric_average
+            for k, group in enumerate(groups)
+            if group is not None and not np.allclose(group.metric_average, np.eye(6))
+        }
+        return cls(
+            groups=tuple(groups),
+            cell=cell,
+            blocks=BlockBatch.of([g if g is None else g.blocks for g in groups], num_atoms),
+            crystals=torch.tensor(list(averages), dtype=torch.int64),
+            metric_average=torch.from_numpy(np.array([*averages.values()]).reshape(-1, 6, 6)),
         )
-        return torch.zeros_like(motions).index_add(0, self.atoms, moved.squeeze(-1))
+
+    def to(self, device: torch.device | str) -> SymmetryBatch:
+        """Return the symmetries on another device.
+
+        Args:
+            device: device of all tensors.
+        """
+        return replace(
+            self,
+            blocks=self.blocks.to(device),
+            crystals=self.crystals.to(device),
+            metric_average=self.metric_average.to(device),
+        )
 
     def average_cells(self, lattice: Tensor) -> Tensor:
         """Return the cells with their metric tensors averaged over the groups.
@@ -352,26 +405,27 @@ class SymmetryBatch:
         Returns:
             (B, 6); NaN where the average is not finite.
         """
-        chosen = lattice.index_select(0, self.crystals).double()  # (C, 6)
-        finite = chosen.isfinite().all(-1, keepdim=True)
-        metric = self.cell.metric(torch.where(finite, chosen, 0.0))  # (C, 3, 3)
-        six = metric[:, _ROWS, _COLS].unsqueeze(-1)
-        six = (self.metric_average @ six).squeeze(-1)  # (C, 6)
-        finite = finite & six.isfinite().all(-1, keepdim=True)
-        average = torch.where(finite.unsqueeze(-1), _symmetric(six), torch.eye(3).to(six))
-        vector = torch.where(finite, self.cell.from_metric(average), torch.nan)
-        return lattice.index_copy(0, self.crystals, vector.to(lattice.dtype))
+        chosen = lattice.index_select(0, self.crystals)  # (C, 6)
+        averages = average_cells(chosen, self.metric_average, self.cell)
+        return lattice.index_copy(0, self.crystals, averages)
 
 
-def _symmetric(six: Tensor) -> Tensor:
-    """Return symmetric matrices (C, 3, 3) of their components (C, 6)."""
-    matrix = six.new_empty(six.shape[0], 3, 3)
-    matrix[:, _ROWS, _COLS] = six
-    matrix[:, _COLS, _ROWS] = six
-    return matrix
+def average_cells(lattice: Tensor, metric_average: Tensor, cell: StandardChart) -> Tensor:
+    """Return cells with their metric tensors averaged over groups.
 
+    Args:
+        lattice: (C, 6) standardised cell vectors.
+        metric_average: (C, 6, 6) float64, see `Symmetry.metric_average`.
+        cell: chart of the cell vectors.
 
-def _free(num_atoms: int) -> Blocks:
-    """Return the blocks of a crystal without symmetry: every motion is its own average."""
-    atoms = np.arange(num_atoms)
-    return Blocks(atoms, atoms, np.broadcast_to(np.eye(3), (num_atoms, 3, 3)))
+    Returns:
+        (C, 6), of the type of `lattice`; NaN where the average is not finite.
+    """
+    finite = lattice.isfinite().all(-1, keepdim=True)
+    metric = cell.metric(torch.where(finite, lattice, 0.0).double())  # (C, 3, 3)
+    six = (metric_average @ metric[:, _ROWS, _COLS].unsqueeze(-1)).squeeze(-1)  # (C, 6)
+    finite = finite & six.isfinite().all(-1, keepdim=True)
+    average = torch.eye(3).to(six).repeat(len(six), 1, 1)
+    six = torch.where(finite, six, average[:, _ROWS, _COLS])
+    average[:, _ROWS, _COLS] = average[:, _COLS, _ROWS] = six
+    return torch.where(finite, cell.from_metric(average), torch.nan).to(lattice.dtype)

@@ -16,6 +16,7 @@ from pymatgen.core import Lattice, Structure
 from rfm.base import crystal_generator
 from rfm.batch import CrystalBatch
 from rfm.config import BaseConfig, IntegrationConfig, NetworkConfig, RefinerConfig, Statistics
+from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
 from rfm.integration import integrate
 from rfm.lattice import StandardChart
@@ -214,14 +215,14 @@ def test_a_single_atom_stays_where_it_is(lattice: Lattice) -> None:
     symmetry = found(atom)
     assert len(symmetry.rotations) in (2, 48)
     assert np.allclose(symmetry.symmetrised(atom).frac_coords, atom.frac_coords)
-    assert np.array_equal(symmetry.average(np.ones((1, 3))), np.zeros((1, 3)))
+    assert np.array_equal(symmetry.blocks.average(np.ones((1, 3))), np.zeros((1, 3)))
 
 
 def test_a_crystal_without_symmetry_has_the_identity_alone() -> None:
     symmetry = found(skewed())
     assert symmetry.trivial
     motions = np.random.default_rng(0).normal(size=(5, 3))
-    assert np.array_equal(symmetry.average(motions), motions)
+    assert np.array_equal(symmetry.blocks.average(motions), motions)
     assert np.array_equal(symmetry.metric_average, np.eye(6))
 
 
@@ -261,7 +262,7 @@ def test_averages_are_invariant_projections_that_keep_the_mean_free(name: str, s
     symmetry = found(structure)
     rng = np.random.default_rng(seed)
     motions = rng.normal(size=(len(structure), 3))
-    average = symmetry.average(motions)
+    average = symmetry.blocks.average(motions)
     naive = np.mean(
         [
             [rotation @ motions[j] for j in sources]
@@ -270,10 +271,10 @@ def test_averages_are_invariant_projections_that_keep_the_mean_free(name: str, s
         axis=0,
     )
     assert np.allclose(average, naive, atol=1e-12)
-    assert np.allclose(symmetry.average(average), average, atol=1e-12)
+    assert np.allclose(symmetry.blocks.average(average), average, atol=1e-12)
     for rotation, sources in zip(symmetry.rotations, symmetry.sources, strict=True):
         assert np.allclose(average[sources] @ rotation.T, average, atol=1e-12)
-    free = symmetry.average(motions - motions.mean(0))
+    free = symmetry.blocks.average(motions - motions.mean(0))
     assert np.allclose(free.mean(0), 0, atol=1e-12)
     assert np.allclose(free, average - average.mean(0), atol=1e-12)
 
@@ -289,11 +290,11 @@ def test_a_batch_averages_as_its_crystals_do(chart: str) -> None:
 
     rng = np.random.default_rng(0)
     motions = rng.normal(size=(sum(sizes), 3))
-    averages = np.split(batch.average(torch.tensor(motions)).numpy(), np.cumsum(sizes)[:-1])
+    averages = np.split(batch.blocks.average(torch.tensor(motions)).numpy(), np.cumsum(sizes)[:-1])
     for group, own, average in zip(
         groups, np.split(motions, np.cumsum(sizes)[:-1]), averages, strict=True
     ):
-        assert np.allclose(average, own if group is None else group.average(own), atol=1e-6)
+        assert np.allclose(average, own if group is None else group.blocks.average(own), atol=1e-6)
 
     matrices = torch.tensor(np.array([structure.lattice.matrix for structure in structures]))
     vectors = cell.encode(matrices) + 0.02 * torch.tensor(rng.normal(size=(len(sizes), 6)))
@@ -353,7 +354,7 @@ def test_the_averaged_network_is_its_mean_over_the_descriptions_of_the_crystal(
         answers.append(velocity.numpy() @ back.T)
     with torch.no_grad():
         velocity, _ = refiner.velocity(state.at(state.frac_coords.double(), lattice), t)
-    average = state.symmetry.average(velocity).numpy()
+    average = state.symmetry.blocks.average(velocity).numpy()
     assert np.allclose(average, np.mean(answers, axis=0), atol=2e-4 * float(velocity.abs().max()))
 
 
@@ -465,6 +466,17 @@ def test_a_crystal_lost_on_the_way_leaves_the_others_symmetric(refiner: Refiner)
         assert deviation(group, coords, metric) < 1e-5
 
 
+def test_crystals_whose_symmetry_is_not_found_are_counted(
+    refiner: Refiner, caplog: pytest.LogCaptureFixture
+) -> None:
+    piled = Structure(Lattice.cubic(4), ["Fe", "Fe"], [[0, 0, 0], [0, 0, 0]])
+    results = refine(refiner, [piled, SALT], integration=IntegrationConfig(steps=2))
+    assert caplog.messages[0] == (
+        "1 of 2 structures are refined without symmetry, as spglib finds none"
+    )
+    assert group_number(results[1].structure, 1e-4) == 225
+
+
 def test_groups_that_do_not_fit_are_refused(refiner: Refiner, structures: list[Structure]) -> None:
     with pytest.raises(RefinerError, match="1 groups for 4 structures; give one group each"):
         refine(refiner, structures, groups=[None])
@@ -472,3 +484,48 @@ def test_groups_that_do_not_fit_are_refused(refiner: Refiner, structures: list[S
         refine(refiner, structures, groups=[None] * 4, symmetry="free")
     with pytest.raises(RefinerError, match="structure 2 has 5 atoms and its group 8; give the"):
         refine(refiner, structures, groups=[None, None, found(SALT), None])
+
+
+# Training
+
+
+def test_the_loss_is_that_of_the_averaged_velocity(refiner: Refiner, mp20: list[Structure]) -> None:
+    pairs = [
+        PairedCrystal(
+            id=str(k),
+            atomic_numbers=np.array(structure.atomic_numbers),
+            base_frac_coords=structure.frac_coords,
+            base_lattice=structure.lattice.matrix,
+            target_frac_coords=structure.frac_coords,
+            target_lattice=structure.lattice.matrix * 1.02,
+        )
+        for k, structure in enumerate(mp20[:12])
+    ]
+    base = BaseConfig(position_sigma=0.05, symmetry="keep")
+    data = PairDataset(pairs, base=base, statistics=refiner.config.statistics)
+    draws = [data.draw(k, np.random.default_rng(k)) for k in range(12)]
+    batch = collate(draws)
+    loss = refiner(**batch)
+    loss["loss"].backward()
+    assert all(weight.grad is not None for weight in refiner.parameters())
+
+    point, (free, _) = refiner.path_velocity(
+        **{name: value for name, value in batch.items() if name not in ("ids", "blocks")}
+    )
+    ends = np.cumsum([len(structure) for structure in mp20[:12]])[:-1]
+    squares = []
+    for item, velocity, target in zip(
+        draws,
+        np.split(free.detach().numpy(), ends),
+        np.split(point.coord_velocity.numpy(), ends),
+        strict=True,
+    ):
+        blocks = item["blocks"]
+        average = velocity if blocks is None else blocks.average(velocity)
+        squares.append((average - target) ** 2)
+        if blocks is not None:  # the path keeps the group
+            assert np.allclose(blocks.average(target), target, atol=1e-6)
+    expected = float(np.concatenate(squares).mean())
+    assert loss["coord_loss"].item() == pytest.approx(expected, rel=1e-4)
+    unaveraged = float((free.detach() - point.coord_velocity).square().mean())
+    assert unaveraged > 1.05 * expected
