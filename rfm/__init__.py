@@ -7,7 +7,8 @@ stay fixed. A crystal passes through the modules in this order:
 - `dataset` holds such pairs, `base` draws the start of the flow from them;
 - `torus` and `lattice` are the two manifolds, `batch` holds crystals as tensors on them;
 - `network` is the velocity network, `objective` its loss, `model` both with their `config`;
-- `symmetry` finds the space group of a base crystal and averages motions over it;
+- `symmetry` finds the space group of a crystal, `averages` averages motions over the groups of a
+  batch;
 - `integration` solves the flow, `refining` takes and returns pymatgen structures;
 - `divergence` and `likelihood` compute the density of a refined crystal under the flow;
 - `validation` measures the velocities on held-out pairs.

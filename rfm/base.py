@@ -57,7 +57,7 @@ def noisy_base(
         base: widths of the noise.
         rng: source of the noise.
         blocks: average of the noise on the positions over a group, or None. The cell is averaged
-            later, by `rfm.symmetry.average_cells`.
+            later, by `rfm.averages.average_cells`.
 
     Returns:
         float32 coordinates (n, 3) in [0, 1) and cell vector (6,).

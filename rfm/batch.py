@@ -15,10 +15,11 @@ import torch
 from pymatgen.core import Element, Structure
 from torch import Tensor
 
+from rfm.averages import SymmetryBatch
 from rfm.config import RefinerConfig
 from rfm.errors import Failure, RefinerError
 from rfm.lattice import StandardChart
-from rfm.symmetry import Symmetry, SymmetryBatch
+from rfm.symmetry import Symmetry
 from rfm.torus import wrap
 
 # MP-20 has 113 pairs a crystal on average: about 140 crystals at a time.

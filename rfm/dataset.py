@@ -17,11 +17,12 @@ import torch
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
+from rfm.averages import BlockBatch, average_cells
 from rfm.base import noisy_base, uniform_base
 from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, chart
-from rfm.symmetry import SYMPREC, BlockBatch, Symmetry, average_cells, find_symmetry
+from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
 
 # A cell with a smaller share of the volume a b c counts as flat.
 _SMALLEST_VOLUME = 1e-6
@@ -214,7 +215,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         `ids` list of B str; `num_atoms` (B,), `atomic_numbers` (N,) int64; `base_frac_coords`,
         `target_frac_coords` (N, 3), `base_lattice`, `target_lattice` (B, 6), `t` (B,) float32. If
-        the draws have them, `blocks`: fields of a `rfm.symmetry.BlockBatch`.
+        the draws have them, `blocks`: fields of a `rfm.averages.BlockBatch`.
     """
 
     def joined(key: str) -> Tensor:

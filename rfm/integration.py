@@ -19,7 +19,7 @@ speed distance / (1 - t): a longer step would carry a crystal beyond that end. W
 the last of 50 steps with slope 5 would do so by up to five times the remaining distance.
 
 A crystal with symmetry (`CrystalBatch.symmetry`) keeps it: every step moves the atoms along the
-average of the velocity over the group, and averages the cell afterwards (`rfm.symmetry`).
+average of the velocity over the group, and averages the cell afterwards (`rfm.averages`).
 
 The steps are our own: solvers for ordinary differential equations know no wrapping, no slopes, and
 no crystal that leaves the finite numbers while its batch goes on.

@@ -32,8 +32,9 @@ from rfm.config import Statistics, check_chart
 
 CELL_SPACE = Euclidean(ndim=1)
 
-_ROWS = [0, 1, 2, 0, 0, 1]
-_COLS = [0, 1, 2, 1, 2, 2]
+# Places of the six numbers of a symmetric matrix, here and in `rfm.symmetry`.
+ROWS = [0, 1, 2, 0, 0, 1]
+COLS = [0, 1, 2, 1, 2, 2]
 
 
 class Chart(Protocol):
@@ -123,7 +124,7 @@ class LogMetric:
     def from_metric(self, metric: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(metric)
         log_metric = (vectors * values.log().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-        six = log_metric[..., _ROWS, _COLS]  # (B, 6)
+        six = log_metric[..., ROWS, COLS]  # (B, 6)
         return torch.cat([six[..., :3], six[..., 3:] * math.sqrt(2)], dim=-1)
 
     def to_metric(self, vector: Tensor) -> Tensor:

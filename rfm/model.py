@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from rfm.averages import BlockBatch
 from rfm.base import noisy_base, uniform_base
 from rfm.batch import CrystalBatch
 from rfm.config import RefinerConfig
@@ -20,7 +21,6 @@ from rfm.errors import RefinerError
 from rfm.lattice import StandardChart
 from rfm.network import VelocityNetwork
 from rfm.objective import PathPoint, conditional_path, velocity_loss
-from rfm.symmetry import BlockBatch
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Refiner(nn.Module):
             base_lattice: (B, 6) standardised.
             target_lattice: (B, 6) standardised.
             t: (B,) in [0, 1].
-            blocks: fields of the `rfm.symmetry.BlockBatch` over which the velocities of the atoms
+            blocks: fields of the `rfm.averages.BlockBatch` over which the velocities of the atoms
                 are averaged, as in an integration that keeps symmetry; None: no average.
 
         Returns:

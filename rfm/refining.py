@@ -147,13 +147,13 @@ def refine(
         if refused := refusal(refiner.config, structure, k):
             results[k] = Refinement(failure=refused[0], detail=refused[1])
     good = [k for k in range(len(structures)) if k not in results]
-    kept: dict[int, Symmetry | None] = {}
+    kept: dict[int, Symmetry | None] = dict.fromkeys(good)
     if symmetry == "keep" and refiner.config.base.from_crystals:
         if groups is None:
             found = _symmetries([structures[k] for k in good])
-            kept = dict(zip(good, found, strict=True))
         else:
-            kept = dict(enumerate(groups))
+            found = [groups[k] for k in good]
+        kept |= {k: g for k, g in zip(good, found, strict=True) if g and not g.trivial}
     batches = pack([len(structures[k]) for k in good], max_edges)
     if on_finished is not None and results:
         on_finished(len(results))
@@ -162,7 +162,7 @@ def refine(
         refined = _refine_batch(
             refiner,
             [structures[k] for k in chunk],
-            [None if (group := kept.get(k)) is None or group.trivial else group for k in chunk],
+            [kept[k] for k in chunk],
             [crystal_generator(seed, indices[k]) for k in chunk],
             integration,
             trajectory=trajectory,

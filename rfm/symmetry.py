@@ -11,8 +11,8 @@ Both averages are linear projections, the first for u in fractional coordinates.
 share a velocity up to W, and an atom on a special position moves only along it. The average of a
 mean-free motion is mean-free. The average of a metric tensor is positive definite in any basis. The
 cells with a symmetry are flat in G, but in general curved in the charts of `rfm.lattice`, so the
-metric tensor is averaged, after each step. Sources: SGFM (arXiv 2509.23822) and DiffCSP++
-(arXiv 2402.03992).
+metric tensor is averaged, after each step. `rfm.averages` has both for batches. Sources: SGFM
+(arXiv 2509.23822) and DiffCSP++ (arXiv 2402.03992).
 
 `find_symmetry` asks spglib for the operations of a rough crystal. Their translations w are then
 fitted to its atoms, which makes the group law exact, and keeps the centre of the atoms in place.
@@ -22,26 +22,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import spglib
-import torch
 from pymatgen.core import Lattice, Structure
-from torch import Tensor
 
 from rfm.errors import RefinerError
-from rfm.lattice import StandardChart
+from rfm.lattice import COLS, ROWS
 
 SYMPREC = 0.1  # Angstrom, for the samples of a prior, whose coordinates are rounded
 _FALLBACKS = (1.0, 0.1, 0.01)  # times symprec, where a search fails or finds no group
 _EXACT = 1e-7  # errors of a group in fractional coordinates, far above rounding
 _PAIRS_AT_A_TIME = 2**18  # pairs of atoms compared at a time, which bounds memory
-_ROWS = [0, 1, 2, 0, 0, 1]
-_COLS = [0, 1, 2, 1, 2, 2]
 
 
 class Operations(NamedTuple):
@@ -122,11 +117,11 @@ class Symmetry:
     def metric_average(self) -> np.ndarray:
         """(6, 6) average of a metric tensor written as (G11, G22, G33, G12, G13, G23)."""
         basis = np.zeros((6, 3, 3))
-        basis[range(6), _ROWS, _COLS] = 1
-        basis[range(6), _COLS, _ROWS] = 1
+        basis[range(6), ROWS, COLS] = 1
+        basis[range(6), COLS, ROWS] = 1
         point = np.unique(self.rotations, axis=0)
         moved = np.einsum("gji,bjk,gkl->bil", point, basis, point) / len(point)
-        return moved[:, _ROWS, _COLS].T
+        return moved[:, ROWS, COLS].T
 
     def holds(self, structure: Structure, tolerance: float) -> bool:
         """Return whether a crystal with the same atoms has the group.
@@ -158,9 +153,9 @@ class Symmetry:
         coords[coords >= 1.0] = 0.0  # -1e-17 comes out as 1
 
         given = structure.lattice.matrix
-        six = self.metric_average @ (given @ given.T)[_ROWS, _COLS]
+        six = self.metric_average @ (given @ given.T)[ROWS, COLS]
         metric = np.empty((3, 3))
-        metric[_ROWS, _COLS] = metric[_COLS, _ROWS] = six
+        metric[ROWS, COLS] = metric[COLS, ROWS] = six
         matrix = np.linalg.cholesky(metric)
         matrix[2, 2] *= np.sign(np.linalg.det(given))
         return Structure(Lattice(matrix), structure.species, coords)
@@ -284,148 +279,3 @@ def _sources(
     if (np.sort(sources, axis=1) != np.arange(len(coords))).any():
         raise RefinerError("an operation puts two atoms on one")
     return sources
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockBatch:
-    """The averages over motions of atoms of B crystals with N atoms; see `Blocks`.
-
-    Attributes:
-        atoms: (E,) int64, atom i of each nonzero block.
-        sources: (E,) int64, atom j.
-        matrices: (E, 3, 3) float32.
-    """
-
-    atoms: Tensor
-    sources: Tensor
-    matrices: Tensor
-
-    @classmethod
-    def of(cls, blocks: Sequence[Blocks | None], num_atoms: Sequence[int]) -> BlockBatch:
-        """Return the averages of a batch.
-
-        Args:
-            blocks: of B crystals; None for a crystal that may move in any way.
-            num_atoms: (B,) numbers of atoms.
-        """
-        starts = np.cumsum(num_atoms) - num_atoms
-        parts = [
-            Blocks.identity(n) if block is None else block
-            for block, n in zip(blocks, num_atoms, strict=True)
-        ]
-        counts = [len(part.atoms) for part in parts]
-        shift = np.repeat(starts, counts)  # (E,)
-        return cls(
-            atoms=torch.from_numpy(np.concatenate([part.atoms for part in parts]) + shift),
-            sources=torch.from_numpy(np.concatenate([part.sources for part in parts]) + shift),
-            matrices=torch.from_numpy(np.concatenate([part.matrices for part in parts])).float(),
-        )
-
-    def to(self, device: torch.device | str) -> BlockBatch:
-        """Return the averages on another device.
-
-        Args:
-            device: device of all tensors.
-        """
-        return BlockBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-    def average(self, motions: Tensor) -> Tensor:
-        """Return the averages over the groups of motions (N, 3) of atoms, in periods.
-
-        Args:
-            motions: (N, 3) velocities or displacements.
-        """
-        moving = motions.index_select(0, self.sources).unsqueeze(-2)  # (E, 1, 3)
-        # No matrix product, which autocast would round to bfloat16.
-        moved = (self.matrices.to(motions.dtype) * moving).sum(-1)  # (E, 3)
-        return torch.zeros_like(motions).index_add(0, self.atoms, moved)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SymmetryBatch:
-    """The symmetries of B crystals; see the module docstring.
-
-    Attributes:
-        groups: B symmetries; None for a crystal that may move in any way.
-        cell: chart of the cell vectors.
-        blocks: averages over motions of atoms.
-        crystals: (C,) int64, the crystals whose group constrains the cell.
-        metric_average: (C, 6, 6) float64, see `Symmetry.metric_average`.
-    """
-
-    groups: tuple[Symmetry | None, ...]
-    cell: StandardChart
-    blocks: BlockBatch
-    crystals: Tensor
-    metric_average: Tensor
-
-    @classmethod
-    def of(
-        cls, groups: Sequence[Symmetry | None], num_atoms: Sequence[int], cell: StandardChart
-    ) -> SymmetryBatch:
-        """Return the symmetries of a batch.
-
-        Args:
-            groups: of B crystals; None for a crystal that may move in any way.
-            num_atoms: (B,) numbers of atoms.
-            cell: chart of the cell vectors.
-        """
-        averages = {
-            k: group.metric_average
-            for k, group in enumerate(groups)
-            if group is not None and not np.allclose(group.metric_average, np.eye(6))
-        }
-        return cls(
-            groups=tuple(groups),
-            cell=cell,
-            blocks=BlockBatch.of([g if g is None else g.blocks for g in groups], num_atoms),
-            crystals=torch.tensor(list(averages), dtype=torch.int64),
-            metric_average=torch.from_numpy(np.array([*averages.values()]).reshape(-1, 6, 6)),
-        )
-
-    def to(self, device: torch.device | str) -> SymmetryBatch:
-        """Return the symmetries on another device.
-
-        Args:
-            device: device of all tensors.
-        """
-        return replace(
-            self,
-            blocks=self.blocks.to(device),
-            crystals=self.crystals.to(device),
-            metric_average=self.metric_average.to(device),
-        )
-
-    def average_cells(self, lattice: Tensor) -> Tensor:
-        """Return the cells with their metric tensors averaged over the groups.
-
-        Args:
-            lattice: (B, 6) standardised cell vectors.
-
-        Returns:
-            (B, 6); NaN where the average is not finite.
-        """
-        chosen = lattice.index_select(0, self.crystals)  # (C, 6)
-        averages = average_cells(chosen, self.metric_average, self.cell)
-        return lattice.index_copy(0, self.crystals, averages)
-
-
-def average_cells(lattice: Tensor, metric_average: Tensor, cell: StandardChart) -> Tensor:
-    """Return cells with their metric tensors averaged over groups.
-
-    Args:
-        lattice: (C, 6) standardised cell vectors.
-        metric_average: (C, 6, 6) float64, see `Symmetry.metric_average`.
-        cell: chart of the cell vectors.
-
-    Returns:
-        (C, 6), of the type of `lattice`; NaN where the average is not finite.
-    """
-    finite = lattice.isfinite().all(-1, keepdim=True)
-    metric = cell.metric(torch.where(finite, lattice, 0.0).double())  # (C, 3, 3)
-    six = (metric_average @ metric[:, _ROWS, _COLS].unsqueeze(-1)).squeeze(-1)  # (C, 6)
-    finite = finite & six.isfinite().all(-1, keepdim=True)
-    average = torch.eye(3).to(six).repeat(len(six), 1, 1)
-    six = torch.where(finite, six, average[:, _ROWS, _COLS])
-    average[:, _ROWS, _COLS] = average[:, _COLS, _ROWS] = six
-    return torch.where(finite, cell.from_metric(average), torch.nan).to(lattice.dtype)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from rfm.averages import BlockBatch
 from rfm.config import BaseConfig
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
-from rfm.symmetry import BlockBatch
 
 
 def make_pairs(count: int = 6) -> list[PairedCrystal]:

@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+from rfm.averages import SymmetryBatch
 from rfm.base import crystal_generator
 from rfm.batch import CrystalBatch
 from rfm.config import BaseConfig, IntegrationConfig, NetworkConfig, RefinerConfig, Statistics
@@ -23,7 +24,7 @@ from rfm.lattice import StandardChart
 from rfm.likelihood import batch_log_likelihood
 from rfm.model import Refiner
 from rfm.refining import refine
-from rfm.symmetry import Operations, Symmetry, SymmetryBatch, find_symmetry
+from rfm.symmetry import Operations, Symmetry, find_symmetry
 from support import BUNDLED_REFINER, SALT, same_bits, skewed
 
 # Crystals of every family and centring, most with free coordinates.
