@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from pymatgen.core import Structure
 
+from flowllm.crystals.cells import make_structure
+from llm_prior.errors import PriorError
 from llm_prior.wyckoff.analysis import DEFAULT_SYMPREC as SYMPREC
 from llm_prior.wyckoff.analysis import describe, describe_at
 from llm_prior.wyckoff.crystal import WyckoffCrystal
@@ -33,7 +35,7 @@ class OccupiedOrbit(NamedTuple):
     multiplicity: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Symmetry:
     """The symmetry of a crystal.
 
@@ -41,9 +43,12 @@ class Symmetry:
         crystal: the crystal, made exactly symmetric, in its canonical description: of all choices
             of origin and axes that keep the setting and the hand, the one with the first letters.
             The setting is spglib's default: origin choice 1, hexagonal axes, unique axis b.
+        misfit: largest distance in Angstrom of an atom, or of the end of a vector of the
+            conventional cell, from its place in `crystal`.
     """
 
     crystal: WyckoffCrystal
+    misfit: float
 
     @property
     def spacegroup(self) -> int:
@@ -65,7 +70,7 @@ class Symmetry:
 
         An element with several orbits of one letter has as many entries.
         """
-        return " ".join(f"{orbit.element}:{orbit.letter}" for orbit in self.crystal.orbits)
+        return _letters(self.crystal)
 
     @property
     def num_free(self) -> int:
@@ -89,8 +94,8 @@ class Symmetry:
         partner = crystal.group.enantiomorph
         if partner is not None and partner < crystal.spacegroup:
             crystal = describe(crystal.primitive(), _EXACT)  # its mirror image
-        same = Symmetry(canonical(crystal, _BINS))
-        return f"{same.spacegroup} {same.wyckoff}"
+        crystal = canonical(crystal, _BINS)
+        return f"{crystal.spacegroup} {_letters(crystal)}"
 
 
 def symmetry_of(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
@@ -106,5 +111,34 @@ def symmetry_of(structure: Structure, symprec: float = SYMPREC) -> Symmetry | No
     Raises:
         llm_prior.PriorError: if a site is disordered or no chemical element.
     """
-    crystal = describe_at(structure, symprec)
-    return None if crystal is None else Symmetry(canonical(crystal, _BINS, keep_hand=True))
+    found = describe_at(structure, symprec)
+    if found is None:
+        return None
+    try:
+        crystal = canonical(found.crystal, _BINS, keep_hand=True)
+    except PriorError:  # no Niggli cell
+        return None
+    return Symmetry(crystal=crystal, misfit=found.misfit)
+
+
+def symmetrized(structure: Structure, symprec: float = SYMPREC) -> Structure | None:
+    """Return a crystal made exactly symmetric, in its own cell and with its sites in order.
+
+    Args:
+        structure: an ordered crystal.
+        symprec: see `symmetry_of`.
+
+    Returns:
+        The crystal, of which no atom moved by much more than `symprec`; None if the search fails.
+
+    Raises:
+        llm_prior.PriorError: if a site is disordered or no chemical element.
+    """
+    found = describe_at(structure, symprec)
+    if found is None:
+        return None
+    return make_structure(found.lattice, structure.atomic_numbers, found.frac_coords)
+
+
+def _letters(crystal: WyckoffCrystal) -> str:
+    return " ".join(f"{orbit.element}:{orbit.letter}" for orbit in crystal.orbits)
