@@ -22,7 +22,7 @@ from flowllm.system.files import sha256_file, write_atomic
 
 logger = logging.getLogger(__name__)
 
-_CACHE_FORMAT = 2  # raise it when the same file would give other rows
+_CACHE_FORMAT = 3  # raise it when the same file would give other rows
 # The columns of a row without a geometry.
 _NOTHING = Geometry(np.zeros((3, 3)), np.zeros(0, dtype=np.uint8), np.zeros((0, 3)))
 
@@ -56,7 +56,7 @@ def cache_key(files: list[Path], reduce: bool, limit: int | None, *, is_run: boo
         for file in files
     ]
     settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit, is_run]
-    versions = [version(package) for package in ("pymatgen", "spglib", "ase")]
+    versions = [version(package) for package in ("pymatgen", "gemmi", "spglib", "ase")]
     return hashlib.sha256(json.dumps([settings, versions, contents]).encode()).hexdigest()
 
 
@@ -82,6 +82,7 @@ def store(rows: list[Row], key: str) -> None:
             "properties": [json.dumps(row.properties) for row in rows],
             "reason": [error.reason if error else None for error in errors],
             "detail": [error.detail if error else None for error in errors],
+            "notes": pa.array([list(row.notes) for row in rows], pa.list_(pa.string())),
             "lattice": pa.FixedSizeListArray.from_arrays(lattices, 9),
             "atomic_numbers": pa.ListArray.from_arrays(ends, numbers),
             "frac_coords": pa.ListArray.from_arrays(3 * ends, frac_coords),
@@ -128,16 +129,18 @@ def _rows_of_table(table: pa.Table) -> list[Row]:
     frac_coords = lists["frac_coords"].values.to_numpy().reshape(-1, 3)
     ends = lists["atomic_numbers"].offsets.to_numpy()
     rows = []
-    columns = [
-        table[name].to_pylist() for name in ("place", "id", "properties", "reason", "detail")
-    ]
-    for i, (place, row_id, properties, reason, detail) in enumerate(zip(*columns, strict=True)):
+    names = ("place", "id", "properties", "reason", "detail", "notes")
+    columns = [table[name].to_pylist() for name in names]
+    for i, (place, row_id, properties, reason, detail, notes) in enumerate(
+        zip(*columns, strict=True)
+    ):
         atoms = slice(ends[i], ends[i + 1])
         rows.append(
             Row(
                 place=place,
                 id=row_id,
                 properties=json.loads(properties),
+                notes=tuple(notes),
                 source=InvalidCrystal(reason, detail)
                 if reason
                 else Geometry(lattices[i], numbers[atoms], frac_coords[atoms]),

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells
 from flowllm.crystals.cache import cache_folder, cache_key, load, store
-from flowllm.crystals.cif import parse_cifs, parse_plain_cif
+from flowllm.crystals.cif import CifCrystal, parse_cifs, parse_plain_cif
 from flowllm.crystals.crystal import (
     Crystal,
     Geometry,
@@ -29,6 +30,7 @@ from flowllm.crystals.crystal import (
     to_structure,
 )
 from flowllm.crystals.readers import FAILED, Row, is_poscar, read_rows, read_run_rows
+from flowllm.crystals.rules import check_crystal
 from flowllm.crystals.run_folders import input_hash, run_table
 from flowllm.crystals.writers import FILE_SUFFIXES, KNOWN, write_folder, writer_for
 from flowllm.errors import InvalidCrystal, UserError, one_line
@@ -51,6 +53,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _WORTH_CACHING = 500  # rows; parsing fewer takes about as long as reading a cache entry
+_SHOWN_NOTES = 10  # warnings of one file
 
 
 class Crystals(list[Crystal]):
@@ -154,9 +157,14 @@ def read_all(
     rows = load(key)
     if rows is None:
         rows = read_run_rows(table, limit) if table else list(read_rows(path, files, limit))
-        _resolve(rows, reduce, workers)
+        rows = _resolve(rows, reduce, workers)[:limit]
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
+    notes = [f"{row.place}: {one_line(note)}" for row in rows for note in row.notes]
+    for note in notes[:_SHOWN_NOTES]:
+        logger.warning("%s: %s", path, note)
+    if len(notes) > _SHOWN_NOTES:
+        logger.warning("%s: and %d more warnings like these", path, len(notes) - _SHOWN_NOTES)
     return rows
 
 
@@ -269,28 +277,69 @@ def _files(path: Path, limit: int | None = None) -> list[Path]:
     return [path]
 
 
-def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
-    """Turn every CIF text into a geometry or an error and reduce the cells, in place."""
+def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> list[Row]:
+    """Return the rows with a geometry or an error for every CIF text, with reduced cells.
+
+    A file with several crystals becomes several rows; a column of a table holds one crystal.
+    """
     for row in rows:
         if isinstance(row.source, str):
             row.source = parse_plain_cif(row.source) or row.source
     rest = [(row, row.source) for row in rows if isinstance(row.source, str)]
     parsed = parse_cifs([text for _, text in rest], workers)
-    for (row, _), (source, notes) in zip(rest, parsed, strict=True):
-        row.source = _in_column(row, source) if isinstance(source, InvalidCrystal) else source
-        for note in notes:
-            logger.info("%s: %s", row.place, one_line(note))
+    several: dict[int, list[Row]] = {}
+    for (row, _), crystals in zip(rest, parsed, strict=True):
+        if len(crystals) == 1:
+            row.source, row.notes = crystals[0].source, crystals[0].notes
+        elif row.column:
+            row.source = _one_of(crystals)
+        else:
+            several[id(row)] = _rows_of_blocks(row, crystals)
+        if isinstance(row.source, InvalidCrystal):
+            row.source = _in_column(row, row.source)
+    if several:
+        rows = [one for row in rows for one in several.get(id(row), [row])]
     for row in rows:
         if not isinstance(row.source, Geometry):
             continue
         lattice, numbers, frac_coords = row.source
         try:
-            cells.check_geometry(lattice, frac_coords)
+            check_crystal(lattice, numbers, frac_coords)
             if reduce:
                 lattice, frac_coords = cells.reduce_basis(lattice, frac_coords)
                 row.source = Geometry(lattice, numbers, frac_coords)
         except InvalidCrystal as error:
             row.source = _in_column(row, error)
+    return rows
+
+
+def _one_of(crystals: list[CifCrystal]) -> InvalidCrystal:
+    """Return why several crystals in one place of a table are no crystal."""
+    for crystal in crystals:
+        if isinstance(crystal.source, InvalidCrystal):
+            return crystal.source
+    return InvalidCrystal(
+        "unreadable", f"the CIF holds {len(crystals)} structures; give each its own row"
+    )
+
+
+def _rows_of_blocks(row: Row, crystals: list[CifCrystal]) -> list[Row]:
+    """Return a row for each data block of a file; its id is that of the file and the block."""
+    names: Counter[str] = Counter()
+    rows = []
+    for crystal in crystals:
+        names[crystal.block] += 1
+        count = names[crystal.block]
+        parts = (row.id, crystal.block, str(count) if count > 1 or not crystal.block else "")
+        rows.append(
+            replace(
+                row,
+                id="-".join(part for part in parts if part),
+                source=crystal.source,
+                notes=crystal.notes,
+            )
+        )
+    return rows
 
 
 def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:

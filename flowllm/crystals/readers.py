@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from flowllm.crystals.crystal import (
-    ATOMIC_NUMBER,
     UNREADABLE,
     Geometry,
     geometry_of_atoms,
     geometry_of_structure,
     scalar,
 )
+from flowllm.crystals.rules import check_periodic, site_element
 from flowllm.errors import InvalidCrystal, UserError, one_line
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Row:
         properties: see `flowllm.crystals.crystal.Crystal`.
         source: the text of a CIF, a geometry, or the reason why there is none.
         column: of the table, that holds the source; else empty.
+        notes: what was assumed to read the source.
     """
 
     place: str
@@ -72,6 +73,7 @@ class Row:
     properties: dict[str, float | int | str]
     source: str | Geometry | InvalidCrystal
     column: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]:
@@ -349,15 +351,11 @@ def _number(column: str, target: str, value: float | int | str) -> float | int:
 
 def _geometry_of_dict(item: dict[str, Any]) -> Geometry:
     # Not Structure.from_dict, which imports and builds any class that the file names.
-    numbers: list[int] = []
-    for index, site in enumerate(item["sites"], start=1):
-        occupants = site["species"]
-        if len(occupants) != 1 or abs(occupants[0]["occu"] - 1) > 1e-6:
-            raise InvalidCrystal("disorder", f"site {index} is disordered")
-        symbol = occupants[0]["element"]
-        if symbol not in ATOMIC_NUMBER:
-            raise InvalidCrystal("unknown_element", f"site {index}: there is no element {symbol!r}")
-        numbers.append(ATOMIC_NUMBER[symbol])
+    check_periodic(item["lattice"].get("pbc", (True, True, True)))
+    numbers = [
+        site_element([(o["element"], o["occu"]) for o in site["species"]], f"site {index}")
+        for index, site in enumerate(item["sites"], start=1)
+    ]
     lattice = np.array(item["lattice"]["matrix"], dtype=np.float64).reshape(3, 3)
     frac_coords = np.array([site["abc"] for site in item["sites"]], dtype=np.float64).reshape(-1, 3)
     return Geometry(lattice, np.array(numbers, dtype=np.uint8), frac_coords)

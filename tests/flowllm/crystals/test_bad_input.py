@@ -26,12 +26,12 @@ def bad_cifs() -> dict[str, tuple[str | None, str]]:
         "truncated sites": (good[: good.rindex("  O  ")], "wrong_formula"),
         "two sites on one spot": (
             good.replace("0.50000000  0.50000000  0.00000000", "0.00001000  0.0  0.0"),
-            "unreadable",
+            "coinciding_atoms",
         ),
         "two structures": (good + cif(skewed()), "unreadable"),
         "disorder": (cif(disordered()), "disorder"),
         "dummy": (good.replace("Sr", "Qq"), "unknown_element"),
-        "flat cell": (good.replace("3.90500000\n", "0.00000000\n", 1), "unreadable"),
+        "flat cell": (good.replace("3.90500000\n", "0.00000000\n", 1), "bad_cell"),
         "not a number": (good.replace("3.90500000\n", "nan\n", 1), "bad_cell"),
         "missing hydrogen": (good.replace("'Sr1 Ti1 O3'", "'Sr1 Ti1 O3 H2'"), "wrong_formula"),
     }
