@@ -17,8 +17,10 @@ from flowllm.crystals.formulas import Ratios, formula_ratios
 from flowllm.crystals.io import read, read_all, usable
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.evaluation.definitions import Definitions
-from flowllm.evaluation.features import cached_fingerprints, cached_properties
+from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
+from flowllm.metrics.distances import properties
 from flowllm.metrics.fingerprints import Fingerprints
+from flowllm.metrics.prototypes import Prototype
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
 
@@ -76,12 +78,14 @@ class ReferenceSet:
         crystals: M crystals.
         prints: unscaled fingerprints of the crystals that take part in the coverage.
         values: property -> (M,).
+        prototypes: (M,); None where the symmetry search failed.
     """
 
     name: str
     crystals: Sequence[Crystal]
     prints: Fingerprints
     values: Mapping[str, NDArray[np.float64]]
+    prototypes: Sequence[Prototype | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +95,13 @@ class TrainingSet:
     Attributes:
         name: name of its file.
         crystals: those that share a formula with a generated crystal.
+        genes: their genes, see `flowllm.metrics.prototypes`.
         prints: unscaled fingerprints of all crystals, for the feature novelty; else None.
     """
 
     name: str
     crystals: Sequence[Crystal]
+    genes: frozenset[str]
     prints: Fingerprints | None = None
 
 
@@ -141,7 +147,7 @@ def read_reference(
     Args:
         path: anything that `flowllm.crystals.io.read` reads; bad rows are left out.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -168,7 +174,7 @@ def reference_set(
         name: name of the set.
         crystals: M crystals.
         definitions: see `read_reference`.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -177,7 +183,13 @@ def reference_set(
     structures = [crystal.structure for crystal in crystals]
     prints = _prints(name, structures, definitions, workers=workers, progress=progress)
     return ReferenceSet(
-        name=name, crystals=crystals, prints=prints, values=cached_properties(structures)
+        name=name,
+        crystals=crystals,
+        prints=prints,
+        values=properties(structures),
+        prototypes=cached_prototypes(
+            structures, workers=workers, progress=progress, description=f"symmetry of {name}"
+        ),
     )
 
 
@@ -199,7 +211,7 @@ def read_training(
         formulas: formulas of the generated crystals.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
         with_features: compute fingerprints of all crystals as well.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -216,13 +228,21 @@ def read_training(
         unreduced = usable(path, read_all(path, reduce=False))
         structures = [cells.make_structure(*geometry) for _, geometry in unreduced]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
+    crystals = [
+        Crystal(id=row.id, structure=cells.make_structure(*geometry))
+        for row, geometry in rows
+        if formula_ratios(geometry.atomic_numbers) in formulas
+    ]
+    prototypes = cached_prototypes(
+        [crystal.structure for crystal in crystals],
+        workers=workers,
+        progress=progress,
+        description=f"symmetry of {path.name}",
+    )
     return TrainingSet(
         name=path.name,
-        crystals=[
-            Crystal(id=row.id, structure=cells.make_structure(*geometry))
-            for row, geometry in rows
-            if formula_ratios(geometry.atomic_numbers) in formulas
-        ],
+        crystals=crystals,
+        genes=frozenset(found.gene for found in prototypes if found is not None),
         prints=prints,
     )
 

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowllm.crystals.cif.operations import Operations
-from flowllm.crystals.cif.sites import Sites
+from flowllm.crystals.cif.sites import MAX_ATOMS, Sites
 from flowllm.errors import InvalidCrystal
 
-MAX_ATOMS = 1_000_000
 MIN_DISTANCE = 0.5  # Angstrom; no two images of a site are nearer
 _EXACT = 1e-3  # Angstrom; images of a site on a symmetry element, after the move
-_MOVE = 0.01  # Angstrom; a site may move by that much, or by one unit of its last decimal place
+_MOVE = 0.01  # Angstrom; a site may move by that much, or as far as its rounding explains
 _QUIET_MOVE = 1e-4  # fractional; larger moves are noted
 _CHUNK = 20_000_000  # numbers in the arrays of one chunk of sites
 
@@ -65,13 +64,14 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
 
     Raises:
         InvalidCrystal: if images of a site are less than 0.5 Angstrom apart and its position is
-            not a rounded one (reason `coinciding_atoms`), or there would be more than a million
-            atoms (`too_many_atoms`).
+            not a rounded one (reason `coinciding_atoms`), or there are more than 100,000 atoms
+            (`too_many_atoms`).
     """
     num_sites, order = len(sites.labels), len(operations)
-    if num_sites * order > MAX_ATOMS:
+    if num_sites * order > 10 * MAX_ATOMS:  # even if most sites are special
         raise InvalidCrystal(
-            "too_many_atoms", f"{num_sites} sites with {order} operations; {MAX_ATOMS} are read"
+            "too_many_atoms",
+            f"{num_sites} sites with {order} operations; at most {MAX_ATOMS} atoms are read",
         )
     if order == 1:
         one = np.ones(num_sites, dtype=np.int64)
@@ -89,6 +89,11 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
     everything = np.arange(order)
     chosen = [everything if some is None else some for some in kept]
     multiplicities = np.array([len(some) for some in chosen])
+    if multiplicities.sum() > MAX_ATOMS:
+        raise InvalidCrystal(
+            "too_many_atoms",
+            f"{multiplicities.sum()} atoms in the cell; at most {MAX_ATOMS} are read",
+        )
     owners = np.repeat(np.arange(num_sites), multiplicities)
     which = np.concatenate(chosen)
     images = np.einsum("nab,nb->na", operations.rotations[which], positions[owners])
@@ -106,7 +111,7 @@ def _special(
     near = distances[0] < MIN_DISTANCE
     moved = position + shifts[0, near].mean(axis=0)
     change = moved - position
-    is_rounded = (np.abs(change) <= 1.01 * sites.last_places[index] + 1e-9).all()
+    is_rounded = _rounds_to(moved, position, sites.last_places[index])
     again = _distances(moved[None], operations, lattice)[0][0]
     on_element = again < _EXACT
     apart = float(distances[0, near].max())
@@ -116,12 +121,22 @@ def _special(
     ):
         raise InvalidCrystal(
             "coinciding_atoms",
-            f"images of site {sites.labels[index]} are {apart:.2g} A apart; give its position "
-            "with more decimals",
+            f"images of site {sites.labels[index]} are {apart:.2g} A apart, and its position is "
+            "no rounded one on a symmetry element; correct it",
         )
     # Operations g and g s, with s in the site symmetry group, give the same image.
     cosets = operations.products[:, on_element].min(axis=1)
     return moved, np.unique(cosets)
+
+
+def _rounds_to(
+    exact: NDArray[np.float64], written: NDArray[np.float64], last_places: NDArray[np.float64]
+) -> bool:
+    """Return whether numbers (3,) are others that were rounded, or cut, at their last places."""
+    change = exact - written
+    is_round = np.abs(change) <= 0.51 * last_places + 1e-9
+    is_cut = (np.abs(change) < 1.01 * last_places) & (change * written > 0)
+    return bool((is_round | is_cut).all())
 
 
 def _distances(

@@ -9,7 +9,7 @@ import numpy as np
 from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.cells import wrap
-from flowllm.crystals.cif.sites import exact_thirds, sorted_geometry
+from flowllm.crystals.cif.sites import exact_thirds, is_stated_volume, sorted_geometry
 from flowllm.crystals.crystal import Geometry, ignore_missing_electronegativity
 from flowllm.crystals.rules import ATOMIC_NUMBER
 
@@ -25,7 +25,7 @@ _PLAIN_CIF = re.compile(
     r"_symmetry_Int_Tables_number +1\n"
     r"_chemical_formula_structural +[A-Za-z0-9.()]+\n"
     r"_chemical_formula_sum +'?([A-Z][a-z]?\d+(?: [A-Z][a-z]?\d+)*)'?\n"
-    rf"_cell_volume +{_N}\n"
+    rf"_cell_volume +({_P})\n"
     r"_cell_formula_units_Z +\d+\n"
     r"loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
     r"loop_\n _atom_site_type_symbol\n _atom_site_label\n _atom_site_symmetry_multiplicity\n"
@@ -49,7 +49,7 @@ def parse_plain_cif(text: str) -> Geometry | None:
     match = _PLAIN_CIF.fullmatch(text)
     if match is None:
         return None
-    *cell, formula, sites = match.groups()
+    *cell, formula, volume, sites = match.groups()
     words = sites.split()
     symbols = words[0::7]
     if not ATOMIC_NUMBER.keys() >= set(symbols):
@@ -61,6 +61,8 @@ def parse_plain_cif(text: str) -> Geometry | None:
         return None
     lattice = Lattice.from_parameters(a, b, c, *angles)
     if not lattice.volume > 0.02 * max(a * b, a * c, b * c):
+        return None
+    if not is_stated_volume(lattice.volume, float(volume)):
         return None
     frac_coords = np.array([words[3::7], words[4::7], words[5::7]], dtype=np.float64).T
     frac_coords = wrap(exact_thirds(frac_coords))

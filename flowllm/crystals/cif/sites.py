@@ -22,6 +22,7 @@ _MULTIPLICITY_TAGS = (
     "_atom_site_site_symmetry_multiplicity",
     "_atom_site_symmetry_multiplicity",
 )
+MAX_ATOMS = 100_000  # in the cell
 _VOLUME_TOLERANCE = 0.02  # of the stated volume, relative
 # `Na`, `Fe3+`, `O-2`, `Na1`, `Fe1+2`
 _TYPE = re.compile(r"([A-Za-z]{1,2})(?:\d*(?:\.\d+)?[+-]?|[+-]\d*(?:\.\d+)?|\d+[+-]\d+)")
@@ -108,10 +109,10 @@ def read_lattice(block: Block) -> tuple[NDArray[np.float64], list[str]]:
     alpha, beta, gamma = sorted(angles)
     if not (alpha > 0 and gamma < 180 and gamma < alpha + beta and sum(angles) < 360):
         raise InvalidCrystal("bad_cell", f"no cell has the angles {_words(angles)}")
-    lattice = cell_matrix(*lengths, *angles)
+    lattice = np.array(Lattice.from_parameters(*lengths, *angles).matrix)
     volume = abs(float(np.linalg.det(lattice)))
     stated = number(block.value("_cell_volume"))
-    if stated and abs(volume - stated) > _VOLUME_TOLERANCE * stated:
+    if stated and not is_stated_volume(volume, stated):
         raise InvalidCrystal(
             "bad_cell",
             f"the cell has a volume of {volume:.4g} A^3, but _cell_volume is {stated:.4g}",
@@ -119,23 +120,17 @@ def read_lattice(block: Block) -> tuple[NDArray[np.float64], list[str]]:
     return lattice, notes
 
 
-def cell_matrix(
-    a: float, b: float, c: float, alpha: float, beta: float, gamma: float
-) -> NDArray[np.float64]:
-    """Return a cell in pymatgen's orientation.
+def is_stated_volume(volume: float, stated: float) -> bool:
+    """Return whether a volume is the one that the CIF states, to 2%.
 
     Args:
-        a: length, Angstrom; b and c as well.
-        b: see a.
-        c: see a.
-        alpha: angle in degrees; beta and gamma as well.
-        beta: see alpha.
-        gamma: see alpha.
+        volume: of the cell, Angstrom^3.
+        stated: in the CIF, Angstrom^3.
 
     Returns:
-        The lattice (3, 3), rows are lattice vectors.
+        True if they agree.
     """
-    return np.array(Lattice.from_parameters(a, b, c, alpha, beta, gamma).matrix)
+    return abs(volume - stated) <= _VOLUME_TOLERANCE * stated
 
 
 def exact_thirds(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,9 +177,12 @@ def read_sites(block: Block, known: Collection[str]) -> Sites:
 
     Raises:
         InvalidCrystal: if a site has no position (reason `unreadable`), is no element or stands
-            for several atoms (`unknown_element`), or is not fully occupied (`disorder`).
+            for several atoms (`unknown_element`), or is not fully occupied (`disorder`), or there
+            are more than 100,000 (`too_many_atoms`).
     """
     size = max(len(block.columns.get(tag, ())) for tag in ("_atom_site_label", *_COORDS))
+    if size > MAX_ATOMS:
+        raise InvalidCrystal("too_many_atoms", f"{size} atom sites; at most {MAX_ATOMS} are read")
     labels = _column(block, "_atom_site_label", size)
     types = _column(block, "_atom_site_type_symbol", size)
     flags = _column(block, "_atom_site_calc_flag", size)
@@ -318,8 +316,8 @@ def _element(
     if letters in ATOMIC_NUMBER:
         return ATOMIC_NUMBER[letters]
     spellings = [letters.capitalize()]
-    if not symbol:  # `OA1` is oxygen and `SiT` silicon, if the formula says so
-        spellings += [s for s in (letters[:2], letters[:1]) if s in known]
+    if not symbol:  # `OA1` is oxygen, `SiT` silicon and `HO1` hydrogen, if the formula says so
+        spellings = [s for s in (*spellings, letters[:2], letters[:1]) if s in known]
     for spelling in spellings:
         if spelling in ATOMIC_NUMBER and (not known or spelling in known):
             notes.append(f"site {name} is assumed to be {spelling}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import gemmi
 import spglib
@@ -133,7 +133,7 @@ def operations_of_hall(symbol: str) -> Operations | None:
         return None
 
 
-@cache
+@lru_cache(maxsize=1024)  # more than there are settings; files may name any other
 def _operations(hall: str) -> Operations:
     return from_gemmi(gemmi.symops_from_hall(hall))
 

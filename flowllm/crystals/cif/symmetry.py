@@ -42,7 +42,14 @@ _NUMBER_TAGS = (
 )
 _SCHOENFLIES_TAGS = ("_space_group_name_Schoenflies", "_symmetry_space_group_name_Schoenflies")
 _REFERENCE_TAG = "_space_group_name_H-M_ref"  # the type, in whatever setting
-_MODULATION_PREFIXES = ("_cell_wave_vector", "_space_group_ssg", "_cell_subsystem")
+_MODULATION_PREFIXES = (
+    "_cell_wave_vector",
+    "_cell_subsystem",
+    "_space_group_ssg",
+    "_space_group_symop_ssg",
+    "_space_group_magn_ssg",
+    "_space_group_symop_magn_ssg",
+)
 # Largest change of a scalar product of two cell vectors by an operation, in units of the product
 # of their lengths: 1% in a length, one degree in an angle.
 _METRIC_TOLERANCE = 0.02
