@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pymatgen.io.vasp.sets import MPRelaxSet
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import FlowLLMError, UserError, one_line
 from flowllm.runs.sharded import RunFolder
+from flowllm.system.documents import parse_json
 
 _SYMBOLS = frozenset(element.symbol for element in Element)
 # Schemes whose energies are on Materials Project's corrected scale, or can be brought to it.
@@ -207,7 +207,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file; check the path")
     try:
         data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+        return parse_json(gzip.decompress(data) if path.suffix == ".gz" else data)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} is no JSON file: {one_line(error)}; give another") from error
 
@@ -234,12 +234,17 @@ def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
     for number, item in enumerate(items, start=1):
         try:
             with ignore_missing_electronegativity():
-                entries.append(ComputedEntry.from_dict(item))
+                entries.append(_entry(item))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path}: item {number} is no pymatgen entry: {one_line(error)}; correct the file"
             ) from error
     return entries
+
+
+def _entry(item: Mapping[str, Any]) -> ComputedEntry:
+    # Not ComputedEntry.from_dict, which imports and builds any class that the file names.
+    return ComputedEntry(item["composition"], item["energy"], correction=item["correction"])
 
 
 def _references_of_run(path: Path) -> References:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +26,7 @@ from flowllm.metrics.fingerprints import (
     composition_fingerprint,
     structure_fingerprint,
 )
+from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each
 from flowllm.system.extras import require
 from flowllm.system.progress import progress_bar
@@ -113,7 +113,7 @@ def read_scale(path: str | Path) -> CompositionScale:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         means, stds = (_numbers(content[name]) for name in ("means", "stds"))
     except (ValueError, KeyError, TypeError):
         raise UserError(

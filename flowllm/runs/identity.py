@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from flowllm.errors import UserError
+from flowllm.system.documents import parse_json
 from flowllm.system.files import is_temporary, remove_temporaries, write_atomic
 
 _LOCK = ".lock"
@@ -136,7 +137,7 @@ def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     if not file.is_file():
         raise UserError(f"{folder} is not a run folder (it has no {name}); check the path")
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
         run, info = dict(content["run"]), dict(content["info"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged or of another program; choose another folder") from None

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from flowllm.errors import UserError
 from flowllm.runs.identity import claimed, locked, read_identity
+from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each
 from flowllm.system.files import publish, remove_temporaries, write_atomic
 from flowllm.system.progress import progress_bar
@@ -195,7 +196,7 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 record = None
             if not isinstance(record, dict):

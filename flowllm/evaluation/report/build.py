@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from flowllm.evaluation.report.charts import (
 from flowllm.evaluation.report.gallery import best_crystals
 from flowllm.evaluation.report.glossary import meaning
 from flowllm.evaluation.results import METRICS, REFERENCE, RELAXED, REPORT, STRUCTURES
+from flowllm.system.documents import parse_json
 from flowllm.system.files import write_atomic
 
 
@@ -151,8 +151,8 @@ def _json(figure: go.Figure) -> Markup:
 def _metrics(path: Path) -> dict[str, Any]:
     _require_file(path)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        return dict(parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again") from error
 
 
