@@ -239,7 +239,7 @@ def _json_rows(path: Path, limit: int | None) -> Iterator[Row]:
     for number, item in enumerate((items if isinstance(items, list) else [items])[:limit], start=1):
         source: Geometry | InvalidCrystal
         try:
-            source = _geometry_of_dict(item)
+            source = geometry_of_dict(item)
         except InvalidCrystal as error:
             source = error
         except UNREADABLE as error:
@@ -347,8 +347,21 @@ def _number(column: str, target: str, value: float | int | str) -> float | int:
     return number
 
 
-def _geometry_of_dict(item: dict[str, Any]) -> Geometry:
-    # Not Structure.from_dict, which imports and builds any class that the file names.
+def geometry_of_dict(item: dict[str, Any]) -> Geometry:
+    """Return the crystal of a pymatgen structure dict, read as plain data.
+
+    `Structure.from_dict` would import and build any class that the dict names.
+
+    Args:
+        item: as `Structure.as_dict` returns it.
+
+    Returns:
+        Cell, elements and positions.
+
+    Raises:
+        InvalidCrystal: if a site is disordered or holds no element.
+        LookupError, TypeError, ValueError, AttributeError: if it is no structure dict.
+    """
     numbers: list[int] = []
     for index, site in enumerate(item["sites"], start=1):
         occupants = site["species"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flowllm.errors import UserError
+from flowllm.errors import UserError, one_line
 from flowllm.system.documents import parse_json
 from flowllm.system.files import is_temporary, remove_temporaries, write_atomic
 
@@ -156,6 +156,8 @@ def check_folder(out: str | Path, name: str) -> None:
     """
     out = Path(out)
     if not out.exists():
+        if out.is_symlink():
+            raise UserError(f"{out} is a link to nothing; remove it, or choose another folder")
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file; choose a new folder for the run")
@@ -193,12 +195,12 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} cannot be locked: its {_LOCK} is a folder; remove that, or choose another "
             "folder for the run"
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except (OSError, NotImplementedError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
+        if getattr(error, "errno", None) in _NO_LOCKS:
+            problem = "its file system has no locks"
         raise UserError(
-            f"{folder} cannot be locked: its file system has no locks; choose a folder on another "
-            "file system"
+            f"{folder} cannot be locked: {problem}; choose a folder on another file system"
         ) from error
     try:
         yield
