@@ -16,6 +16,7 @@ from pymatgen.core import Element, IStructure, Structure
 
 from flowllm.crystals import cells
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.system.names import printable
 
 ATOMIC_NUMBER = {element.symbol: element.Z for element in Element} | {"D": 1, "T": 1}
 # The errors that pymatgen and ASE raise on damaged input.
@@ -150,7 +151,9 @@ def scalar(value: Any) -> float | int | str | None:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str) else None
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int) else None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from flowllm.crystals.crystal import (
     ATOMIC_NUMBER,
@@ -27,6 +26,8 @@ from flowllm.crystals.crystal import (
     scalar,
 )
 from flowllm.errors import InvalidCrystal, UserError, one_line
+from flowllm.system.names import printable
+from flowllm.system.parquet import column_names, read_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +73,9 @@ class Row:
     properties: dict[str, float | int | str]
     source: str | Geometry | InvalidCrystal
     column: str = ""
+
+    def __post_init__(self) -> None:
+        self.place, self.id = printable(self.place), printable(self.id)
 
 
 def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]:
@@ -120,8 +124,8 @@ def read_run_rows(table: Path, limit: int | None) -> list[Row]:
         UserError: if the table is damaged, or has no column `cif`.
     """
     try:
-        columns = [name for name in pq.read_schema(table).names if name not in _TEXT_COLUMNS]
-        records = pq.read_table(table, columns=columns).to_pylist()
+        columns = [name for name in column_names(table) if name not in _TEXT_COLUMNS]
+        records = read_parquet(table, columns).to_pylist()
     except (ValueError, OSError) as error:
         raise UserError(f"{table}: not a readable .parquet file: {one_line(error)}") from error
     _require_cif(table, columns)
@@ -182,8 +186,8 @@ def _is_cif(name: PurePosixPath) -> bool:
 def _table_rows(path: Path, limit: int | None) -> Iterator[Row]:
     try:
         if path.suffix.lower() == ".parquet":
-            records = pq.read_table(path).slice(0, limit).to_pylist()
-            columns = pq.read_schema(path).names
+            records = read_parquet(path).slice(0, limit).to_pylist()
+            columns = column_names(path)
         else:
             frame = _read_csv(path, limit)
             records = frame.to_dict("records")

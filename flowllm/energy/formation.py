@@ -10,7 +10,6 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pymatgen.core import Composition, Element, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
@@ -20,6 +19,7 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import FlowLLMError, UserError, one_line
 from flowllm.runs.sharded import RunFolder
 from flowllm.system.documents import parse_json
+from flowllm.system.parquet import read_parquet
 
 _SYMBOLS = frozenset(element.symbol for element in Element)
 # Schemes whose energies are on Materials Project's corrected scale, or can be brought to it.
@@ -254,7 +254,7 @@ def _references_of_run(path: Path) -> References:
     if folder.run.get("command") != "relax" or not table.is_file():
         raise UserError(f"{path} is no finished run of flowllm relax; run it on the elements")
     energies: dict[str, float] = {}
-    for row in pq.read_table(table, columns=["formula", "energy_per_atom"]).to_pylist():
+    for row in read_parquet(table, ["formula", "energy_per_atom"]).to_pylist():
         elements = Composition(row["formula"]).elements
         if len(elements) == 1 and row["energy_per_atom"] is not None:
             symbol = elements[0].symbol

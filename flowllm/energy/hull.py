@@ -28,6 +28,7 @@ from flowllm.energy.formation import (
     read_json,
 )
 from flowllm.errors import UserError, one_line
+from flowllm.system.parquet import read_parquet
 
 _ELEMENT = re.compile("[A-Z][a-z]?")
 _SYMBOLS = frozenset(element.symbol for element in Element)
@@ -247,7 +248,8 @@ def read_hull(path: str | Path) -> Hull:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        is_parquet = path.suffix == ".parquet"
+        table = read_parquet(path).to_pandas() if is_parquet else pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged: {one_line(error)}; give another") from error
     formula = next((name for name in _FORMULA_COLUMNS if name in table), None)

@@ -21,6 +21,7 @@ from flowllm.evaluation.features import cached_fingerprints, cached_properties
 from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
+from flowllm.system.names import printable
 
 _LONGEST_REASON = 60
 
@@ -130,7 +131,7 @@ def read_generated(path: str | Path) -> GeneratedSet:
             crystals.append(_failed(row.id, row.source, row.properties))
     if not crystals:
         raise UserError(f"{path}: holds no crystals")
-    return GeneratedSet(name=path.name, crystals=crystals, conditions=conditions)
+    return GeneratedSet(name=printable(path.name), crystals=crystals, conditions=conditions)
 
 
 def read_reference(
@@ -151,7 +152,9 @@ def read_reference(
         UserError: if there is no such file, or no valid crystal in it.
     """
     crystals = read(path, skip_invalid=True, reduce=False)
-    return reference_set(path.name, crystals, definitions, workers=workers, progress=progress)
+    return reference_set(
+        printable(path.name), crystals, definitions, workers=workers, progress=progress
+    )
 
 
 def reference_set(
@@ -218,7 +221,7 @@ def read_training(
         structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
     return TrainingSet(
-        name=path.name,
+        name=printable(path.name),
         crystals=[
             Crystal(id=name, structure=cells.make_structure(*geometry))
             for name, geometry in rows

@@ -139,7 +139,7 @@ def _write_table(
     path: Path,
 ) -> None:
     schema = pa.schema({**CORE_COLUMNS, **columns})
-    with pq.ParquetWriter(path, schema, compression="zstd") as table:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as table:
         for start in range(0, len(records), _ROWS):
             part = slice(start, start + _ROWS)
             rows = [

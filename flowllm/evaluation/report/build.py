@@ -30,6 +30,7 @@ from flowllm.evaluation.report.glossary import meaning
 from flowllm.evaluation.results import METRICS, REFERENCE, RELAXED, REPORT, STRUCTURES
 from flowllm.system.documents import parse_json
 from flowllm.system.files import write_atomic
+from flowllm.system.parquet import read_parquet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def _metrics(path: Path) -> dict[str, Any]:
 def _table(path: Path) -> pd.DataFrame:
     _require_file(path)
     try:
-        return pd.read_parquet(path)
+        return read_parquet(path).to_pandas()
     except pa.ArrowException as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again") from error
 
