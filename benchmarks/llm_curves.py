@@ -6,16 +6,17 @@ The loss is the negative log-likelihood of a crystal with formula and number of 
 over the tokens of its text and the end of sequence. It is in nats per crystal, so that models with
 different tokenizers can be compared. Time is processor time of training, so that other load on the
 machine does not count; with one thread it equals the wall time on an idle core. Scoring, building
-the model and reading the data are not included. The recipes are trained one after the other, with a
-constant learning rate after a warm-up.
+the model, reading the data and searching symmetries are not included. The recipes are trained one
+after the other, with a constant learning rate after a warm-up.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -23,12 +24,26 @@ import numpy as np
 import torch
 
 from flowllm.crystals.io import read
+from flowllm.training.descriptions import describe_crystals
 from flowllm.training.epochs import VirtualEpochs
 from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset, Prior
 from llm_prior.scoring import log_likelihood
 
 RECIPES = ("llm/small", "llm/smollm2-135m")
+
+Loss = Callable[[Prior, Mapping[str, torch.Tensor]], torch.Tensor]
+
+
+def next_token_loss(prior: Prior, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean cross entropy of the answers' tokens, as in training.
+
+    Args:
+        prior: the prior.
+        batch: of a `Collator`.
+    """
+    loss: torch.Tensor = prior.model(**batch).loss
+    return loss
 
 
 def curve(
@@ -38,6 +53,9 @@ def curve(
     held_out: list,
     minutes: float,
     points: int,
+    *,
+    cosine: bool = False,
+    loss_of: Loss = next_token_loss,
 ) -> tuple[list[dict], Prior]:
     """Train one recipe and return its losses and the trained prior.
 
@@ -48,12 +66,19 @@ def curve(
         held_out: crystals for the loss.
         minutes: processor time of training.
         points: number of losses after the first, at equal intervals of time.
+        cosine: let the learning rate fall to 0 along a cosine of the processor time.
+        loss_of: the training loss of a batch.
     """
     training = recipe.training
     prior = Prior.build(recipe.model, recipe.text)
     prior.model.set_attn_implementation("eager")
-    crystals = [(c.id, c.structure, c.properties) for path in data for c in read(path)]
-    examples = CrystalTextDataset(crystals, prior.tokenizer, recipe.text, recipe.tasks)
+    rows = [
+        (c.id, c.structure, c.properties)
+        for path in data
+        for c in read(path, skip_invalid=True, max_atoms=recipe.text.max_atoms)
+    ]
+    rows, described = describe_crystals(rows, recipe.text, skip_invalid=True)
+    examples = CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks, described)
     draws = VirtualEpochs(examples, epochs=1000, batch_size=training.batch_size, seed=0)
     batches = torch.utils.data.DataLoader(
         draws, training.batch_size, collate_fn=Collator(prior.tokenizer.pad_token_id)
@@ -66,12 +91,16 @@ def curve(
         weight_decay=training.weight_decay,
         fused=True,
     )
-    warm_up = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 0.01, total_iters=max(1, int(training.warmup_steps))
-    )
-
     found: list[dict] = []
     spent, seen, tokens = 0.0, 0, 0
+
+    def rate(step: int) -> float:
+        """Return the factor of the learning rate."""
+        warm = min(1.0, (step + 1) / max(1, int(training.warmup_steps)))
+        fallen = (1 + math.cos(math.pi * spent / (60 * minutes))) / 2
+        return warm * (fallen if cosine else 1)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
     def score() -> None:
         prior.model.eval()
@@ -96,14 +125,14 @@ def curve(
     for number, batch in enumerate(batches, start=1):
         batch.pop("ids")
         with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
-            loss = prior.model(**batch).loss
+            loss = loss_of(prior, batch)
         (loss / training.gradient_accumulation).backward()
         seen, tokens = seen + len(batch["labels"]), tokens + int(batch["attention_mask"].sum())
         if number % training.gradient_accumulation == 0:
             torch.nn.utils.clip_grad_norm_(learnt, training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-            warm_up.step()
+            schedule.step()
         spent += time.process_time() - start
         if spent >= len(found) * minutes * 60 / points:
             score()

@@ -1,10 +1,11 @@
 """Choices of the prior: one table, each row a prior trained for the same time with one change.
 
     OMP_NUM_THREADS=1 python benchmarks/prior_choices.py TRAIN VALIDATION --extra MP_EXTRA \\
-        --llama-tokenizer llama_tokenizer.json --minutes 5 --out choices
+        --recipe llm/wyckoff --minutes 5 --out choices
 
-Every row trains `llm/release` from random weights, with the change that its name describes, at a
-constant learning rate after a warm-up of 100 steps. Two things are then measured:
+Every row trains a recipe from random weights, with the change that its name describes. After a
+warm-up of 100 steps the learning rate is constant, or falls along a cosine with --cosine. Two
+things are then measured:
 
 - the negative log-likelihood of validation crystals with the composition given, in nats per
   crystal, with the coordinates of the file;
@@ -14,25 +15,27 @@ constant learning rate after a warm-up of 100 steps. Two things are then measure
 
 Times are processor times, as in `llm_curves.py`.
 
-The nats of two rows cannot be compared with the others. Three decimals add up to 3 n ln 10 nats for
-n atoms, and translated crystals cost up to 3 ln 100 = 13.8 nats for the origin. The match rates of
-all rows can be compared. A row that is in OUT.csv is skipped; its settings must be the same.
+The nats of rows with other texts cannot be compared with the others: three decimals add up to 3 n
+ln 10 nats for n atoms, translated crystals cost up to 3 ln 100 = 13.8 nats for the origin, and
+texts over the normalizer up to the logarithm of its order. The match rates of all rows can be
+compared. A row that is in OUT.csv is skipped; its settings must be the same.
 """
 
 from __future__ import annotations
 
 import csv
 import random
+import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from llm_curves import curve
+from llm_curves import curve, next_token_loss
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from flowllm.crystals.cells import reduce_cell
@@ -42,19 +45,68 @@ from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
 from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Prior, composition_conditions, propose
+from llm_prior.dataset import IGNORED
+from llm_prior.tokenizer import compact_tokenizer
 
 LLAMA = "LLaMA-2 tokenizer"
 MP_20_ALONE = "MP-20 alone"
 WIDTH = "model.architecture.hidden_size={0},model.architecture.intermediate_size={1}"
+SOFT_LABELS = "soft labels"
+_NEIGHBOUR = 0.1  # probability of each of the two bins beside a coordinate
+_COORD = re.compile(r"([\n ])(0\.[0-9]+)")
 VARIANTS = {
-    "llm/release": "tasks.translated=0",
-    "width 128": WIDTH.format(128, 352),
-    "width 384": WIDTH.format(384, 1056),
-    "three decimals": "text.coord_decimals=3",
-    "all translated": "tasks.translated=1",
-    MP_20_ALONE: "",
-    LLAMA: "",
+    "llm/release": {
+        "llm/release": "tasks.translated=0",
+        "width 128": WIDTH.format(128, 352),
+        "width 384": WIDTH.format(384, 1056),
+        "three decimals": "text.coord_decimals=3",
+        "all translated": "tasks.translated=1",
+        MP_20_ALONE: "",
+        LLAMA: "",
+    },
+    "llm/wyckoff": {
+        "llm/wyckoff": "",
+        "half drawn over the normalizer": "tasks.augmented=0.5",
+        "all drawn over the normalizer": "tasks.augmented=1",
+        MP_20_ALONE: "",
+        "width 128": WIDTH.format(128, 352) + ",model.architecture.num_attention_heads=2",
+        "width 256": WIDTH.format(256, 704) + ",model.architecture.num_attention_heads=4",
+        "bins of 0.005": "text.coord_decimals=3,text.coord_bins=200",
+        "learning rate 1e-3": "training.learning_rate=1e-3",
+        "learning rate 5e-3": "training.learning_rate=5e-3",
+        "batch 32": "training.batch_size=32",
+        SOFT_LABELS: "",
+        "llm/wyckoff, layout sites": "text.layout=sites,tasks.translated=0",
+    },
 }
+
+
+class SoftLabelLoss:
+    """Cross entropy whose labels lend some probability to the neighbouring coordinate bins.
+
+    Args:
+        recipe: of a prior with the compact tokenizer.
+    """
+
+    def __init__(self, recipe: PriorRecipe) -> None:
+        vocabulary = compact_tokenizer(recipe.text).get_vocab()
+        self.lower = torch.arange(len(vocabulary))
+        self.upper = self.lower.clone()
+        for space in "\n ":
+            tokens = [t for t in vocabulary if (m := _COORD.fullmatch(t)) and m[1] == space]
+            bins = torch.tensor([vocabulary[t] for t in sorted(tokens)])
+            self.lower[bins], self.upper[bins] = bins.roll(1), bins.roll(-1)
+
+    def __call__(self, prior: Prior, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mean loss of a batch."""
+        inputs = {k: batch[k] for k in ("input_ids", "attention_mask", "logits_to_keep")}
+        logits = prior.model(**inputs).logits.flatten(0, -2).float()  # (K, V)
+        labels = batch["shift_labels"]
+        known = labels != IGNORED
+        logs, labels = logits[known].log_softmax(-1), labels[known]
+        chosen = [logs.gather(1, t[:, None]) for t in (self.lower[labels], self.upper[labels])]
+        own = logs.gather(1, labels[:, None])
+        return -((1 - 2 * _NEIGHBOUR) * own + _NEIGHBOUR * sum(chosen)).mean()
 
 
 @contextmanager
@@ -117,7 +169,11 @@ def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]
 )
 @click.option("--scored", default=256, show_default=True, help="Crystals for the likelihood.")
 @click.option("--targets", default=500, show_default=True, help="Crystals for the match rate.")
-@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Default: all.")
+@click.option(
+    "--recipe", "base", default="llm/release", show_default=True, type=click.Choice(list(VARIANTS))
+)
+@click.option("--cosine", is_flag=True, help="Let the learning rate fall along a cosine.")
+@click.option("--only", multiple=True, help="Row; default: all rows of the recipe.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="OUT.csv")
 def main(
     data: Path,
@@ -127,6 +183,8 @@ def main(
     minutes: float,
     scored: int,
     targets: int,
+    base: str,
+    cosine: bool,
     only: tuple[str, ...],
     out: Path,
 ) -> None:
@@ -134,6 +192,7 @@ def main(
     torch.set_num_threads(1)
     table = out.with_suffix(".csv")
     settings = {"cpu_minutes": str(minutes), "scored": str(scored), "targets": str(targets)}
+    settings["cosine"] = str(cosine)
     done: set[str] = set()
     if table.exists():
         with table.open(newline="") as file:
@@ -149,7 +208,9 @@ def main(
     drawn = random.Random(0).sample(range(len(crystals)), scored + targets)
     held_out = [crystals[k].structure for k in drawn[:scored]]
     aims = [crystals[k] for k in drawn[scored:]]
-    for name, changes in VARIANTS.items():
+    if unknown := set(only) - set(VARIANTS[base]):
+        raise click.UsageError(f"{base} has no row {unknown.pop()!r}; see VARIANTS")
+    for name, changes in VARIANTS[base].items():
         if name in done or (only and name not in only):
             continue
         if name == LLAMA and llama_tokenizer is None:
@@ -157,15 +218,18 @@ def main(
                 raise click.UsageError(f"{LLAMA} needs --llama-tokenizer")
             continue
         overrides = ["training.warmup_steps=100", *filter(None, changes.split(","))]
-        recipe = load_recipe(PriorRecipe, "llm/release", overrides)
+        recipe = load_recipe(PriorRecipe, base, overrides)
         sets = [data] if name == MP_20_ALONE else [data, extra]
         if name == LLAMA:
             with llama_folder(llama_tokenizer, recipe) as folder:
                 overrides += ["model.architecture=null", f"model.name={folder}"]
-                recipe = load_recipe(PriorRecipe, "llm/release", overrides)
-                rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
+                recipe = load_recipe(PriorRecipe, base, overrides)
+                rows, prior = curve(name, recipe, sets, held_out, minutes, 1, cosine=cosine)
         else:
-            rows, prior = curve(name, recipe, sets, held_out, minutes, 1)
+            loss = SoftLabelLoss(recipe) if name == SOFT_LABELS else next_token_loss
+            rows, prior = curve(
+                name, recipe, sets, held_out, minutes, 1, cosine=cosine, loss_of=loss
+            )
         met, pace = raw_match(prior, aims)
         low, high = wilson(len(met), targets)
         size = sum(weight.numel() for weight in prior.model.parameters())

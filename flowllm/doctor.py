@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 
 from flowllm.energy.calculators import available_potentials
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
+from flowllm.hub.locate import bundled_pairs
 from flowllm.system.versions import versions
 
 
@@ -31,10 +31,12 @@ def diagnose() -> tuple[list[str], bool]:
             f"problem: the unrelated package flowllm {other.version} overwrites this module and "
             "command; run `pip uninstall flowllm`, then reinstall flowllm-crystal"
         )
-    for folder in (BUNDLED_PRIOR, BUNDLED_REFINER):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-            lines.append(f"ok: bundled {folder.name}")
-        else:
-            healthy = False
-            lines.append(f"problem: the bundled {folder.name} is missing; reinstall the package")
+    for pair, parent in bundled_pairs().items():
+        for folder in (parent / "prior", parent / "refiner"):
+            name = f"{folder.name} bundled:{pair}"
+            if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+                lines.append(f"ok: {name}")
+            else:
+                healthy = False
+                lines.append(f"problem: the {name} is missing; reinstall the package")
     return lines, healthy

@@ -132,6 +132,7 @@ class CrystalTextDataset:
         tokenizer: a fast tokenizer with an end-of-sequence token.
         fmt: text format of the model.
         mix: shares of tasks and conditions.
+        descriptions: the crystals as the layout writes them; None describes each when it is drawn.
 
     Raises:
         PriorError: if there is no crystal.
@@ -143,6 +144,7 @@ class CrystalTextDataset:
         tokenizer: PreTrainedTokenizerBase,
         fmt: TextFormat,
         mix: TaskMix,
+        descriptions: Sequence[Description] | None = None,
     ) -> None:
         if not crystals:
             raise PriorError("the training set has no crystal; check the data file")
@@ -151,7 +153,7 @@ class CrystalTextDataset:
         self.fmt = fmt
         self.mix = mix
         self._layout = layout_of(fmt)
-        self._described: dict[int, Description] = {}
+        self._described = dict(enumerate(descriptions or ()))
         self._known: dict[int, dict[str, Any]] = {}
         self._num_tokens: dict[str, int] = {}
         self._condition_sizes: dict[tuple[int, str], int] = {}

@@ -13,8 +13,8 @@ from pymatgen.io.cif import CifWriter
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-BUNDLED_PRIOR = ROOT / "flowllm" / "hub" / "bundled" / "prior"
-BUNDLED_REFINER = ROOT / "flowllm" / "hub" / "bundled" / "refiner"
+BUNDLED_PRIOR = ROOT / "flowllm" / "hub" / "bundled" / "sites" / "prior"
+BUNDLED_REFINER = ROOT / "flowllm" / "hub" / "bundled" / "sites" / "refiner"
 MP20_SAMPLE = ROOT / "tests" / "data" / "mp20_sample.parquet"  # 72 crystals, see its README
 MP20 = SHARED / "data" / "mp20"  # the whole data set, where it is at hand
 

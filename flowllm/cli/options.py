@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowllm.runs.cif_form import CIF_FORMS
 from flowllm.system.device import check_device
 from flowllm.system.options import OptionSpec, plain_types, specs
 
@@ -210,6 +211,12 @@ OUT = common_option(
     help="Folder to write.",
     default_text="COMMAND-DATE-TIME",
 )
+CIF = common_option(
+    "--cif",
+    type=click.Choice(CIF_FORMS),
+    help="Form of the CIFs: with space group and Wyckoff letters, or all sites of the run's cell.",
+    default_text="symmetrized",
+)
 TABLE = common_option("-o", "--out", type=PATH, help="CSV file to write.")
 COUNT = common_option(
     "-n", "n", section="Request", type=int, minimum=1, required=True, help="Number of crystals."
@@ -226,10 +233,16 @@ OVERRIDES = click.argument(
 )
 # Text and no `pathlib.Path`, which would make ./model the hub id model.
 PRIOR = common_option(
-    "--prior", type=click.Path(), help="Folder or hub id of a prior.", default_text="bundled"
+    "--prior",
+    type=click.Path(),
+    help="Folder or hub id of a prior, or bundled:sites.",
+    default_text="bundled",
 )
 REFINER = common_option(
-    "--refiner", type=click.Path(), help="Folder or hub id of a refiner.", default_text="bundled"
+    "--refiner",
+    type=click.Path(),
+    help="Folder or hub id of a refiner, or bundled:sites.",
+    default_text="bundled",
 )
 RESUME = common_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
 SEED = common_option("--seed", type=int, minimum=0, help="Seed of every draw.", default_text="0")

@@ -33,6 +33,7 @@ from flowllm.evaluation.results import (
 )
 from flowllm.evaluation.sets import GeneratedSet, read_generated, read_reference, read_training
 from flowllm.metrics.composition_scale import CompositionScale
+from flowllm.metrics.prototypes import SYMPREC
 from flowllm.runs.identity import claimed
 from flowllm.runs.outputs import file_names
 from flowllm.system.extras import require
@@ -147,6 +148,7 @@ def _run_identity(
         "references": _file_identity(config.references),
         "min_elements": config.min_elements,
         **asdict(definitions),
+        "symprec": SYMPREC,
         "composition_scale": _file_identity(config.composition_scale),
         "feature_novelty": config.feature_novelty,
         "seed": config.seed,
@@ -190,7 +192,7 @@ def _measure_all(
         reference = read_reference(
             config.reference, definitions, workers=workers, progress=progress
         )
-        write_reference(folder, reference.crystals, reference.values)
+        write_reference(folder, reference.crystals, reference.values, reference.prototypes)
     formulas = {
         formula_ratios(cells.atomic_numbers(structure))
         for generated in sets

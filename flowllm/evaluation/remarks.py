@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flowllm.evaluation.energies import RelaxedSet
 from flowllm.evaluation.results import SetResult
 from flowllm.evaluation.sets import GeneratedSet, ReferenceSet, TrainingSet
+from flowllm.metrics.prototypes import SYMPREC
 
 _MANY_FAILED = 0.05
 _NAMED = 5  # elements or crystals that a remark names
@@ -52,6 +53,13 @@ def _set_remarks(
         found.append(
             f"{failed} of {result.num_generated} crystals are missing or unreadable: {reasons} "
             f"({', '.join(names[:_NAMED])}{more})"
+        )
+    unknown = [row["id"] for row in result.rows if "gene" in row and row["gene"] is None]
+    if unknown:
+        more = ", ..." if len(unknown) > _NAMED else ""
+        found.append(
+            f"{len(unknown)} crystals have no space group at a tolerance of {SYMPREC} Angstrom "
+            f"({', '.join(unknown[:_NAMED])}{more}): no figure of symmetry counts them"
         )
     if (existing := result.num_generated - failed) > 1:
         if result.metrics["uniqueness"].successes == 1:

@@ -17,8 +17,10 @@ from flowllm.crystals.formulas import Ratios, formula_ratios
 from flowllm.crystals.io import read, read_all
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.evaluation.definitions import Definitions
-from flowllm.evaluation.features import cached_fingerprints, cached_properties
+from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
+from flowllm.metrics.distances import properties
 from flowllm.metrics.fingerprints import Fingerprints
+from flowllm.metrics.prototypes import Prototype
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
 from flowllm.system.names import printable
@@ -77,12 +79,14 @@ class ReferenceSet:
         crystals: M crystals.
         prints: unscaled fingerprints of the crystals that take part in the coverage.
         values: property -> (M,).
+        prototypes: (M,); None where the symmetry search failed.
     """
 
     name: str
     crystals: Sequence[Crystal]
     prints: Fingerprints
     values: Mapping[str, NDArray[np.float64]]
+    prototypes: Sequence[Prototype | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +96,13 @@ class TrainingSet:
     Attributes:
         name: name of its file.
         crystals: those that share a formula with a generated crystal.
+        genes: their genes, see `flowllm.metrics.prototypes`.
         prints: unscaled fingerprints of all crystals, for the feature novelty; else None.
     """
 
     name: str
     crystals: Sequence[Crystal]
+    genes: frozenset[str]
     prints: Fingerprints | None = None
 
 
@@ -142,7 +148,7 @@ def read_reference(
     Args:
         path: anything that `flowllm.crystals.io.read` reads; bad rows are left out.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -171,7 +177,7 @@ def reference_set(
         name: name of the set.
         crystals: M crystals.
         definitions: see `read_reference`.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -180,7 +186,13 @@ def reference_set(
     structures = [crystal.structure for crystal in crystals]
     prints = _prints(name, structures, definitions, workers=workers, progress=progress)
     return ReferenceSet(
-        name=name, crystals=crystals, prints=prints, values=cached_properties(structures)
+        name=name,
+        crystals=crystals,
+        prints=prints,
+        values=properties(structures),
+        prototypes=cached_prototypes(
+            structures, workers=workers, progress=progress, description=f"symmetry of {name}"
+        ),
     )
 
 
@@ -202,7 +214,7 @@ def read_training(
         formulas: formulas of the generated crystals.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
         with_features: compute fingerprints of all crystals as well.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -220,13 +232,21 @@ def read_training(
         # bits of the coordinates.
         structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
+    crystals = [
+        Crystal(id=name, structure=cells.make_structure(*geometry))
+        for name, geometry in rows
+        if formula_ratios(geometry.atomic_numbers) in formulas
+    ]
+    prototypes = cached_prototypes(
+        [crystal.structure for crystal in crystals],
+        workers=workers,
+        progress=progress,
+        description=f"symmetry of {path.name}",
+    )
     return TrainingSet(
         name=printable(path.name),
-        crystals=[
-            Crystal(id=name, structure=cells.make_structure(*geometry))
-            for name, geometry in rows
-            if formula_ratios(geometry.atomic_numbers) in formulas
-        ],
+        crystals=crystals,
+        genes=frozenset(found.gene for found in prototypes if found is not None),
         prints=prints,
     )
 

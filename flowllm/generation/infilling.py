@@ -16,6 +16,7 @@ from flowllm.crystals.io import Crystal, input_hash
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, Record, run_job
 from flowllm.system.options import Options, from_arguments, option
@@ -61,6 +62,7 @@ def infill(
     prior: str | Path | None = None,
     out: str | Path | None = None,
     structures: str | Path | None = None,
+    cif: CifForm = "symmetrized",
     limit: int | None = None,
     skip_invalid: bool = False,
     device: str = "auto",
@@ -78,6 +80,7 @@ def infill(
         out: CSV file to write, with a row for each crystal and element.
         structures: run folder to write, with each crystal after its likeliest swap: the masked
             element replaced by the likeliest other one; cell and positions stay.
+        cif: form of the CIFs in that folder; see `flowllm.runs.outputs.publish_crystals`.
         limit: read at most this many rows.
         skip_invalid: leave out bad rows and crystals with too many atoms.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
@@ -93,6 +96,9 @@ def infill(
     """
     config = from_arguments(InfillingConfig, options, base=config)
     table = check_absent(out)
+    check_cif_form(cif)
+    if structures is None and cif == "p1":
+        raise UserError("cif is the form of the CIFs in structures; give structures as well")
     if structures is not None:
         check_folder(structures, MANIFEST)
         if config.temperature == 0:
@@ -144,7 +150,9 @@ def infill(
                 "niggli_tolerance": NIGGLI_TOLERANCE,
                 "temperature": config.temperature,
                 "swap_table": config.swap_table,
+                "cif": cif,
             },
+            cif=cif,
         )
     if table is not None:
         write_rows(
@@ -159,7 +167,12 @@ def infill(
 
 
 def _write_structures(
-    results: Sequence[Infilled], mask: str, out: str | Path, *, manifest: dict[str, Any]
+    results: Sequence[Infilled],
+    mask: str,
+    out: str | Path,
+    *,
+    manifest: dict[str, Any],
+    cif: CifForm,
 ) -> None:
     import pyarrow as pa
 
@@ -174,7 +187,7 @@ def _write_structures(
         info=versions(),
         progress=False,
     )
-    publish_crystals(folder, {"swap": pa.string(), "probability": pa.float64()})
+    publish_crystals(folder, {"swap": pa.string(), "probability": pa.float64()}, cif=cif)
 
 
 def _replace(

@@ -1,4 +1,4 @@
-"""Models by name: the bundled pair, a folder, or a hub id."""
+"""Models by name: a bundled model, a folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BUNDLED = Path(__file__).parent / "bundled"
-BUNDLED_PRIOR = _BUNDLED / "prior"
-BUNDLED_REFINER = _BUNDLED / "refiner"
+_PREFIX = "bundled:"
+_DEFAULT_PAIR = "sites"
+_BUNDLED = Path(__file__).parent / "bundled"  # PAIR/prior and PAIR/refiner
+BUNDLED_PRIOR = _BUNDLED / _DEFAULT_PAIR / "prior"
+BUNDLED_REFINER = _BUNDLED / _DEFAULT_PAIR / "refiner"
 _ADAPTER_FILE = "adapter_config.json"  # peft's
 
 
@@ -27,25 +29,36 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
     """Return the folder of a model, downloaded first if the name is a hub id.
 
     Args:
-        name: a folder of a model or of a finished training, or a hub id such as `owner/model`;
-            None for the bundled model.
-        bundled: folder of the bundled model.
+        name: a folder of a model or of a finished training, a hub id such as `owner/model`, or
+            `bundled:PAIR` for the model of a bundled pair; None for the model of the default pair.
+        bundled: folder of the model of the default pair, `BUNDLED_PRIOR` or `BUNDLED_REFINER`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if there is no such folder, the hub has no such model or cannot be reached, or
-            the weights differ from the model card.
+        UserError: if there is no such folder or pair, the hub has no such model or cannot be
+            reached, or the weights differ from the model card.
     """
     folder = _find(name, bundled)
     check_weights(folder)
     return folder
 
 
+def bundled_pairs() -> dict[str, Path]:
+    """Return the folder of each bundled pair by name; it holds `prior/` and `refiner/`."""
+    return {folder.name: folder for folder in sorted(_BUNDLED.iterdir()) if folder.is_dir()}
+
+
 def _find(name: str | Path | None, bundled: Path) -> Path:
     if name is None:
         return bundled
+    if str(name).startswith(_PREFIX):
+        pairs = bundled_pairs()
+        pair = str(name).removeprefix(_PREFIX)
+        if pair not in pairs:
+            raise UserError(f"there is no bundled pair {pair!r}; choose {' or '.join(pairs)}")
+        return pairs[pair] / bundled.name
     path = Path(name).expanduser()
     if (path / "run.json").is_file():  # a run folder of a training
         if not (path / "model").is_dir():
@@ -115,7 +128,8 @@ def announce(role: str, folder: Path, found: Mapping[str, Any], module: torch.nn
         The number of parameters.
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    source = "bundled" if folder.parent == _BUNDLED else str(folder)
+    is_bundled = folder.parent.parent == _BUNDLED
+    source = f"{_PREFIX}{folder.parent.name}" if is_bundled else str(folder)
     logger.info(
         "%s: %s, %.1f M parameters, sha256 %s, on %s",
         role, source, parameters / 1e6, found["sha256"][:8], next(module.parameters()).device,

@@ -37,7 +37,7 @@ def train_prior(
         out: run folder: `run.json`, `checkpoint-STEP/`, at the end `model/`.
         validation: crystals for the validation loss.
         overrides: `key=value` changes to the recipe.
-        skip_invalid: leave out bad rows, and crystals above the size limit, instead of stopping.
+        skip_invalid: leave out bad rows, and crystals that cannot be written, instead of stopping.
         seed: seed of weights, order and draws.
         resume: go on from the newest complete checkpoint in `out`.
         device: `cpu`, `cuda` or `auto`.
@@ -97,6 +97,7 @@ def _train(
 ) -> None:
     """Train the prior of a run and publish it."""
     from flowllm.crystals.io import read
+    from flowllm.training.descriptions import describe_crystals
     from flowllm.training.engine import train, training_device
     from llm_prior import Collator, CrystalTextDataset, Prior
 
@@ -115,7 +116,8 @@ def _train(
                 path, skip_invalid=skip_invalid, max_atoms=recipe.text.max_atoms, limit=limit
             )
             rows += [(crystal.id, crystal.structure, crystal.properties) for crystal in crystals]
-        return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks)
+        rows, described = describe_crystals(rows, recipe.text, skip_invalid=skip_invalid)
+        return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks, described)
 
     training_data = dataset(data)
     train(

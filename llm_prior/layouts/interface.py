@@ -86,6 +86,10 @@ class Description(ABC):
     def pieces(self) -> list[str]:
         """Return strings that have about as many tokens together as a text of the crystal."""
 
+    def record(self) -> str:
+        """Return what `TextLayout.recall` needs besides the structure, as JSON."""
+        return "null"
+
 
 class TextCursor(Protocol):
     """A place in a text that is being written."""
@@ -145,9 +149,12 @@ class TextLayout(ABC):
     Attributes:
         fmt: the text format.
         shift_invariant: a crystal has the same text wherever its origin is.
+        record_key: names everything that the records of descriptions depend on besides the
+            structure. None where describing a crystal costs little, so that a record is useless.
     """
 
     shift_invariant: ClassVar[bool]
+    record_key: str | None = None
 
     def __init__(self, fmt: TextFormat) -> None:
         self.fmt = fmt
@@ -162,6 +169,15 @@ class TextLayout(ABC):
         Raises:
             PriorError: if the layout cannot write the crystal.
         """
+
+    def recall(self, structure: Structure, record: str) -> Description:
+        """Return the description of a crystal from its record, without a symmetry search.
+
+        Args:
+            structure: as given to `describe`.
+            record: `Description.record` of that description, under the same `record_key`.
+        """
+        return self.describe(structure)
 
     @abstractmethod
     def read(self, text: str, *, complete: bool = True) -> Reading:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import spglib
 from pymatgen.core import Structure
 
 from llm_prior.composition import CompositionRule
@@ -25,7 +27,7 @@ from llm_prior.prompts import known_conditions
 from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
-from llm_prior.wyckoff.crystal import WyckoffCrystal, element_order, find_symmetry
+from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, element_order, find_symmetry
 from llm_prior.wyckoff.grammar import Grammar
 from llm_prior.wyckoff.spacing import ANGLE_BOUNDS, MIN_DISTANCE
 from llm_prior.wyckoff.supergroups import ANGLE_TOLERANCES, SYMPREC
@@ -45,12 +47,12 @@ class WyckoffDescription(Description):
     """A crystal as space group, orbits and free parameters.
 
     Args:
-        crystal: the crystal, in any description.
+        crystal: the crystal, in its canonical description.
         fmt: precision of the text.
         structure: the crystal in the cell in which it was given.
 
     Attributes:
-        crystal: the crystal.
+        crystal: the crystal, in its canonical description.
     """
 
     def __init__(self, crystal: WyckoffCrystal, fmt: WyckoffFormat, structure: Structure) -> None:
@@ -59,13 +61,9 @@ class WyckoffDescription(Description):
         self._fmt = fmt
         self._structure = structure
 
-    @cached_property
-    def _canonical(self) -> str:
-        return to_text(describe_anew(self.crystal, self._fmt), self._fmt)
-
     def text(self) -> str:
         """Return the canonical text of the crystal."""
-        return self._canonical
+        return to_text(self.crystal, self._fmt)
 
     def draw(self, mix: TaskMix, rng: np.random.Generator, *, infill: bool) -> str:
         """Return the canonical text, or for a share of the draws one drawn over the normalizer.
@@ -77,7 +75,7 @@ class WyckoffDescription(Description):
         """
         if rng.random() < mix.augmented:
             return to_text(describe_anew(self.crystal, self._fmt, rng), self._fmt)
-        return self._canonical
+        return self.text()
 
     def conditions(self, properties: Mapping[str, Any]) -> dict[str, Any]:
         """Return every condition that the text meets: group and atoms are those of the text.
@@ -101,6 +99,10 @@ class WyckoffDescription(Description):
                 found.append("\n" + " ".join([zero] * free))
         return found
 
+    def record(self) -> str:
+        """Return the crystal as JSON, without rounding."""
+        return json.dumps(asdict(self.crystal))
+
 
 class WyckoffLayout(TextLayout):
     """Space group, orbits and free parameters (`llm_prior.wyckoff.text`)."""
@@ -117,6 +119,8 @@ class WyckoffLayout(TextLayout):
             symprec=fmt.symprec,
             keep_hand=fmt.keep_hand,
         )
+        settings = [fmt.symprec, self.wyckoff_format.coord_bins, fmt.keep_hand]
+        self.record_key = f"wyckoff 1 {settings} spglib {spglib.__version__}"
 
     def describe(self, structure: Structure) -> WyckoffDescription:
         """Return a crystal as the layout writes it.
@@ -135,7 +139,24 @@ class WyckoffLayout(TextLayout):
                 f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
                 f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
             )
-        return WyckoffDescription(crystal, fmt, structure)
+        return WyckoffDescription(describe_anew(crystal, fmt), fmt, structure)
+
+    def recall(self, structure: Structure, record: str) -> WyckoffDescription:
+        """Return the description of a crystal from its record, without a symmetry search.
+
+        Args:
+            structure: as given to `describe`.
+            record: `WyckoffDescription.record` of that description, under the same `record_key`.
+        """
+        values = json.loads(record)
+        orbits = tuple(
+            Orbit(element=orbit["element"], letter=orbit["letter"], coords=tuple(orbit["coords"]))
+            for orbit in values["orbits"]
+        )
+        crystal = WyckoffCrystal(
+            spacegroup=values["spacegroup"], orbits=orbits, cell=tuple(values["cell"])
+        )
+        return WyckoffDescription(crystal, self.wyckoff_format, structure)
 
     def read(self, text: str, *, complete: bool = True) -> Reading:
         """Return the crystal of a text, in its primitive Niggli cell.

@@ -17,7 +17,7 @@ def test_a_sound_installation_is_reported() -> None:
     assert result.exit_code == 0, result.stdout
     lines = result.stdout.splitlines()
     assert "ok: no other package claims the name flowllm" in lines
-    assert {"ok: bundled prior", "ok: bundled refiner"} <= set(lines)
+    assert {"ok: prior bundled:sites", "ok: refiner bundled:sites"} <= set(lines)
     assert any(re.fullmatch(r"torch \d.*", line) for line in lines)
 
 
@@ -57,7 +57,7 @@ def test_the_unrelated_package_is_a_problem(
 
 
 def test_missing_weights_are_a_problem(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "BUNDLED_PRIOR", files / "prior_missing")
+    monkeypatch.setattr(doctor, "bundled_pairs", lambda: {"lost": files / "missing"})
     lines, healthy = doctor.diagnose()
     assert not healthy
-    assert "problem: the bundled prior_missing is missing; reinstall the package" in lines
+    assert "problem: the prior bundled:lost is missing; reinstall the package" in lines

@@ -45,6 +45,11 @@ def test_samples_have_the_requested_group(folder: Path, tmp_path: Path) -> None:
     assert outcome is not None
     rows = pd.read_parquet(tmp_path / "run" / "samples.parquet")
     assert len(rows) == 6 and all(text.startswith("221\n") for text in rows["text"])
+    for row in rows.itertuples():
+        orbits = [line.replace(" ", ":") for line in row.text.split("\n") if line[0].isalpha()]
+        assert row.spacegroup == 221 and sorted(row.wyckoff.split()) == sorted(orbits)
+        cif = (tmp_path / "run" / "cif" / f"{row.id}.cif").read_text()
+        assert "_space_group_IT_number   221\n" in cif
 
 
 def test_the_best_candidate_is_ranked_by_its_text(folder: Path) -> None:

@@ -12,10 +12,14 @@ from torch import nn
 
 from flowllm.errors import UserError
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from support import BUNDLED_REFINER as SITES_REFINER
 
 
 def test_a_model_is_bundled_or_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(None, BUNDLED_PRIOR) == BUNDLED_PRIOR
+    assert resolve("bundled:sites", BUNDLED_REFINER) == SITES_REFINER
+    with pytest.raises(UserError, match="there is no bundled pair 'site'; choose .*sites"):
+        resolve("bundled:site", BUNDLED_PRIOR)
     assert resolve(str(tmp_path), BUNDLED_PRIOR) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     assert resolve(f"~/{tmp_path.name}", BUNDLED_PRIOR) == tmp_path
@@ -86,7 +90,7 @@ def test_the_identity_of_an_adapter_includes_its_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "source"), [(BUNDLED_REFINER, "bundled"), (Path("my/model"), "my/model")]
+    ("folder", "source"), [(SITES_REFINER, "bundled:sites"), (Path("my/model"), "my/model")]
 )
 def test_the_log_names_source_size_and_hash_of_a_model(
     folder: Path, source: str, caplog: pytest.LogCaptureFixture
