@@ -25,7 +25,7 @@ from flowllm.crystals.crystal import (
     scalar,
     to_atoms,
 )
-from flowllm.crystals.readers import is_poscar
+from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import UserError
 from flowllm.system.parquet import write_parquet
 
@@ -43,7 +43,7 @@ def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
     """
     if path.is_dir():
         return write_folder
-    if is_poscar(path):
+    if format_of(path.name) is Format.POSCAR:
         return _write_poscar
     return _WRITERS.get(path.suffix.lower()) if path.suffix else write_folder
 
@@ -180,5 +180,4 @@ _WRITERS = {
     ".json": _write_json,
     ".jsonl": _write_jsonl,
 }
-FILE_SUFFIXES = tuple(_WRITERS)
-KNOWN = f"known are {', '.join(FILE_SUFFIXES)}, .vasp, POSCAR and a folder of CIFs"
+KNOWN = f"known are {', '.join(_WRITERS)}, .vasp, POSCAR and a folder of CIFs"

@@ -14,7 +14,7 @@ from pymatgen.core import Structure
 from flowllm.crystals import cells
 from flowllm.crystals.crystal import Crystal, Geometry
 from flowllm.crystals.formulas import Ratios, formula_ratios
-from flowllm.crystals.io import read, read_all
+from flowllm.crystals.io import read, read_all, usable
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
@@ -223,18 +223,17 @@ def read_training(
     Raises:
         UserError: if there is no valid crystal.
     """
-    rows = [(row.id, row.source) for row in read_all(path) if isinstance(row.source, Geometry)]
-    if not rows:
-        raise UserError(f"{path}: holds no valid crystal")
+    rows = usable(path, read_all(path))
     prints = None
     if with_features:
         # In the cells of the file, as for samples and reference: fingerprints depend on the last
         # bits of the coordinates.
-        structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
+        unreduced = usable(path, read_all(path, reduce=False))
+        structures = [cells.make_structure(*geometry) for _, geometry in unreduced]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
     crystals = [
-        Crystal(id=name, structure=cells.make_structure(*geometry))
-        for name, geometry in rows
+        Crystal(id=row.id, structure=cells.make_structure(*geometry))
+        for row, geometry in rows
         if formula_ratios(geometry.atomic_numbers) in formulas
     ]
     prototypes = cached_prototypes(

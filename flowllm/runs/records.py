@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import make_structure
-from flowllm.crystals.readers import geometry_of_dict
+from flowllm.crystals.documents import geometry_of_dict
 from flowllm.errors import UserError
 from flowllm.runs.sharded import LAYOUT, RunFolder
 

@@ -187,7 +187,7 @@ def _numbers(column: pd.Series) -> pd.Series:
 
 
 def _volume_per_atom(cif: str) -> float:
-    geometry = parse_cif(cif)[0]
+    geometry = parse_cif(cif)[0].source
     if not isinstance(geometry, Geometry):
         return float("nan")
     return float(abs(np.linalg.det(geometry.lattice))) / len(geometry.atomic_numbers)
