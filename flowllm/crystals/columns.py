@@ -91,6 +91,9 @@ def describe(values: Mapping[str, Any]) -> Description:
         field = FIELD_OF_COLUMN.get(column, column)
         if column in _SYMMETRIES and isinstance(value, Mapping):
             field, value = "spacegroup", value.get("number") or value.get("symbol")
+        if field in _FIELDS and isinstance(value, float) and math.isinf(value):
+            ignored.setdefault(field, f"column {column!r}: {value!r} is not a number")
+            continue
         value = scalar(value)
         if column == id_column or value is None:
             continue

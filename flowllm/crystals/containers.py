@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from flowllm.crystals.contents import read_bytes, unpacked_limit
+from flowllm.crystals.contents import TooLarge, read_bytes, unpacked_limit
 from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.system.files import is_temporary
@@ -259,7 +259,7 @@ class _Budget:
         most = min(self.left, _LARGEST_CRYSTAL) if one else self.left
         content = read(most + 1)
         if len(content) > self.left:
-            raise UserError(
+            raise TooLarge(
                 f"{self.archive}: holds more than {self.limit} bytes; unpack it yourself if you "
                 "trust it"
             )

@@ -40,6 +40,10 @@ _MOST = 2**32  # bytes: content of more is never unpacked
 _RATIO = 200  # of unpacked to packed size; texts of crystals shrink 10 to 50 times
 
 
+class TooLarge(UserError):
+    """Content that unpacks to more than `unpacked_limit`."""
+
+
 def is_standard_input(path: Path) -> bool:
     """Return whether a path stands for standard input.
 
@@ -122,7 +126,7 @@ def decompressed(data: bytes, name: str) -> bytes:
         The content.
 
     Raises:
-        UserError: if it is damaged, or larger than `unpacked_limit`.
+        UserError: if it is damaged, or `TooLarge`.
     """
     opener = next((opener for start, opener in _OPENERS.items() if data.startswith(start)), None)
     if opener is None:
@@ -136,7 +140,7 @@ def decompressed(data: bytes, name: str) -> bytes:
             f"{name}: the compressed file is damaged: {one_line(error)}; get it again"
         ) from error
     if len(content) > limit:
-        raise UserError(
+        raise TooLarge(
             f"{name}: unpacks from {len(data)} to more than {limit} bytes; unpack it yourself if "
             "you trust it"
         )

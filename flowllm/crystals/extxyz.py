@@ -135,7 +135,9 @@ def _geometry(written: dict[str, str | bool], rows: list[list[str]]) -> Geometry
     else:
         first, _ = _column(columns, _SPECIES, 1)
         symbols = [row[first] for row in rows]
-        place = {symbol: index for index, symbol in reversed(list(enumerate(symbols, start=1)))}
+        place: dict[str, int] = {}  # of the first atom of each symbol
+        for index, symbol in enumerate(symbols, start=1):
+            place.setdefault(symbol, index)
         known = {symbol: atomic_number(symbol, f"site {n}") for symbol, n in place.items()}
         numbers = np.array([known[symbol] for symbol in symbols], dtype=np.uint8)
     return Geometry(matrix, numbers, fractional(positions, matrix))

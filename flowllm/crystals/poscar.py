@@ -54,7 +54,7 @@ def _parse(lines: list[str]) -> Geometry:
     vectors = np.array([_numbers(lines, place) for place in (2, 3, 4)])  # (3, 3)
     scale = _scale(lines[1], vectors)
     symbols, place = _run(lines, 5, lambda word: not _is_int(word))
-    amounts, place = _run(lines, place, _is_int)
+    amounts, place = _run(lines, place, _is_int, len(symbols))
     if not amounts or (symbols and len(symbols) != len(amounts)):
         raise InvalidCrystal(
             "unreadable", f"{len(symbols)} elements ({' '.join(symbols)}), {len(amounts)} amounts"
@@ -105,7 +105,7 @@ def _elements(symbols: list[str], amounts: list[int], rows: list[str]) -> NDArra
     if symbols:
         numbers = [_element(symbol, "line 6") for symbol in symbols]
         return np.repeat(np.array(numbers, dtype=np.uint8), amounts)
-    labels = [(row.split() + [""])[-1] for row in rows]
+    labels = [(row.split()[3:] or [""])[-1] for row in rows]
     if not all(label[:1].isalpha() and label not in ("T", "F") for label in labels):
         raise InvalidCrystal(
             "unreadable", "no line of elements before their amounts (VASP 4); add one as line 6"
@@ -146,10 +146,13 @@ def _number(word: str) -> float | None:
         return None
 
 
-def _run(lines: list[str], place: int, fits: Callable[[str], bool]) -> tuple[list[str], int]:
+def _run(
+    lines: list[str], place: int, fits: Callable[[str], bool], most: int | None = None
+) -> tuple[list[str], int]:
     """Return the words of the lines from `place` on that begin with a word that fits.
 
-    VASP may break a long line of elements or amounts. A comment ends a line.
+    VASP may break a long line of elements or amounts; after `most` words no further line is taken.
+    A comment ends a line.
     """
     found: list[str] = []
     while place < len(lines):
@@ -158,6 +161,8 @@ def _run(lines: list[str], place: int, fits: Callable[[str], bool]) -> tuple[lis
             break
         found += words
         place += 1
+        if most is not None and len(found) >= most:
+            break
     return found, place
 
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from flowllm.crystals.columns import describe
 from flowllm.crystals.containers import Container, Member, folder, tar_archive, zip_archive
 from flowllm.crystals.contents import (
+    TooLarge,
     content_hash,
     decoded,
     decompressed,
@@ -254,7 +255,7 @@ def _member_rows(member: Member, base: str) -> Iterator[Row]:
         for row in _content_rows(data, member.name, base, found, None):
             several = found not in (Format.CIF, Format.POSCAR)
             yield replace(row, place=f"{place}, {row.place}" if several else place)
-    except NoCrystals:
+    except (NoCrystals, TooLarge):
         raise
     except InvalidCrystal as error:
         yield Row(place=place, id=base, properties={}, source=error)

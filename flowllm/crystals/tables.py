@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -86,23 +85,57 @@ def csv_rows(text: str, name: str, limit: int | None) -> Iterator[TableRow]:
     """
     header, lines = _lines(text, name, limit)
     column = crystal_column(name, header)
-    full = [line for line in lines if len(line) == len(header)]
-    words = dict(zip(header, zip(*full, strict=True), strict=True)) if full else {}
-    columns = {
-        key: _typed(key, values)
-        for key, values in words.items()
-        if key and not key.startswith("Unnamed: ")  # the index of a table of pandas
-    }
+    columns = _columns(header, [line for line in lines if len(line) == len(header)])
     place = 0
     for number, line in enumerate(lines, start=1):
         if len(line) == len(header):
             yield table_row(number, {key: values[place] for key, values in columns.items()}, column)
             place += 1
             continue
-        detail = f"{len(line)} fields, but the header has {len(header)}; is there a comma too many?"
         known = dict(zip(header, line, strict=False))
         values = {key: known[key] for key in WORD_COLUMNS & known.keys()}
-        yield TableRow(number, InvalidCrystal("unreadable", detail), values, {}, "")
+        error = InvalidCrystal("unreadable", _wrong_length(line, header))
+        yield TableRow(number, error, values, {}, "")
+
+
+def csv_columns(text: str, name: str) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file; see `csv_rows`.
+
+    Args:
+        text: of the file.
+        name: of the file, for messages.
+
+    Returns:
+        Column -> values.
+
+    Raises:
+        UserError: if quotes do not match, a column has no unique name, or a row has more or fewer
+            fields than the header.
+    """
+    header, lines = _lines(text, name, None)
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(header):
+            raise UserError(f"{name}: row {number}: {_wrong_length(line, header)}")
+    return _columns(header, lines)
+
+
+def parquet_columns(data: bytes, name: str) -> dict[str, list[Any]]:
+    """Return the columns of a parquet file.
+
+    Args:
+        data: content of the file.
+        name: of the file, for messages.
+
+    Returns:
+        Column -> values.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        return dict(pq.read_table(pa.BufferReader(data)).to_pydict())
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{name} is damaged: {one_line(error)}; give another") from error
 
 
 def crystal_column(name: str, columns: list[str]) -> str:
@@ -173,6 +206,20 @@ def _lines(text: str, name: str, limit: int | None) -> tuple[list[str], list[lis
     return header, lines
 
 
+def _columns(header: list[str], lines: list[list[str]]) -> dict[str, list[Any]]:
+    """Return the values of the columns of a CSV file."""
+    words = zip(*lines, strict=True) if lines else [()] * len(header)
+    return {
+        key: _typed(key, values)
+        for key, values in zip(header, words, strict=True)
+        if key and not key.startswith("Unnamed: ")  # the index of a table of pandas
+    }
+
+
+def _wrong_length(line: list[str], header: list[str]) -> str:
+    return f"{len(line)} fields, but the header has {len(header)}; is there a comma too many?"
+
+
 def _typed(column: str, words: tuple[str, ...]) -> list[Any]:
     """Return the fields of a column as numbers or truth values if all are, else as text."""
     if column in WORD_COLUMNS or column in CRYSTAL_COLUMNS:
@@ -190,5 +237,4 @@ def _typed(column: str, words: tuple[str, ...]) -> list[Any]:
 def _number(word: str) -> float | int | None:
     if _INTEGER.fullmatch(word):
         return int(word)
-    number = float(word) if _NUMBER.fullmatch(word) else math.nan
-    return number if math.isfinite(number) else None
+    return float(word) if _NUMBER.fullmatch(word) else None

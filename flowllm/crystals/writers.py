@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-import re
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -27,8 +27,13 @@ from flowllm.crystals.crystal import (
 )
 from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import UserError
+from flowllm.system.files import file_names
 from flowllm.system.parquet import write_parquet
 
+logger = logging.getLogger(__name__)
+
+# Neither hidden nor with a character that has a meaning somewhere, nor with a space at the end.
+_FILE_NAME = r"\w(?:[\w .,;=()\[\]{}+@#%~^'-]*[\w)\]}+'~^%#@-])?"
 _EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")  # used by the format itself
 
 
@@ -51,18 +56,22 @@ def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
 def write_folder(crystals: list[Crystal], path: Path) -> None:
     """Write a new folder with one CIF for each crystal, named by its id.
 
+    An id that some file system does not take as a name is changed, with a warning.
+
     Args:
         crystals: the crystals.
         path: of the folder.
-
-    Raises:
-        UserError: if an id cannot be a file name.
     """
     path.mkdir()
-    for crystal in crystals:
-        if not re.fullmatch(r"\w[\w.()+-]*", crystal.id):
-            raise UserError(f"the id {crystal.id!r} cannot be a file name; rename it")
-        (path / f"{crystal.id}.cif").write_text(cif_text(crystal.structure), encoding="utf-8")
+    names = file_names([crystal.id for crystal in crystals], keep=_FILE_NAME)
+    changed = [(c.id, name) for c, name in zip(crystals, names, strict=True) if c.id != name]
+    if changed:
+        logger.warning(
+            "%d ids cannot be file names and are changed, such as %r to %r",
+            *(len(changed), *changed[0]),
+        )
+    for crystal, name in zip(crystals, names, strict=True):
+        (path / f"{name}.cif").write_text(cif_text(crystal.structure), encoding="utf-8")
 
 
 def _write_cif(crystals: list[Crystal], path: Path) -> None:

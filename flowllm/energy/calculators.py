@@ -179,6 +179,25 @@ def potential_identity(potential: str) -> dict[str, Any]:
     }
 
 
+def accepted_elements(potential: str) -> frozenset[str] | None:
+    """Return the elements that a potential computes without an error, learnt or not.
+
+    Args:
+        potential: name, see `check_potential_name`.
+
+    Returns:
+        Symbols; None if the potential does not list them.
+
+    Raises:
+        UserError: if the name is unknown, or there is no such folder here or on the hub.
+    """
+    if check_potential_name(potential) != "chgnet":
+        return known_elements(potential)
+    from pymatgen.core import Element
+
+    return frozenset(Element.from_Z(z).symbol for z in range(1, _NUM_CHGNET_ELEMENTS + 1))
+
+
 def known_elements(potential: str) -> frozenset[str] | None:
     """Return the elements that a potential was trained on.
 
@@ -195,10 +214,8 @@ def known_elements(potential: str) -> frozenset[str] | None:
     """
     potential = check_potential_name(potential)
     if potential == "chgnet":
-        from pymatgen.core import Element
-
-        elements = range(1, _NUM_CHGNET_ELEMENTS + 1)
-        return frozenset(Element.from_Z(z).symbol for z in elements) - _NOT_IN_MPTRJ
+        accepted = accepted_elements(potential)
+        return None if accepted is None else accepted - _NOT_IN_MPTRJ
     if not potential.startswith(_MATGL):
         return None
     return matgl_folder.element_types(matgl_folder.find_folder(potential.removeprefix(_MATGL)))

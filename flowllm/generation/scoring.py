@@ -147,9 +147,11 @@ def score(
     for crystal in crystals:
         known = known_conditions(crystal.structure, crystal.properties)
         if absent := [name for name in config.conditions if name not in known]:
+            problem = crystal.ignored.get(absent[0])
+            why = f" ({problem})" if problem else ""
             raise UserError(
-                f"{file}: crystal {crystal.id} has no {absent[0]}; add it to the file, or leave "
-                "the condition out"
+                f"{file}: crystal {crystal.id} has no {absent[0]}{why}; add it to the file, or "
+                "leave the condition out"
             )
     rows = []
     for part in _chunks(crystals, "scoring", progress):

@@ -33,6 +33,7 @@ def claimed(
     *,
     info: Mapping[str, Any],
     extendable: Collection[str] = (),
+    replaceable: Collection[str] = (),
 ) -> Iterator[Path]:
     """Hold the folder `out` for a run, which is recorded in it or compared with the record.
 
@@ -46,6 +47,8 @@ def claimed(
         info: recorded beside the identity and not compared.
         extendable: top-level keys of `run` that may be given later: where the record has None or
             lacks the key, a given value is added to it.
+        replaceable: those of `extendable` whose recorded value may give way to another one, because
+            nothing that stays in the folder depends on it.
 
     Yields:
         `out` as a path.
@@ -63,7 +66,7 @@ def claimed(
             json.dumps(dict(run), allow_nan=False)
         )  # as JSON has it: lists, no tuples
         before = _files(out)
-        replaced = _record(out, name, given, info, extendable)
+        replaced = _record(out, name, given, info, extendable, replaceable)
         try:
             yield out
         except BaseException:
@@ -79,6 +82,7 @@ def _record(
     given: dict[str, Any],
     info: Mapping[str, Any],
     extendable: Collection[str],
+    replaceable: Collection[str],
 ) -> bytes | None:
     """Write, compare or extend the identity; return the content that was replaced, if any."""
     file = out / name
@@ -90,6 +94,8 @@ def _record(
     for key in extendable:
         if recorded.get(key) is None:
             extended[key] = given.setdefault(key, None)
+        elif key in replaceable and given.get(key) is not None:
+            extended[key] = given[key]
     if differing := list(_differences(extended, given)):
         raise UserError(
             f"{out} holds another run ({'; '.join(differing)}); "

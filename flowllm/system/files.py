@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowllm.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in the quota, in a file
+_LONGEST_NAME = 100  # characters
+_LONGEST_KEPT = 200  # bytes; file systems take 255
 _TEMPORARY_SUFFIX = ".flowllm-tmp"
 
 
@@ -86,6 +89,31 @@ def write_failure(error: BaseException) -> str | None:
             return "a file could not be written to its end"
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def file_names(ids: Sequence[str], *, keep: str = "") -> list[str]:
+    """Return a file name for each id, all different and allowed by every file system.
+
+    Args:
+        ids: any strings.
+        keep: a regular expression of the ids that stay as they are; others get the letters,
+            digits, points and dashes of ASCII.
+
+    Returns:
+        The names without a suffix, in order.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for number, name in enumerate(ids):
+        plain = name
+        if not (keep and re.fullmatch(keep, name) and len(name.encode()) <= _LONGEST_KEPT):
+            plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
+            plain = plain if re.match(r"\w", plain) else f"_{plain}"
+        while plain.casefold() in taken:  # some file systems do not distinguish CO from Co
+            plain = f"{plain}_{number}"
+        taken.add(plain.casefold())
+        names.append(plain)
+    return names
 
 
 def is_temporary(path: Path) -> bool:
