@@ -16,6 +16,7 @@ from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells, rules
 from flowllm.errors import UserError
+from flowllm.system.names import printable
 
 # The errors that pymatgen and ASE raise on damaged input.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -166,7 +167,9 @@ def scalar(value: Any) -> float | int | str | None:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str) else None
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int) else None
 
 
 @contextlib.contextmanager

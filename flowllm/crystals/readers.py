@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-import pyarrow.parquet as pq
-
 from flowllm.crystals.columns import describe
 from flowllm.crystals.containers import Container, Member, folder, tar_archive, zip_archive
 from flowllm.crystals.contents import (
@@ -33,6 +31,8 @@ from flowllm.crystals.formats import READABLE, Format, format_of, format_of_cont
 from flowllm.crystals.poscar import parse_poscar
 from flowllm.crystals.tables import TableRow, crystal_column, csv_rows, parquet_rows, table_row
 from flowllm.errors import InvalidCrystal, UserError, one_line
+from flowllm.system.names import printable
+from flowllm.system.parquet import column_names, read_parquet
 
 FAILED = "failed"  # the reason of a crystal that a run lists as failed
 DEAD_LINK = "dead_link"  # the reason of a link in a folder that points to nothing
@@ -69,6 +69,9 @@ class Row:
     column: str = ""
     ignored: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.place, self.id = printable(self.place), printable(self.id)
 
 
 class Rows(list[Row]):
@@ -179,8 +182,8 @@ def read_run_rows(table: Path, limit: int | None) -> Rows:
         UserError: if the table is damaged, or has no column `cif`.
     """
     try:
-        columns = [name for name in pq.read_schema(table).names if name not in _TEXT_COLUMNS]
-        records = pq.read_table(table, columns=columns).to_pylist()
+        columns = [name for name in column_names(table) if name not in _TEXT_COLUMNS]
+        records = read_parquet(table, columns).to_pylist()
     except (ValueError, OSError) as error:
         raise UserError(f"{table}: not a readable .parquet file: {one_line(error)}") from error
     crystal_column(str(table), columns)
@@ -220,13 +223,14 @@ def _format_of_input(path: Path, data: bytes) -> Format:
 def _container_rows(container: Container, limit: int | None) -> Rows:
     """Return the rows of all files of a folder or archive."""
     rows = Rows(notes=container.notes)
-    bases = Counter(PurePosixPath(stem(member.name)).name for member in container.members)
+    names = [printable(stem(member.name)) for member in container.members]
+    bases = Counter(PurePosixPath(name).name for name in names)
     empty: list[str] = []
-    for member in container.members:
+    for member, name in zip(container.members, names, strict=True):
         if limit is not None and len(rows) >= limit:
             break
-        base = PurePosixPath(stem(member.name)).name
-        base = base if bases[base] == 1 else stem(member.name)
+        base = PurePosixPath(name).name
+        base = base if bases[base] == 1 else name
         try:
             found = list(_member_rows(member, base))
         except NoCrystals:

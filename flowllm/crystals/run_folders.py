@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from flowllm.crystals.contents import content_hash
 from flowllm.errors import UserError
+from flowllm.system.documents import parse_json
 
 _RUN_TABLE = "samples.parquet"  # of sample, refine, mutate and relax
 _MANIFEST = "manifest.json"
@@ -66,6 +66,6 @@ def input_hash(path: str | Path) -> str:
 def _identity(file: Path) -> dict[str, Any]:
     """Return the section `run` of a manifest."""
     try:
-        return dict(json.loads(file.read_bytes())["run"])
+        return dict(parse_json(file.read_bytes())["run"])
     except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(f"{file} is damaged; repeat the run in another folder") from error

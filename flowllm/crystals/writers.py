@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowllm.crystals.cells import make_structure
 from flowllm.crystals.cif import cif_text
@@ -29,6 +28,7 @@ from flowllm.crystals.crystal import (
 from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import UserError
 from flowllm.system.files import file_names
+from flowllm.system.parquet import write_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _write_parquet(crystals: list[Crystal], path: Path) -> None:
             columns[name] = pa.array([record.get(name) for record in records])
         except pa.ArrowException as error:
             raise UserError(f"the property {name!r} has values of several types") from error
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    write_parquet(pa.table(columns), path)
 
 
 def _write_extxyz(crystals: list[Crystal], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pymatgen.core import Composition, Element, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
@@ -21,6 +19,8 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import FlowLLMError, UserError, one_line
 from flowllm.runs.sharded import RunFolder
+from flowllm.system.documents import parse_json
+from flowllm.system.parquet import read_parquet
 
 _SYMBOLS = frozenset(element.symbol for element in Element)
 _KEYS_OF_ENTRIES = (  # the first two: a pandas table, as Matbench Discovery publishes it
@@ -248,9 +248,9 @@ def read_json(path: Path) -> Any:
     text = file_text(file_content(path), path)
     try:
         if format_of(path.name) is Format.JSONL:
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON file: {one_line(error)}; give another") from error
 
 
@@ -311,7 +311,7 @@ def _references_of_run(path: Path) -> References:
     if folder.run.get("command") != "relax" or not table.is_file():
         raise UserError(f"{path} is no finished run of flowllm relax; run it on the elements")
     energies: dict[str, float] = {}
-    for row in pq.read_table(table, columns=["formula", "energy_per_atom"]).to_pylist():
+    for row in read_parquet(table, ["formula", "energy_per_atom"]).to_pylist():
         elements = Composition(row["formula"]).elements
         if len(elements) == 1 and row["energy_per_atom"] is not None:
             symbol = elements[0].symbol

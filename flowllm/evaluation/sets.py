@@ -23,6 +23,7 @@ from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.metrics.prototypes import Prototype
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
+from flowllm.system.names import printable
 
 _LONGEST_REASON = 60
 
@@ -136,7 +137,7 @@ def read_generated(path: str | Path) -> GeneratedSet:
             crystals.append(_failed(row.id, row.source, row.properties))
     if not crystals:
         raise UserError(f"{path}: holds no crystals")
-    return GeneratedSet(name=path.name, crystals=crystals, conditions=conditions)
+    return GeneratedSet(name=printable(path.name), crystals=crystals, conditions=conditions)
 
 
 def read_reference(
@@ -157,7 +158,9 @@ def read_reference(
         UserError: if there is no such file, or no valid crystal in it.
     """
     crystals = read(path, skip_invalid=True, reduce=False)
-    return reference_set(path.name, crystals, definitions, workers=workers, progress=progress)
+    return reference_set(
+        printable(path.name), crystals, definitions, workers=workers, progress=progress
+    )
 
 
 def reference_set(
@@ -240,7 +243,7 @@ def read_training(
         description=f"symmetry of {path.name}",
     )
     return TrainingSet(
-        name=path.name,
+        name=printable(path.name),
         crystals=crystals,
         genes=frozenset(found.gene for found in prototypes if found is not None),
         prints=prints,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llm_prior
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
@@ -95,6 +96,7 @@ class ScoreSummary:
         return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
+@ignore_missing_electronegativity()
 def score(
     file: str | Path,
     config: ScoringConfig | None = None,
@@ -174,6 +176,7 @@ def score(
     return ScoreSummary(rows, "log_likelihood")
 
 
+@ignore_missing_electronegativity()
 def ipt(
     file: str | Path,
     config: TranslationConfig | None = None,

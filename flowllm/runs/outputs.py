@@ -149,7 +149,7 @@ def _write_table(
         pa.field(name, kind, metadata=symprec if name in _AT_SYMPREC else None)
         for name, kind in {**CORE_COLUMNS, **columns}.items()
     )
-    with pq.ParquetWriter(path, schema, compression="zstd") as table:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as table:
         for start in range(0, len(records), _ROWS):
             part = slice(start, start + _ROWS)
             rows = [

@@ -6,6 +6,7 @@ a part. `fsync` before it, and `fsync` of the folder after it, extend that to a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from flowllm.errors import UserError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in the quota, in a file
 _LONGEST_NAME = 100  # characters
 _LONGEST_KEPT = 200  # bytes; file systems take 255
 _TEMPORARY_SUFFIX = ".flowllm-tmp"
@@ -55,13 +57,38 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
 
     Args:
         path: of the file; an existing one is replaced.
-        content: bytes, or text, which is written as UTF-8.
+        content: bytes, or text, which is written as UTF-8; half characters (as Python has them for
+            bytes of a file name that are no text) are escaped, such as `\\udce9`.
 
     Returns:
         `path`.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     return publish(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Return why a file could not be written, if that is what an error comes from.
+
+    The writers of safetensors and torch have errors of their own for a full disk.
+
+    Args:
+        error: any error.
+
+    Returns:
+        The reason, such as `No space left on device`; None for another error.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            return cause.strerror
+        for number in _NO_ROOM:
+            if f"os error {number})" in str(cause) or f"code: {number}," in str(cause):
+                return os.strerror(number)
+        if "PytorchStreamWriter failed" in str(cause):
+            return "a file could not be written to its end"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def file_names(ids: Sequence[str], *, keep: str = "") -> list[str]:
@@ -168,7 +195,7 @@ def sha256_folder(path: str | Path) -> str:
     lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     if not lines:
         raise UserError(f"{path}: the folder holds no files; check the path")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _sync_tree(path: Path) -> None:
