@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from flowllm.cli.options import (
+    CIF,
     COUNT,
     DEVICE,
     FILE,
@@ -30,6 +31,7 @@ _CONFIG = "flowllm.generation.config"
 @PRIOR
 @REFINER
 @OUT
+@CIF
 @WORKERS
 @DEVICE
 def sample_command(n: int, out: Path, **arguments: Any) -> None:
@@ -46,6 +48,7 @@ def sample_command(n: int, out: Path, **arguments: Any) -> None:
 @FILE
 @REFINER
 @OUT
+@CIF
 @LIMIT
 @SKIP
 @WORKERS
@@ -67,6 +70,7 @@ def refine_command(file: Path, out: Path, **arguments: Any) -> None:
 @COUNT
 @PRIOR
 @OUT
+@CIF
 @SKIP
 @WORKERS
 @DEVICE

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowllm.runs.cif_form import CIF_FORMS
 from flowllm.system.device import check_device
 from flowllm.system.options import OptionSpec, plain_types, specs
 
@@ -209,6 +210,12 @@ OUT = common_option(
     callback=_folder,
     help="Folder to write.",
     default_text="COMMAND-DATE-TIME",
+)
+CIF = common_option(
+    "--cif",
+    type=click.Choice(CIF_FORMS),
+    help="Form of the CIFs: with space group and Wyckoff letters, or all sites of the run's cell.",
+    default_text="symmetrized",
 )
 TABLE = common_option("-o", "--out", type=PATH, help="CSV file to write.")
 COUNT = common_option(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from flowllm.cli.options import (
+    CIF,
     FILE,
     LIMIT,
     OUT,
@@ -29,6 +30,7 @@ from flowllm.cli.options import (
     default_text="chgnet",
 )
 @OUT
+@CIF
 @LIMIT
 @SKIP
 @WORKERS

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
-
 from flowllm.crystals.io import Crystal
+from flowllm.crystals.symmetry import symmetry_of
 
-SYMPREC = 0.1  # Angstrom; a smaller tolerance finds no symmetry in generated crystals
 _SHOWN = 50
 _SCORE = "log_likelihood"  # nats, of crystals that were scored
 _HEADS = ("id", "formula", "atoms", "a b c", "alpha beta gamma", "group")
@@ -43,15 +41,12 @@ def crystal_table(crystals: Sequence[Crystal]) -> str:
 
 def _row(crystal: Crystal) -> tuple[str, ...]:
     structure = crystal.structure
-    try:
-        group = SpacegroupAnalyzer(structure, symprec=SYMPREC).get_space_group_symbol()
-    except SymmetryUndeterminedError:
-        group = "?"
+    symmetry = symmetry_of(structure)
     return (
         crystal.id,
         structure.composition.reduced_formula,
         str(len(structure)),
         " ".join(f"{length:.2f}" for length in structure.lattice.abc),
         " ".join(f"{angle:.0f}" for angle in structure.lattice.angles),
-        group,
+        "?" if symmetry is None else symmetry.crystal.group.symbol,
     )

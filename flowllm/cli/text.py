@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowllm.cli.options import (
+    CIF,
     DEVICE,
     FILE,
     LIMIT,
@@ -88,6 +89,7 @@ def _crystals(count: int) -> str:
 @common_option(
     "--structures", type=PATH, help="Run folder to write, with the likeliest swap of each crystal."
 )
+@CIF
 @LIMIT
 @SKIP
 @DEVICE

@@ -3,5 +3,6 @@
 - `io`: `read` and `write` for every format; `readers`, `cif`, `writers` and `cache` are its parts;
 - `run_folders`: the crystals of a finished run as an input;
 - `crystal`, `cells`: a crystal with its id and properties; Niggli cells;
+- `symmetry`: space group, Wyckoff orbits and prototype; `symmetrized_cif`: CIFs with them;
 - `formulas`: reduced formulas, and the formulas of known crystals.
 """

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 # Raised by calculators when a crystal falls apart or has an element that they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
+_EXACT = 1e-4  # Angstrom; tolerance of a crystal that is exactly symmetric
 _VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3/atom; beyond it a crystal has collapsed or exploded
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelaxationConfig(Options):
-    """Limits of a relaxation, and the choice to keep its steps."""
+    """Limits of a relaxation, its symmetry, and the choice to keep its steps."""
 
     force_limit: float = option(
         0.05, "Largest force on an atom at the end.", unit="eV/Angstrom", above=0
@@ -46,6 +47,11 @@ class RelaxationConfig(Options):
         unit="seconds",
         above=0,
     )
+    symmetry: Literal["keep", "free"] = option(
+        "free",
+        "keep: make each crystal exactly symmetric (space group at 0.1 Angstrom) and hold it so.",
+        choices=("keep", "free"),
+    )
     trajectories: bool = option(False, "Keep every step, in trajectories/ID.extxyz.")
 
 
@@ -56,10 +62,11 @@ class Relaxation:
     Attributes:
         structure: the relaxed crystal; None if it failed.
         energy_per_atom: of `structure` by the potential, eV/atom; None if it failed.
-        initial_energy_per_atom: of the given crystal, eV/atom; None if it has no energy.
+        initial_energy_per_atom: of the given crystal, made exactly symmetric if its symmetry is
+            kept, eV/atom; None if it has no energy.
         steps: of the optimizer.
         failure: why there is no structure, else None.
-        frames: the crystal at every step, the given one first, with the `energy` (eV per cell);
+        frames: the crystal at every step, the initial one first, with the `energy` (eV per cell);
             None if they were not kept, or there is no step.
     """
 
@@ -81,7 +88,8 @@ def relax_structure(
     """Relax one crystal to the nearest minimum of the energy at zero pressure.
 
     FIRE (Bitzek et al. 2006, PRL 97, 170201) on positions and cell together (ASE's
-    `FrechetCellFilter`).
+    `FrechetCellFilter`). With symmetry `keep`, ASE's `FixSymmetry` holds the space group; forces
+    and stress that break it do not count. A crystal whose symmetry search fails has failed.
 
     Args:
         structure: an ordered crystal; not changed.
@@ -101,11 +109,13 @@ def relax_structure(
     from flowllm.crystals.crystal import to_atoms, to_structure
 
     limits = from_arguments(RelaxationConfig, options, base=config)
-    atoms = to_atoms(structure)
-    atoms.calc = calculator
     start = time.monotonic()
-    path = _Path(len(atoms), limits.trajectories)
+    path = _Path(len(structure), limits.trajectories)
     try:
+        atoms = to_atoms(structure) if limits.symmetry == "free" else _symmetric_atoms(structure)
+        if atoms is None:
+            return path.failed("no symmetry is found; relax with symmetry free")
+        atoms.calc = calculator
         optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
         # fmax 0 is never reached: ASE's own rule takes force and stress for one number.
         for _ in optimizer.irun(fmax=0.0, steps=limits.step_limit):
@@ -136,6 +146,23 @@ def failed(reason: str) -> Relaxation:
         The failed relaxation, without a step.
     """
     return _Path(1, False).failed(reason)
+
+
+def _symmetric_atoms(structure: Structure) -> Atoms | None:
+    """Return a crystal, made exactly symmetric, that keeps its group; None if it has none."""
+    from ase.constraints import FixSymmetry
+
+    from flowllm.crystals.crystal import to_atoms
+    from flowllm.crystals.symmetry import symmetrized
+
+    # ASE would search at one tolerance before and after making the crystal symmetric. It may then
+    # find operations that the crystal has only nearly, and the group is lost.
+    symmetric = symmetrized(structure)
+    if symmetric is None:
+        return None
+    atoms = to_atoms(symmetric)
+    atoms.set_constraint(FixSymmetry(atoms, symprec=_EXACT))
+    return atoms
 
 
 def _converged(atoms: Atoms, limits: RelaxationConfig) -> bool:

@@ -26,6 +26,7 @@ from flowllm.energy.calculators import (
 )
 from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
 from flowllm.errors import UserError
+from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, run_job
 from flowllm.system.options import from_arguments
@@ -53,6 +54,7 @@ def relax(
     config: RelaxationConfig | None = None,
     limit: int | None = None,
     skip_invalid: bool = False,
+    cif: CifForm = "symmetrized",
     workers: int = 1,
     progress: bool = True,
     **options: Any,
@@ -66,6 +68,7 @@ def relax(
         config: limits of each relaxation; None: the defaults.
         limit: relax the first `limit` rows only.
         skip_invalid: leave bad rows out and count them.
+        cif: see `relax_crystals`.
         workers: crystals at a time.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
@@ -78,6 +81,7 @@ def relax(
     """
     potential = check_potential_name(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
+    check_cif_form(cif)
     check_folder(out, MANIFEST)
     from flowllm.crystals.io import check_input, read
 
@@ -87,6 +91,7 @@ def relax(
         out=out,
         potential=potential,
         config=config,
+        cif=cif,
         workers=workers,
         progress=progress,
     )
@@ -98,6 +103,7 @@ def relax_crystals(
     out: str | Path,
     potential: str = POTENTIAL,
     config: RelaxationConfig | None = None,
+    cif: CifForm = "symmetrized",
     workers: int = 1,
     progress: bool = True,
     **options: Any,
@@ -113,6 +119,7 @@ def relax_crystals(
             `flowllm.runs.outputs.publish_crystals`. Called again, a killed run goes on.
         potential: see `flowllm.energy.calculators.load_calculator`.
         config: limits of each relaxation; None: the defaults.
+        cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: crystals at a time, each in a process with one thread.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
@@ -127,6 +134,7 @@ def relax_crystals(
     """
     potential = check_potential_name(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
+    check_cif_form(cif)
     if not crystals:
         raise UserError("there are no crystals to relax")
     repeated = [name for name, count in Counter(c.id for c in crystals).items() if count > 1]
@@ -145,6 +153,7 @@ def relax_crystals(
         "potential": potential_identity(potential),
         "energy_scheme": energy_scheme(potential, load_calculator(potential)),
         "niggli_tolerance": NIGGLI_TOLERANCE,
+        "cif": cif,
         **dataclasses.asdict(config),
     }
     start = time.monotonic()
@@ -166,7 +175,7 @@ def relax_crystals(
         "initial_energy_per_atom": pa.float64(),
         "steps": pa.int64(),
     }
-    outcome = publish_crystals(run, columns)
+    outcome = publish_crystals(run, columns, cif=cif)
     if new := len(crystals) - before:
         minutes = (time.monotonic() - start) / 60
         logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)

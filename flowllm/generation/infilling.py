@@ -15,6 +15,7 @@ from flowllm.crystals.io import Crystal, input_hash
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, Record, run_job
 from flowllm.system.options import Options, from_arguments, option
@@ -59,6 +60,7 @@ def infill(
     prior: str | Path | None = None,
     out: str | Path | None = None,
     structures: str | Path | None = None,
+    cif: CifForm = "symmetrized",
     limit: int | None = None,
     skip_invalid: bool = False,
     device: str = "auto",
@@ -76,6 +78,7 @@ def infill(
         out: CSV file to write, with a row for each crystal and element.
         structures: run folder to write, with each crystal after its likeliest swap: the masked
             element replaced by the likeliest other one; cell and positions stay.
+        cif: form of the CIFs in that folder; see `flowllm.runs.outputs.publish_crystals`.
         limit: read at most this many rows.
         skip_invalid: leave out bad rows and crystals with too many atoms.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
@@ -91,6 +94,9 @@ def infill(
     """
     config = from_arguments(InfillingConfig, options, base=config)
     table = check_absent(out)
+    check_cif_form(cif)
+    if structures is None and cif == "p1":
+        raise UserError("cif is the form of the CIFs in structures; give structures as well")
     if structures is not None:
         check_folder(structures, MANIFEST)
         if config.temperature == 0:
@@ -142,7 +148,9 @@ def infill(
                 "niggli_tolerance": NIGGLI_TOLERANCE,
                 "temperature": config.temperature,
                 "swap_table": config.swap_table,
+                "cif": cif,
             },
+            cif=cif,
         )
     if table is not None:
         write_rows(
@@ -157,7 +165,12 @@ def infill(
 
 
 def _write_structures(
-    results: Sequence[Infilled], mask: str, out: str | Path, *, manifest: dict[str, Any]
+    results: Sequence[Infilled],
+    mask: str,
+    out: str | Path,
+    *,
+    manifest: dict[str, Any],
+    cif: CifForm,
 ) -> None:
     import pyarrow as pa
 
@@ -172,7 +185,7 @@ def _write_structures(
         info=versions(),
         progress=False,
     )
-    publish_crystals(folder, {"swap": pa.string(), "probability": pa.float64()})
+    publish_crystals(folder, {"swap": pa.string(), "probability": pa.float64()}, cif=cif)
 
 
 def _replace(

@@ -18,6 +18,7 @@ import numpy as np
 from flowllm.energy.calculators import check_potential_name
 from flowllm.errors import UserError
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, run_job, sample_seed
 from flowllm.system.device import check_device, pick_device
@@ -81,6 +82,7 @@ def mutate(
     out: str | Path,
     prior: str | Path | None = None,
     skip_invalid: bool = False,
+    cif: CifForm = "symmetrized",
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
@@ -103,6 +105,7 @@ def mutate(
             and, as `initial_structure`, its proposal. Called again, a killed run goes on.
         prior: folder or hub id for method `llm`; None takes the bundled prior.
         skip_invalid: leave out bad rows of `file` and too large crystals.
+        cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: number of processes; it does not change the result.
         device: of the prior: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a bar on a terminal.
@@ -119,6 +122,7 @@ def mutate(
     config = from_arguments(MutationConfig, options, base=config)
     check_count("workers", workers, 1)
     check_count("n", n, 1)
+    check_cif_form(cif)
     if prior is not None and config.method == "uniform":
         raise UserError("a prior is given and not used; leave it out, or use method llm")
     check_folder(out, MANIFEST)
@@ -154,6 +158,7 @@ def mutate(
         "prior": identity(folder) if folder is not None else None,
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,
+        "cif": cif,
         **vars(config),
         "potential": None if config.potential is None else potential_identity(config.potential),
     }
@@ -177,7 +182,7 @@ def mutate(
         "energy_per_atom": pa.float64(),
         "steps": pa.int64(),
     }
-    return publish_crystals(run, columns, table_only=("steps",))
+    return publish_crystals(run, columns, cif=cif, table_only=("steps",))
 
 
 def _load(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flowllm.errors import UserError
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
 from flowllm.system.device import check_device, pick_device
@@ -38,6 +39,7 @@ def run_sampling(
     out: str | Path,
     prior: str | Path | None = None,
     refiner: str | Path | None = None,
+    cif: CifForm = "symmetrized",
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
@@ -52,6 +54,7 @@ def run_sampling(
             `samples.extxyz` and `cif/`.
         prior: folder or hub id; None takes the bundled prior.
         refiner: folder or hub id; None takes the bundled refiner.
+        cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: number of processes; it does not change the result.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a progress bar on a terminal.
@@ -68,6 +71,7 @@ def run_sampling(
     config = SamplingConfig.of(config, **options)
     check_count("n", n, 0)
     check_count("workers", workers, 1)
+    check_cif_form(cif)
     if refiner is not None and not config.refine:
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
     check_folder(out, MANIFEST)
@@ -107,6 +111,7 @@ def run_sampling(
         **config.identity(),
         "novel_to": known.files,
         "potential": ranked_by,
+        "cif": cif,
     }
     folder = run_job(
         out,
@@ -123,7 +128,7 @@ def run_sampling(
     columns: list[str] = ["prompt", "text", "attempts"]
     if config.best_of > 1:
         columns.append("rank_score")
-    return _publish(folder, columns, scored=config.score or config.rank == "flow")
+    return _publish(folder, columns, cif, scored=config.score or config.rank == "flow")
 
 
 def run_refinement(
@@ -134,6 +139,7 @@ def run_refinement(
     refiner: str | Path | None = None,
     skip_invalid: bool = False,
     limit: int | None = None,
+    cif: CifForm = "symmetrized",
     workers: int = 1,
     device: str = "auto",
     progress: bool = True,
@@ -152,6 +158,7 @@ def run_refinement(
         skip_invalid: leave out bad crystals, and those with more atoms than the refiner was
             trained on, instead of stopping at the first.
         limit: read the first so many crystals only.
+        cif: as for `run_sampling`.
         workers: number of processes; it does not change the result.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a progress bar on a terminal.
@@ -166,6 +173,7 @@ def run_refinement(
     """
     config = from_arguments(RefinementConfig, options, base=config)
     check_count("workers", workers, 1)
+    check_cif_form(cif)
     if limit is not None:
         check_count("limit", limit, 1)
     check_folder(out, MANIFEST)
@@ -204,6 +212,7 @@ def run_refinement(
         **vars(config),
         "skip_invalid": skip_invalid,
         "niggli_tolerance": NIGGLI_TOLERANCE,
+        "cif": cif,
     }
     folder = run_job(
         out,
@@ -217,7 +226,7 @@ def run_refinement(
         progress=progress,
         description="refining",
     )
-    return _publish(folder, [], scored=config.score)
+    return _publish(folder, [], cif, scored=config.score)
 
 
 def load_models(
@@ -300,7 +309,7 @@ def _refine_batch(
     return records
 
 
-def _publish(folder: RunFolder, columns: list[str], *, scored: bool) -> Outcome:
+def _publish(folder: RunFolder, columns: list[str], cif: CifForm, *, scored: bool) -> Outcome:
     import pyarrow as pa
 
     from flowllm.generation.sample import SCORE_COLUMNS
@@ -309,4 +318,4 @@ def _publish(folder: RunFolder, columns: list[str], *, scored: bool) -> Outcome:
     types = {"prompt": pa.string(), "text": pa.string(), "attempts": pa.int64()}
     names = [*columns, *(SCORE_COLUMNS if scored else ())]
     columns_by_name = {name: types.get(name, pa.float64()) for name in names}
-    return publish_crystals(folder, columns_by_name, table_only=columns)
+    return publish_crystals(folder, columns_by_name, cif=cif, table_only=columns)

@@ -2,5 +2,6 @@
 
 - `identity`: a folder belongs to one run and one process at a time;
 - `sharded`: resumable jobs in shards;
-- `records`: the record of one crystal; `outputs`: parquet, extxyz, CIF and trajectories of a run.
+- `records`: the record of one crystal; `outputs`: parquet, extxyz, CIF and trajectories of a run,
+  `cif_form`: the form of its CIFs.
 """

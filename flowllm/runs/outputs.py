@@ -21,21 +21,30 @@ from pymatgen.core import Structure
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, write
+from flowllm.crystals.symmetrized_cif import symmetrized_cif
+from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
+from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
 
 # The columns of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula`
-# and `num_atoms` describe the final crystal, or the initial one if there is no final one.
+# and `num_atoms` describe the final crystal, or the initial one if there is no final one. `cif` has
+# the cell and the sites of `structure`, whatever the form of the files in `cif/`. `spacegroup` and
+# `wyckoff` (see `Symmetry`) are those of the final crystal at `SYMPREC`, which is in the metadata
+# of the two fields; they are null where spglib finds no symmetry.
 CORE_COLUMNS = {
     "id": pa.string(),
     "formula": pa.string(),
     "num_atoms": pa.int64(),
+    "spacegroup": pa.int64(),
+    "wyckoff": pa.string(),
     "cif": pa.string(),
     "structure": pa.string(),
     "initial_structure": pa.string(),
     "failure": pa.string(),
     "rejects": pa.string(),
 }
+_AT_SYMPREC = ("spacegroup", "wyckoff")
 _LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
 _ROWS = 1000  # of the table that are in memory at a time
 
@@ -62,6 +71,7 @@ def publish_crystals(
     folder: RunFolder,
     columns: Mapping[str, pa.DataType],
     *,
+    cif: CifForm,
     table_only: Collection[str] = (),
 ) -> Outcome:
     """Write `samples.parquet`, `samples.extxyz`, `cif/` and `trajectories/` of a complete run.
@@ -73,6 +83,8 @@ def publish_crystals(
     Args:
         folder: the run; its shards hold `CrystalRecord`s.
         columns: names and types of the command's own columns, the `properties` of the records.
+        cif: form of the files in `cif/`: `symmetrized` (see `symmetrized_cif`), or `p1`, each
+            crystal in its own cell with all its sites.
         table_only: columns that the extxyz file and `Outcome.crystals` do not have.
 
     Returns:
@@ -95,13 +107,28 @@ def publish_crystals(
     ]
 
     @functools.cache
-    def cifs() -> list[str | None]:  # for the table and for the folder
+    def symmetries() -> list[Symmetry | None]:  # for the table and for the folder
+        return [None if r.structure is None else symmetry_of(r.structure) for r in records]
+
+    @functools.cache
+    def cifs() -> list[str | None]:
         return [None if r.structure is None else cif_text(r.structure) for r in records]
 
-    folder.publish("samples.parquet", lambda path: _write_table(records, cifs(), columns, path))
+    def cif_files() -> list[str | None]:
+        if cif == "p1":
+            return cifs()
+        return [
+            None if r.structure is None else symmetrized_cif(r.structure, symmetry)
+            for r, symmetry in zip(records, symmetries(), strict=True)
+        ]
+
+    folder.publish(
+        "samples.parquet",
+        lambda path: _write_table(records, cifs(), symmetries(), columns, path),
+    )
     if crystals:
         folder.publish("samples.extxyz", lambda path: write(crystals, path))
-        folder.publish("cif", lambda path: _write_cifs(names, cifs(), path))
+        folder.publish("cif", lambda path: _write_cifs(names, cif_files(), path))
     if any(record.trajectory is not None for record in records):
         folder.publish(
             "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
@@ -135,20 +162,26 @@ def file_names(ids: Sequence[str]) -> list[str]:
 def _write_table(
     records: Sequence[CrystalRecord],
     cifs: Sequence[str | None],
+    symmetries: Sequence[Symmetry | None],
     columns: Mapping[str, pa.DataType],
     path: Path,
 ) -> None:
-    schema = pa.schema({**CORE_COLUMNS, **columns})
+    symprec = {"symprec": f"{SYMPREC:g}"}
+    schema = pa.schema(
+        pa.field(name, kind, metadata=symprec if name in _AT_SYMPREC else None)
+        for name, kind in {**CORE_COLUMNS, **columns}.items()
+    )
     with pq.ParquetWriter(path, schema, compression="zstd") as table:
         for start in range(0, len(records), _ROWS):
             part = slice(start, start + _ROWS)
             rows = [
-                _row(record, cif) for record, cif in zip(records[part], cifs[part], strict=True)
+                _row(*of_one)
+                for of_one in zip(records[part], cifs[part], symmetries[part], strict=True)
             ]
             table.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def _row(record: CrystalRecord, cif: str | None) -> dict[str, Any]:
+def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> dict[str, Any]:
     named = record.structure if record.structure is not None else record.initial_structure
     row = {
         **record.properties,
@@ -159,6 +192,8 @@ def _row(record: CrystalRecord, cif: str | None) -> dict[str, Any]:
         "failure": record.failure,
         "rejects": json.dumps(record.rejects),
     }
+    if symmetry is not None:
+        row |= {"spacegroup": symmetry.spacegroup, "wyckoff": symmetry.wyckoff}
     if named is not None:
         with ignore_missing_electronegativity():
             row["formula"] = named.composition.reduced_formula

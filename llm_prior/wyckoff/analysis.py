@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,23 @@ from llm_prior.wyckoff.table import GRID, WyckoffPosition, space_group
 DEFAULT_SYMPREC = 0.1  # Angstrom
 _FALLBACKS = (1.0, 0.1, 0.01)  # times symprec
 _FARTHEST = 1e-2  # fractional, of an idealised atom from its position
+
+
+class Description(NamedTuple):
+    """A crystal of N atoms made exactly symmetric, and how far that is from the crystal itself.
+
+    Attributes:
+        crystal: space group, orbits and free parameters.
+        lattice: (3, 3) rows of the given cell, made exactly symmetric, Angstrom.
+        frac_coords: (N, 3) of the given sites in it, made exactly symmetric.
+        misfit: largest distance in Angstrom between an atom and its place in `crystal`, or
+            between the ends of two vectors of the conventional cells, after a rigid motion.
+    """
+
+    crystal: WyckoffCrystal
+    lattice: NDArray[np.float64]
+    frac_coords: NDArray[np.float64]
+    misfit: float
 
 
 def describe(
@@ -38,10 +55,10 @@ def describe(
     """
     symbols = site_symbols(structure)
     for scale in _FALLBACKS:
-        dataset = symmetry_dataset(structure, symprec * scale)
-        crystal = None if dataset is None else _from_dataset(dataset, symbols)
-        if crystal is None:
+        found = _describe_at(structure, symbols, symprec * scale)
+        if found is None:
             continue
+        crystal = found.crystal
         partner = crystal.group.enantiomorph
         if keep_hand or partner is None or partner > crystal.spacegroup:
             return crystal
@@ -53,15 +70,38 @@ def describe(
     )
 
 
-def _from_dataset(dataset: Any, symbols: list[str]) -> WyckoffCrystal | None:
-    """The crystal of spglib's standardised cell, or None if that has other atoms than orbits."""
+def describe_at(structure: Structure, symprec: float) -> Description | None:
+    """Return the description of a crystal at exactly this `symprec`, its hand kept.
+
+    Args:
+        structure: an ordered crystal in any cell.
+        symprec: distance in Angstrom within which atoms count as symmetric.
+
+    Returns:
+        The description; None if the search fails.
+
+    Raises:
+        PriorError: if a site is disordered or no chemical element.
+    """
+    return _describe_at(structure, site_symbols(structure), symprec)
+
+
+def _describe_at(structure: Structure, symbols: list[str], symprec: float) -> Description | None:
+    """The description at this symprec; None if spglib's cell has other atoms than orbits."""
+    dataset = symmetry_dataset(structure, symprec)
+    if dataset is None:
+        return None
     group = space_group(int(dataset.number))
     if dataset.hall_number != group.hall_number:
         raise AssertionError(f"spglib chose Hall number {dataset.hall_number} for {group}")
     site_of = {int(place): site for site, place in enumerate(dataset.mapping_to_primitive)}
     sites = [site_of[int(place)] for place in dataset.std_mapping_to_primitive]
-    labels = np.asarray(dataset.crystallographic_orbits)[sites]  # (n,) of standardised atoms
+    site_labels = np.asarray(dataset.crystallographic_orbits)  # (N,) of the given atoms
+    labels = site_labels[sites]  # (n,) of standardised atoms
     positions = np.asarray(dataset.std_positions)
+    change = np.asarray(dataset.transformation_matrix)  # (3, 3), x_conventional = change x + shift
+    given = structure.frac_coords @ change.T + dataset.origin_shift  # (N, 3)
+    moves = np.empty_like(given)  # onto the orbits
     orbits = []
     for label in dict.fromkeys(labels.tolist()):
         members = positions[labels == label]
@@ -73,12 +113,29 @@ def _from_dataset(dataset: Any, symbols: list[str]) -> WyckoffCrystal | None:
         if coords is None:
             return None
         orbits.append(Orbit(element=symbols[site], letter=position.letter, coords=coords))
+        expected = images(group.number, position.letter)(np.array(coords, dtype=float))
+        points = (expected[:, None] + group.centring / GRID).reshape(-1, 3)  # of the orbit
+        gaps = points - given[site_labels == label][:, None]  # (N of the orbit, points, 3)
+        gaps -= np.rint(gaps)
+        nearest = np.linalg.norm(gaps @ dataset.std_lattice, axis=-1).argmin(1)
+        moves[site_labels == label] = gaps[np.arange(len(gaps)), nearest]
     lengths = np.linalg.norm(dataset.std_lattice, axis=1)
     unit = dataset.std_lattice / lengths[:, None]
     cosines = [unit[1] @ unit[2], unit[0] @ unit[2], unit[0] @ unit[1]]
     angles = np.degrees(np.arccos(np.clip(cosines, -1, 1)))
     cell = free_cell(group.family, tuple(lengths), tuple(angles))
-    return WyckoffCrystal(spacegroup=group.number, orbits=tuple(orbits), cell=cell)
+    crystal = WyckoffCrystal(spacegroup=group.number, orbits=tuple(orbits), cell=cell)
+    back = np.linalg.inv(change)
+    vectors = dataset.std_lattice @ dataset.std_rotation_matrix  # as the given cell is turned
+    shifts = np.concatenate(
+        [moves @ dataset.std_lattice, vectors - back.T @ structure.lattice.matrix]
+    )
+    return Description(
+        crystal=crystal,
+        lattice=change.T @ vectors,
+        frac_coords=structure.frac_coords + moves @ back.T,
+        misfit=float(np.linalg.norm(shifts, axis=1).max()),
+    )
 
 
 def _free_coords(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -239,6 +240,8 @@ def find_symmetry(
         symprec: distance in Angstrom.
         angle_tolerance: degrees; -1 derives it from the distance.
     """
+    # Without this, spglib's C code writes to stderr where it finds less symmetry than expected.
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
     cell: Any = (lattice, coords, kinds)  # spglib's annotation knows sequences only
     with warnings.catch_warnings():
         # spglib announces its coming change from None to SpglibError; both are handled here.

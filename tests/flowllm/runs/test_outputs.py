@@ -7,9 +7,11 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ase.io
 import numpy as np
@@ -20,9 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.cif import cif_text
 from flowllm.crystals.io import read
+from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.errors import UserError
 from flowllm.runs import outputs
+from flowllm.runs.cif_form import CIF_FORMS
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome, file_names, publish_crystals
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder, run_job
@@ -67,7 +72,7 @@ def crystals(out: Path, records: list[CrystalRecord] = RECORDS) -> RunFolder:
 
 
 def published(out: Path) -> Outcome:
-    return publish_crystals(crystals(out), COLUMNS, table_only=("steps",))
+    return publish_crystals(crystals(out), COLUMNS, cif="symmetrized", table_only=("steps",))
 
 
 def test_an_output_is_published_once(job: ModuleType, tmp_path: Path) -> None:
@@ -119,11 +124,13 @@ def test_the_table_has_a_row_for_every_record(tmp_path: Path) -> None:
     assert (salt["id"], salt["formula"], salt["num_atoms"]) == ("a/b", "NaCl", 2)
     assert Structure.from_str(salt["structure"], fmt="json") == SALT
     assert Structure.from_str(salt["initial_structure"], fmt="json") == WIDE
-    assert salt["cif"] == (tmp_path / "cif" / "a_b.cif").read_text()
+    assert salt["cif"] == cif_text(SALT)
+    assert (salt["spacegroup"], salt["wyckoff"]) == (221, "Na:a Cl:b")
     assert (salt["failure"], json.loads(salt["rejects"])) == (None, {"line_count": 2})
     assert (salt["swap"], salt["steps"], salt["energy"]) == ("K->Na", 3, -math.inf)
     assert (lost["formula"], lost["num_atoms"]) == ("NaCl", 2)  # of the initial crystal
     assert (lost["cif"], lost["structure"], lost["failure"]) == (None, None, "refiner: no_cell")
+    assert (lost["spacegroup"], lost["wyckoff"]) == (None, None)
     assert {name for name, value in nothing.items() if value is not None} == {
         *("id", "failure", "rejects")
     }
@@ -181,18 +188,47 @@ def test_every_output_is_made_again_alone_with_the_same_bytes(tmp_path: Path) ->
         assert contents(tmp_path) == before
 
 
-def test_the_text_of_a_cif_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_have_the_form_that_was_asked_for(tmp_path: Path) -> None:
+    texts = {"p1": cif_text(SALT), "symmetrized": symmetrized_cif(SALT)}
+    assert len(set(texts.values())) == 2
+    for form in CIF_FORMS:
+        publish_crystals(crystals(tmp_path / form), COLUMNS, cif=form)
+        assert (tmp_path / form / "cif" / "a_b.cif").read_text() == texts[form]
+    tables = [pq.read_table(tmp_path / form / "samples.parquet") for form in CIF_FORMS]
+    assert tables[0].equals(tables[1])
+
+
+def test_the_tolerance_of_the_symmetry_is_recorded(tmp_path: Path) -> None:
+    published(tmp_path)
+    schema = pq.read_schema(tmp_path / "samples.parquet")
+    for name in ("spacegroup", "wyckoff"):
+        assert schema.field(name).metadata == {b"symprec": b"0.1"}
+
+
+def test_a_crystal_whose_symmetry_search_fails_has_none_in_the_table(tmp_path: Path) -> None:
+    piled = Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 1e-3]])
+    record = CrystalRecord(id="piled", structure=piled)
+    publish_crystals(crystals(tmp_path, [record]), COLUMNS, cif="symmetrized")
+    (row,) = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert (row["formula"], row["spacegroup"], row["wyckoff"]) == ("Na", None, None)
+    assert (tmp_path / "cif" / "piled.cif").read_text() == cif_text(piled)
+
+
+def test_cif_and_symmetry_of_a_crystal_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
-    def counted(structure: Structure) -> str:
-        calls.append(structure.formula)
-        return f"CIF of {structure.formula}"
+    def counted(name: str, function: Callable[..., Any], structure: Structure, *rest: Any) -> Any:
+        calls.append((name, structure.formula))
+        return function(structure, *rest)
 
-    monkeypatch.setattr(outputs, "cif_text", counted)
+    for name in ("cif_text", "symmetry_of", "symmetrized_cif"):
+        monkeypatch.setattr(outputs, name, partial(counted, name, getattr(outputs, name)))
     published(tmp_path)
-    assert calls == [SALT.formula, HELIUM.formula]
+    assert len(calls) == len(set(calls)) == 6
     published(tmp_path)
-    assert len(calls) == 2
+    assert len(calls) == 6
 
 
 def test_a_table_of_many_rows_is_written_in_parts(
@@ -210,7 +246,7 @@ def test_a_run_of_another_layout_is_refused(tmp_path: Path) -> None:
     del content["run"]["layout"]  # as version 0.1 has it
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="is a run of another version of flowllm"):
-        publish_crystals(RunFolder.open(tmp_path), COLUMNS)
+        publish_crystals(RunFolder.open(tmp_path), COLUMNS, cif="p1")
     with pytest.raises(UserError, match="holds another run .*layout is not given there"):
         crystals(tmp_path)
     assert folder.complete

@@ -1,0 +1,75 @@
+"""Tests of `flowllm.crystals.symmetry`: group, orbits, prototype."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from flowllm.crystals.io import read
+from flowllm.crystals.symmetry import OccupiedOrbit, symmetry_of
+from support import CSCL, MP20_SAMPLE, SALT, perovskite, skewed
+
+QUARTZ = Structure.from_spacegroup(  # left-handed
+    "P3_121",
+    Lattice.hexagonal(4.913, 5.405),
+    ["Si", "O"],
+    [[0.4697, 0, 1 / 3], [0.4133, 0.2672, 0.4522]],
+)
+
+
+def mirrored(structure: Structure) -> Structure:
+    return Structure(structure.lattice, structure.species, -structure.frac_coords)
+
+
+def test_group_and_orbits_of_known_crystals() -> None:
+    salt = symmetry_of(SALT)
+    assert salt is not None
+    assert salt.spacegroup == 225
+    assert salt.orbits == (OccupiedOrbit("Na", "a", 4), OccupiedOrbit("Cl", "b", 4))
+    assert (salt.wyckoff, salt.gene, salt.num_free) == ("Na:a Cl:b", "225 Na:a Cl:b", 1)
+
+    oxide = symmetry_of(perovskite())
+    assert oxide is not None and oxide.gene == "221 Sr:a Ti:b O:c"
+    quartz = symmetry_of(QUARTZ)
+    assert quartz is not None and quartz.gene == "152 Si:a O:c"
+    assert quartz.num_free == 6  # a c, x of Si, x y z of O
+
+
+def test_a_crystal_without_symmetry_has_three_parameters_an_atom_and_three_more() -> None:
+    found = symmetry_of(skewed())
+    assert found is not None
+    assert (found.spacegroup, found.wyckoff) == (1, "Li:a Fe:a P:a O:a O:a")
+    assert found.num_free == 6 + 3 * 5 - 3
+
+
+def test_the_gene_does_not_depend_on_cell_origin_order_or_hand() -> None:
+    rng = np.random.default_rng(0)
+    for crystal in read(MP20_SAMPLE):
+        structure = crystal.structure
+        moved = structure.copy()
+        moved.translate_sites(range(len(moved)), rng.random(3))
+        moved = Structure.from_sites([moved[i] for i in rng.permutation(len(moved))])
+        moved.make_supercell([[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+        one, other = symmetry_of(structure), symmetry_of(mirrored(moved))
+        assert one is not None and other is not None
+        assert one.gene == other.gene, crystal.id
+
+
+def test_mirror_images_have_their_own_group_and_the_same_gene() -> None:
+    left, right = symmetry_of(QUARTZ), symmetry_of(mirrored(QUARTZ))
+    assert left is not None and right is not None
+    assert {left.spacegroup, right.spacegroup} == {152, 154}
+    assert left.gene == right.gene
+
+
+def test_a_failed_search_is_none() -> None:
+    piled = Structure(CSCL.lattice, ["Cs", "Cs"], [[0, 0, 0], [0, 0, 1e-4]])
+    assert symmetry_of(piled) is None
+
+
+@pytest.mark.parametrize("symprec", [0.01, 0.3])
+def test_the_tolerance_counts(symprec: float) -> None:
+    bent = Structure(CSCL.lattice, CSCL.species, [[0, 0, 0], [0.5, 0.5, 0.52]])  # by 0.08 Angstrom
+    found = symmetry_of(bent, symprec)
+    assert found is not None and found.spacegroup == (221 if symprec > 0.1 else 99)
