@@ -1,4 +1,4 @@
-"""Descriptions of the training crystals as a text layout writes them, cached on disk.
+"""Descriptions of crystals as a text layout writes them, cached on disk.
 
 The layout `wyckoff` searches the symmetry of every crystal, which takes about 10 ms.
 """
