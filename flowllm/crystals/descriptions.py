@@ -95,5 +95,5 @@ def _key(name: str, structure: Structure) -> bytes:
     digest = hashlib.sha256(name.encode())
     digest.update(structure.lattice.matrix.tobytes())
     digest.update(structure.frac_coords.tobytes())
-    digest.update(" ".join(map(str, structure.species)).encode())
+    digest.update(" ".join(site.species_string for site in structure).encode())
     return digest.digest()

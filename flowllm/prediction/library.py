@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pymatgen.core import Lattice
 
 from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.descriptions import describe_crystals
+from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
 from flowllm.prediction.prototypes import MAX_ELEMENTS, Prototype, place
 from flowllm.system.files import publish
+from flowllm.system.tables import check_absent
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffDescription
 from llm_prior.text import SYMBOLS
@@ -118,9 +121,9 @@ class Family:
         codes = ways @ bases
         order = np.argsort(codes)
         table = np.empty((len(self.swaps), len(ways)), dtype=np.int64)
-        for place, swaps in enumerate(self.swaps.values()):
+        for number, swaps in enumerate(self.swaps.values()):
             same = np.searchsorted(codes, ways[:, swaps] @ bases, sorter=order)  # (P, swaps)
-            table[place] = order[same].min(1) + place * len(ways)
+            table[number] = order[same].min(1) + number * len(ways)
         places = {prototype: place for place, prototype in enumerate(self.swaps)}
         return table[[places[prototype] for prototype in self.prototypes.tolist()]]
 
@@ -278,6 +281,21 @@ class TemplateLibrary:
         cell = tuple((self._lists["cell"][row] / units).tolist())
         return WyckoffCrystal(spacegroup=group.number, orbits=tuple(orbits), cell=cell)
 
+    def volume_per_atom(self, row: int) -> float:
+        """Return the volume of a crystal in cubic Angstrom per atom.
+
+        Args:
+            row: its place.
+        """
+        crystal = self.crystal(row)
+        primitive = abs(np.linalg.det(crystal.group.primitive_basis))
+        volume = Lattice.from_parameters(*crystal.parameters).volume
+        return float(volume * primitive / crystal.num_atoms)
+
+    def families(self) -> Iterator[Family]:
+        """Yield the templates of every stoichiometry."""
+        return map(self._families, self._rows_of)
+
     def family(self, counts: Counts) -> Family | None:
         """Return the templates of a stoichiometry, or None if there are none.
 
@@ -320,6 +338,30 @@ class TemplateLibrary:
             divisor = math.gcd(*counts)
             found[tuple(count // divisor for count in counts)].append(row)
         return dict(found)
+
+
+def build_library(
+    file: str | Path, out: str | Path, *, limit: int | None = None, skip_invalid: bool = False
+) -> TemplateLibrary:
+    """Make a library of the crystals of a file, write it, and return it.
+
+    Args:
+        file: crystals; see `flowllm.crystals.io.read`.
+        out: file to write, of which none exists yet.
+        limit: read at most this many crystals.
+        skip_invalid: leave out bad crystals, and log their number.
+
+    Raises:
+        UserError: if `out` exists, `file` cannot be read, or it holds no crystal that can be a
+            template.
+    """
+    out = check_absent(out)
+    crystals = read(file, limit=limit, skip_invalid=skip_invalid)
+    if crystals.skipped:
+        logger.warning("%s: %d bad rows are left out", file, crystals.skipped.total())
+    library = TemplateLibrary.build(crystals, source=Path(file).name, skip_invalid=skip_invalid)
+    library.write(out)
+    return library
 
 
 @cache

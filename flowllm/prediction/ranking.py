@@ -1,16 +1,18 @@
 """How likely a template is to have the structure of a composition, and how large its cell then is.
 
-Every element is a point. The distance of a template with elements e_i from a composition that puts
-elements f_i in their place is
+Every element is a point, and another one where it is the most electronegative of its compound. The
+distance of a template with elements e_i from a composition that puts elements f_i in their place is
 
     d = sum_i w_i |x(e_i) - x(f_i)|,    w_i ~ (share of the atoms of element i)^s,    sum_i w_i = 1
 
-and the probability of a candidate c, a gene that the templates T_c have, is
+and the probability of a gene g that the templates T_g have is
 
-    p(c) ~ sum_{t in T_c} exp(-b d_t - h E_t)
+    p(g) ~ sum_{t in T_g} exp(-b d_t - h_t E_t)
 
-for the energy E_t of template t above the hull. Points, s, b and h are fitted to MP-20 train, each
-crystal without those of its own formula (neighbourhood component analysis; Goldberger et al. 2004).
+for the energy E_t of template t above the hull. h_t is larger for templates of the same formula: a
+known polymorph above the hull is not the structure that the composition has. The numbers are fitted
+to MP-20 train, each crystal without those of its own formula (neighbourhood component analysis;
+Goldberger et al. 2004); `tools/fit_templates.py` says how.
 Volumes follow log V = const(prototype) + sum_i share_i v(e_i), fitted to the same crystals, so the
 cell of a template grows by exp(sum_i share_i (v(f_i) - v(e_i))).
 """
@@ -20,13 +22,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_prior.text import SYMBOLS
+from llm_prior.wyckoff.crystal import element_order
 
+RANKING_FILE = Path(__file__).parent / "bundled" / "ranking.json"
 FloatArray = NDArray[np.float64]
 
 
@@ -35,10 +39,11 @@ class Ranking:
     """The fitted numbers.
 
     Attributes:
-        points: (118, d) of the elements by atomic number, from hydrogen.
+        points: (236, d) of the kinds of elements; see `kinds`.
         size_exponent: s.
         sharpness: b.
-        hull_weight: h, per eV/atom.
+        hull_weight: h of templates of other formulas, per eV/atom.
+        polymorph_weight: h of templates of the same formula, per eV/atom.
         log_volumes: (118,) v of the elements.
     """
 
@@ -46,6 +51,7 @@ class Ranking:
     size_exponent: float
     sharpness: float
     hull_weight: float
+    polymorph_weight: float
     log_volumes: FloatArray
 
     def distances(
@@ -60,23 +66,27 @@ class Ranking:
         """
         weights = (counts / counts.sum()) ** self.size_exponent
         weights /= weights.sum()
+        ours, theirs = kinds(templates), kinds(targets)
         total = np.zeros((len(templates), len(targets)))
         for slot, weight in enumerate(weights):
-            kinds, place = np.unique(templates[:, slot], return_inverse=True)
-            others, other_place = np.unique(targets[:, slot], return_inverse=True)
-            steps = self.points[kinds - 1][:, None] - self.points[others - 1]
-            table = np.linalg.norm(steps, axis=-1)
-            total += weight * table[place][:, other_place]
+            used, place = np.unique(ours[:, slot], return_inverse=True)
+            others, other_place = np.unique(theirs[:, slot], return_inverse=True)
+            steps = self.points[used][:, None] - self.points[others]
+            total += weight * np.linalg.norm(steps, axis=-1)[place][:, other_place]
         return total
 
-    def log_weights(self, distances: FloatArray, e_above_hull: FloatArray) -> FloatArray:
-        """Return the logarithm of the weight of each template.
+    def log_weights(
+        self, distances: FloatArray, e_above_hull: FloatArray, same_formula: NDArray[np.bool_]
+    ) -> FloatArray:
+        """Return the logarithms (T, P) of the weights of templates.
 
         Args:
             distances: (T, P), see `distances`.
             e_above_hull: (T,) eV/atom.
+            same_formula: (T,) whether the template has the reduced formula of the composition.
         """
-        return -self.sharpness * distances - self.hull_weight * e_above_hull[:, None]
+        weights = np.where(same_formula, self.polymorph_weight, self.hull_weight)
+        return -self.sharpness * distances - (weights * e_above_hull)[:, None]
 
     def growth(
         self, template: NDArray[np.int64], target: NDArray[np.int64], counts: NDArray[np.int64]
@@ -93,34 +103,49 @@ class Ranking:
 
     def to_json(self) -> str:
         """Return the numbers as JSON, rounded."""
-        return json.dumps(
-            {
-                "size_exponent": round(self.size_exponent, 4),
-                "sharpness": round(self.sharpness, 4),
-                "hull_weight": round(self.hull_weight, 4),
-                "log_volumes": dict(
-                    zip(SYMBOLS, np.round(self.log_volumes, 4).tolist(), strict=True)
-                ),
-                "points": dict(zip(SYMBOLS, np.round(self.points, 3).tolist(), strict=True)),
-            },
-            indent=1,
-        )
+        rows = [
+            json.dumps([symbol, round(float(volume), 4), *np.round(points, 3).ravel().tolist()])
+            for symbol, volume, points in zip(
+                SYMBOLS,
+                self.log_volumes,
+                self.points.reshape(2, len(SYMBOLS), -1).transpose(1, 0, 2),
+                strict=True,
+            )
+        ]
+        numbers = {
+            "size_exponent": round(self.size_exponent, 4),
+            "sharpness": round(self.sharpness, 4),
+            "hull_weight": round(self.hull_weight, 4),
+            "polymorph_weight": round(self.polymorph_weight, 4),
+        }
+        head = json.dumps(numbers)[:-1]
+        return f'{head}, "elements": [\n' + ",\n".join(rows) + "\n]}"
 
     @classmethod
     def from_json(cls, text: str) -> Ranking:
         """Return the numbers of a text that `to_json` wrote."""
         values = json.loads(text)
-        return cls(
-            points=np.array([values["points"][symbol] for symbol in SYMBOLS]),
-            size_exponent=values["size_exponent"],
-            sharpness=values["sharpness"],
-            hull_weight=values["hull_weight"],
-            log_volumes=np.array([values["log_volumes"][symbol] for symbol in SYMBOLS]),
-        )
+        table = np.array([row[1:] for row in values.pop("elements")])
+        points = table[:, 1:].reshape(len(SYMBOLS), 2, -1).transpose(1, 0, 2)
+        return cls(points=np.concatenate(points), log_volumes=table[:, 0], **values)
+
+
+def kinds(elements: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the kind of each element in its compound.
+
+    Args:
+        elements: (..., k) atomic numbers of compounds of k elements.
+
+    Returns:
+        (..., k): atomic number - 1, and 118 more for the most electronegative one.
+    """
+    order = element_order()
+    rank = np.array([order[symbol] for symbol in SYMBOLS])[elements - 1]
+    is_anion = rank == rank.max(-1, keepdims=True)
+    return elements - 1 + len(SYMBOLS) * is_anion
 
 
 @cache
 def fitted() -> Ranking:
     """Return the numbers fitted to MP-20 train; `tools/fit_templates.py` makes them."""
-    file = resources.files("flowllm.prediction") / "bundled" / "ranking.json"
-    return Ranking.from_json(file.read_text(encoding="utf-8"))
+    return Ranking.from_json(RANKING_FILE.read_text(encoding="utf-8"))

@@ -103,13 +103,14 @@ def propose_templates(
         unwanted = set(exclude_ids)
         kept &= [library.ids[row] not in unwanted for row in family.rows]
     targets = elements[family.ways]  # (P, k)
+    same_formula = (family.elements[:, None] == targets).all(-1).any(-1)
     if exclude_formula:
-        kept &= (family.elements[:, None] != targets).any(-1).all(-1)
+        kept &= ~same_formula
     chosen = np.flatnonzero(kept)
     if not len(chosen):
         return []
     distances = ranking.distances(family.elements[chosen], targets, counts)
-    weights = ranking.log_weights(distances, family.e_above_hull[chosen])
+    weights = ranking.log_weights(distances, family.e_above_hull[chosen], same_formula[chosen])
     proposals = []
     for rank, (best, log_probability) in enumerate(_likeliest(weights, family.genes[chosen], n), 1):
         template, way = divmod(best, len(targets))
