@@ -87,10 +87,12 @@ def share(hits: int, total: int) -> str:
 @ignore_missing_electronegativity()
 def plain_distance() -> Ranking:
     """Return the plain distance: the nearest template alone counts."""
-    elements = [Element(symbol) for symbol in SYMBOLS]
-    points = np.array(
-        [[e.mendeleev_no / 33, e.X, (e.atomic_radius or np.nan) / 0.5] for e in elements]
-    )
+    table = []
+    for element in map(Element, SYMBOLS):
+        known = element.Z < 104  # of heavier ones pymatgen has no Mendeleev number
+        number = element.mendeleev_no if known else np.nan
+        table.append([number / 33, element.X, (element.atomic_radius or np.nan) / 0.5])
+    points = np.array(table)
     points = np.where(np.isnan(points), np.nanmean(points, axis=0), points)
     return Ranking(
         points=np.concatenate([points, points]),

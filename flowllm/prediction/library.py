@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Lattice
 
 from flowllm.crystals.crystal import Crystal
-from flowllm.crystals.descriptions import describe_crystals
+from flowllm.crystals.descriptions import CrystalRow, describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
 from flowllm.prediction.prototypes import MAX_ELEMENTS, Prototype, place
@@ -70,7 +70,8 @@ class _Lists(NamedTuple):
     values: NDArray[Any]
     ends: NDArray[np.int32]
 
-    def __getitem__(self, row: int) -> NDArray[Any]:
+    def row(self, row: int) -> NDArray[Any]:
+        """Return a list."""
         return self.values[self.ends[row] : self.ends[row + 1]]
 
     def block(self, rows: NDArray[np.int64], length: int) -> NDArray[np.int64]:
@@ -174,7 +175,7 @@ class TemplateLibrary:
             UserError: if there is no crystal that can be a template, or one has no symmetry and
                 `skip_invalid` is False.
         """
-        rows = [(crystal.id, crystal.structure, crystal.properties) for crystal in crystals]
+        rows: list[CrystalRow] = [(c.id, c.structure, c.properties) for c in crystals]
         fmt = TextFormat(layout="wyckoff", max_atoms=_LARGEST)
         rows, descriptions = describe_crystals(rows, fmt, skip_invalid=skip_invalid)
         numbers: dict[Prototype, int] = {}
@@ -268,17 +269,18 @@ class TemplateLibrary:
         """
         group = space_group(int(self._groups[row]))
         if elements is None:
-            elements = [SYMBOLS[number - 1] for number in self._lists["elements"][row]]
-        coords = iter((self._lists["coords"][row] / _COORD).tolist())
+            numbers = self._lists["elements"].row(row).tolist()
+            elements = [SYMBOLS[number - 1] for number in numbers]
+        coords = iter((self._lists["coords"].row(row) / _COORD).tolist())
         orbits = []
         for letter, slot in zip(
-            self._lists["letters"][row], self._lists["slots"][row], strict=True
+            self._lists["letters"].row(row), self._lists["slots"].row(row), strict=True
         ):
             position = group.positions[letter]
             free = tuple(next(coords) for _ in range(position.num_free))
             orbits.append(Orbit(element=elements[slot], letter=position.letter, coords=free))
         units = _cell_units(group.number)
-        cell = tuple((self._lists["cell"][row] / units).tolist())
+        cell = tuple((self._lists["cell"].row(row) / units).tolist())
         return WyckoffCrystal(spacegroup=group.number, orbits=tuple(orbits), cell=cell)
 
     def volume_per_atom(self, row: int) -> float:
@@ -315,7 +317,7 @@ class TemplateLibrary:
         prototypes = self._prototypes[rows]
         swaps = {}
         for prototype, first in zip(*np.unique(prototypes, return_index=True), strict=True):
-            table = self._lists["swaps"][rows[first]].reshape(-1, len(counts))
+            table = self._lists["swaps"].row(rows[first]).reshape(-1, len(counts))
             swaps[int(prototype)] = table.astype(np.int64)
         return Family(
             counts=counts,
@@ -355,7 +357,7 @@ def build_library(
         UserError: if `out` exists, `file` cannot be read, or it holds no crystal that can be a
             template.
     """
-    out = check_absent(out)
+    check_absent(out)
     crystals = read(file, limit=limit, skip_invalid=skip_invalid)
     if crystals.skipped:
         logger.warning("%s: %d bad rows are left out", file, crystals.skipped.total())

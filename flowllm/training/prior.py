@@ -96,7 +96,7 @@ def _train(
     device: str,
 ) -> None:
     """Train the prior of a run and publish it."""
-    from flowllm.crystals.descriptions import describe_crystals
+    from flowllm.crystals.descriptions import CrystalRow, describe_crystals
     from flowllm.crystals.io import read
     from flowllm.training.engine import train, training_device
     from llm_prior import Collator, CrystalTextDataset, Prior
@@ -110,7 +110,7 @@ def _train(
         model.set_attn_implementation("eager")
 
     def dataset(paths: Sequence[str | Path], limit: int | None = None) -> CrystalTextDataset:
-        rows = []
+        rows: list[CrystalRow] = []
         for path in paths:
             crystals = read(
                 path, skip_invalid=skip_invalid, max_atoms=recipe.text.max_atoms, limit=limit

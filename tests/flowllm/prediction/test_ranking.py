@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowllm.prediction.ranking import Ranking, fitted, kinds
@@ -15,6 +15,7 @@ COUNTS = np.array([1, 1, 3])
 compounds = st.lists(st.integers(1, 118), min_size=3, max_size=3, unique=True).map(np.array)
 
 
+@settings(deadline=None)
 @given(compounds, compounds)
 def test_distances_are_symmetric_and_vanish_for_the_same_elements(
     one: np.ndarray, other: np.ndarray
@@ -27,6 +28,7 @@ def test_distances_are_symmetric_and_vanish_for_the_same_elements(
     assert none == 0
 
 
+@settings(deadline=None)
 @given(compounds, compounds)
 def test_the_way_back_undoes_a_change_of_volume(one: np.ndarray, other: np.ndarray) -> None:
     ranking = fitted()
