@@ -14,6 +14,7 @@ sample --best-of K --rank` keeps of these K (`ranked_by` in the JSON).
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import resource
@@ -37,6 +38,7 @@ from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
+from rfm.config import SYMMETRIES
 
 BATCH = 64
 
@@ -54,6 +56,15 @@ def share(hits: int, total: int) -> str:
 @click.option("--refiner", "refiners", multiple=True, help="Folder; default: the bundled one.")
 @click.option("--slope", "slopes", multiple=True, type=float, help="Position slopes to try.")
 @click.option("--steps", "all_steps", multiple=True, type=int, help="Numbers of steps to try.")
+@click.option(
+    "--symmetry",
+    "symmetries",
+    multiple=True,
+    type=click.Choice(SYMMETRIES),
+    default=("keep",),
+    show_default=True,
+    help="Whether refining keeps space groups; repeat it to compare.",
+)
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
@@ -76,6 +87,7 @@ def main(
     refiners: tuple[str, ...],
     slopes: tuple[float, ...],
     all_steps: tuple[int, ...],
+    symmetries: tuple[str, ...],
     temperature: float,
     top_p: float,
     constrain: bool,
@@ -168,13 +180,14 @@ def main(
         refiner = Refiner.from_pretrained(resolve(folder, BUNDLED_REFINER))
         settings = refiner.config.integration
         for slope in slopes or (settings.position_slope,):
-            for steps in all_steps or (settings.steps,):
+            for steps, symmetry in itertools.product(all_steps or (settings.steps,), symmetries):
                 start = time.perf_counter()
                 results = refine(
                     refiner,
                     [raw[k] for k in good],
                     seed=seed,
                     integration=settings.but(position_slope=slope, steps=steps),
+                    symmetry=symmetry,
                 )
                 pace = len(good) / (time.perf_counter() - start)
                 refined: list = [None] * (samples * n)
@@ -183,11 +196,12 @@ def main(
                     candidates[k].structure, candidates[k].refinement = result.structure, result
                 name = Path(folder).parent.name if folder else "bundled"
                 score(
-                    f"refined ({name}, slope {slope}, {steps} steps, {pace:.1f}/s)",
+                    f"refined ({name}, slope {slope}, {steps} steps, {symmetry}, {pace:.1f}/s)",
                     refined,
                     refiner=folder,
                     position_slope=slope,
                     steps=steps,
+                    symmetry=symmetry,
                 )
                 for rank in ranks:
                     start = time.perf_counter()
@@ -200,12 +214,13 @@ def main(
                     groups = [candidates[k::n] for k in range(n)]
                     kept = flat(choose(groups, [scores[k] for k in order]))
                     score(
-                        f"refined ({name}, slope {slope}, {steps} steps, best of {samples} by "
-                        f"{rank}, {pace:.1f}/s)",
+                        f"refined ({name}, slope {slope}, {steps} steps, {symmetry}, best of "
+                        f"{samples} by {rank}, {pace:.1f}/s)",
                         [sample.structure for sample in kept],
                         refiner=folder,
                         position_slope=slope,
                         steps=steps,
+                        symmetry=symmetry,
                         samples=samples,
                         ranked_by=rank,
                         potential=potential if rank == "energy" else None,

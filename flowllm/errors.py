@@ -30,8 +30,8 @@ class InvalidCrystal(UserError):
 
     Attributes:
         reason: code to count by: `unreadable`, `wrong_formula`, `disorder`, `unknown_element`,
-            `bad_cell`, `not_periodic`, `too_many_atoms`, `no_reduced_cell`, `bad_property`,
-            `duplicate_id`, or `failed` for a crystal that a run lists as failed.
+            `bad_cell`, `not_periodic`, `coinciding_atoms`, `too_many_atoms`, `no_reduced_cell`,
+            `duplicate_id`, `dead_link`, or `failed` for a crystal that a run lists as failed.
         detail: the message.
     """
 

@@ -7,6 +7,8 @@ stay fixed. A crystal passes through the modules in this order:
 - `dataset` holds such pairs, `base` draws the start of the flow from them;
 - `torus` and `lattice` are the two manifolds, `batch` holds crystals as tensors on them;
 - `network` is the velocity network, `objective` its loss, `model` both with their `config`;
+- `symmetry` finds the space group of a crystal, `averages` averages motions over the groups of a
+  batch;
 - `integration` solves the flow, `refining` takes and returns pymatgen structures;
 - `divergence` and `likelihood` compute the density of a refined crystal under the flow;
 - `validation` measures the velocities on held-out pairs.
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from rfm.model import Refiner
     from rfm.network import VelocityNetwork
     from rfm.refining import Refinement, Trajectory, refine
+    from rfm.symmetry import Operations, Symmetry, find_symmetry
     from rfm.validation import PATH_LOSSES, path_losses
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "LogLikelihood",
     "LossWeights",
     "NetworkConfig",
+    "Operations",
     "PairDataset",
     "PairedCrystal",
     "Refinement",
@@ -55,9 +59,11 @@ __all__ = [
     "RefinerConfig",
     "RefinerError",
     "Statistics",
+    "Symmetry",
     "Trajectory",
     "VelocityNetwork",
     "collate",
+    "find_symmetry",
     "flow_log_likelihood",
     "integrate",
     "path_losses",
@@ -77,6 +83,7 @@ _NAMES = {
     "model": ("Refiner",),
     "network": ("VelocityNetwork",),
     "refining": ("Refinement", "Trajectory", "refine"),
+    "symmetry": ("Operations", "Symmetry", "find_symmetry"),
     "validation": ("PATH_LOSSES", "path_losses"),
 }
 _HOME = {name: f"rfm.{module}" for module, names in _NAMES.items() for name in names}

@@ -25,6 +25,7 @@ from rfm.batch import CrystalBatch
 from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, metric_from_parameters, metric_to_matrix
+from rfm.symmetry import Blocks
 from rfm.torus import wrap_difference
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -42,7 +43,11 @@ def crystal_generator(seed: int, index: int) -> np.random.Generator:
 
 
 def noisy_base(
-    frac_coords: np.ndarray, lattice: np.ndarray, base: BaseConfig, rng: np.random.Generator
+    frac_coords: np.ndarray,
+    lattice: np.ndarray,
+    base: BaseConfig,
+    rng: np.random.Generator,
+    blocks: Blocks | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a given crystal with fresh noise, which does not shift it as a whole.
 
@@ -51,6 +56,8 @@ def noisy_base(
         lattice: (6,) standardised cell vector of the given crystal.
         base: widths of the noise.
         rng: source of the noise.
+        blocks: average of the noise on the positions over a group, or None. The cell is averaged
+            later, by `rfm.averages.average_cells`.
 
     Returns:
         float32 coordinates (n, 3) in [0, 1) and cell vector (6,).
@@ -58,7 +65,10 @@ def noisy_base(
     noise = base.position_sigma * rng.standard_normal(frac_coords.shape)  # (n, 3)
     # A shift of the whole crystal means nothing, yet it could push an atom's displacement past half
     # a period, to the other side of the cell.
-    coords = frac_coords + noise - noise.mean(0)
+    noise -= noise.mean(0)
+    if blocks is not None:
+        noise = blocks.average(noise)
+    coords = frac_coords + noise
     vector = lattice + base.cell_sigma * rng.standard_normal(6)
     return _wrap(coords), vector.astype(np.float32)
 

@@ -15,9 +15,11 @@ import torch
 from pymatgen.core import Element, Structure
 from torch import Tensor
 
+from rfm.averages import SymmetryBatch
 from rfm.config import RefinerConfig
 from rfm.errors import Failure, RefinerError
 from rfm.lattice import StandardChart
+from rfm.symmetry import Symmetry
 from rfm.torus import wrap
 
 # MP-20 has 113 pairs a crystal on average: about 140 crystals at a time.
@@ -34,6 +36,7 @@ class CrystalBatch:
         lattice: (B, 6) float, standardised chart vectors of the cells (`StandardChart`).
         num_atoms: (B,) int64, at least 1.
         batch: (N,) int64, index of the crystal of each atom, ascending.
+        symmetry: averages over the groups that the crystals keep; None if any motion is allowed.
     """
 
     atomic_numbers: Tensor
@@ -41,6 +44,7 @@ class CrystalBatch:
     lattice: Tensor
     num_atoms: Tensor
     batch: Tensor
+    symmetry: SymmetryBatch | None = None
 
     @property
     def num_crystals(self) -> int:
@@ -53,7 +57,8 @@ class CrystalBatch:
         Args:
             device: device of all tensors.
         """
-        return CrystalBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        parts = {name: part.to(device) for name, part in vars(self).items() if part is not None}
+        return CrystalBatch(**parts)
 
     def at(self, frac_coords: Tensor, lattice: Tensor) -> CrystalBatch:
         """Return the same crystals with other positions and cells.
@@ -65,12 +70,19 @@ class CrystalBatch:
         return replace(self, frac_coords=frac_coords, lattice=lattice)
 
     @classmethod
-    def from_structures(cls, structures: Sequence[Structure], cell: StandardChart) -> CrystalBatch:
+    def from_structures(
+        cls,
+        structures: Sequence[Structure],
+        cell: StandardChart,
+        groups: Sequence[Symmetry | None] = (),
+    ) -> CrystalBatch:
         """Return a float32 batch; sites keep their order.
 
         Args:
             structures: at least one ordered crystal.
             cell: chart of the cell vectors.
+            groups: symmetry that each crystal has and keeps, None for a crystal that may move in
+                any way; empty if all may.
 
         Raises:
             RefinerError: if there are no structures, or one has no sites, a disordered site, a
@@ -84,7 +96,9 @@ class CrystalBatch:
         flat = (~(torch.linalg.det(matrices).abs() > 0)).nonzero().flatten().tolist()
         if flat:
             raise RefinerError(f"structure {flat[0]} has a cell without volume; leave it out")
-        num_atoms = torch.tensor([len(z) for z in numbers])
+        sizes = [len(z) for z in numbers]
+        num_atoms = torch.tensor(sizes)
+        kept = any(group is not None for group in groups)
         return cls(
             atomic_numbers=torch.from_numpy(np.concatenate(numbers)),
             # Wrapped in float64 first: float32 keeps only 7 digits of a coordinate far from zero.
@@ -92,6 +106,7 @@ class CrystalBatch:
             lattice=cell.encode(matrices).float(),
             num_atoms=num_atoms,
             batch=torch.repeat_interleave(num_atoms),
+            symmetry=SymmetryBatch.of(groups, sizes, cell) if kept else None,
         )
 
 

@@ -16,6 +16,7 @@ MODEL_TYPE = "rfm-refiner"
 BASE_KINDS = ("llm", "uniform", "file")
 CHARTS = ("logmetric", "params")
 INTEGRATION_METHODS = ("euler", "midpoint", "heun")
+SYMMETRIES = ("keep", "free")
 
 
 @dataclass(kw_only=True)
@@ -55,14 +56,19 @@ class BaseConfig:
         position_sigma: width of the noise on fractional coordinates, in periods; `uniform` ignores
             it.
         cell_sigma: width of the noise on the standardised cell vector; `uniform` ignores it.
+        symmetry: `keep` trains on symmetric paths, where the target has the space group of its base
+            (`rfm.dataset`); `free` trains on any paths. Both can be used with and without keeping
+            symmetry (`rfm.refine`).
 
     Raises:
-        RefinerError: if the kind is unknown, or a width is negative or not finite.
+        RefinerError: if the kind or `symmetry` is unknown, a width is negative or not finite, or
+            the symmetry of a base without crystals is to be kept.
     """
 
     kind: str = "llm"
     position_sigma: float = 0.0
     cell_sigma: float = 0.0
+    symmetry: str = "free"
 
     def __post_init__(self) -> None:
         if self.kind == "pairs":  # the name of `llm` in folders that were saved before
@@ -71,6 +77,14 @@ class BaseConfig:
             raise RefinerError(f"unknown base {self.kind!r}; choose one of {', '.join(BASE_KINDS)}")
         for name in ("position_sigma", "cell_sigma"):
             _check_not_negative(name, getattr(self, name))
+        if self.symmetry not in SYMMETRIES:
+            raise RefinerError(
+                f"unknown base.symmetry {self.symmetry!r}; choose one of {', '.join(SYMMETRIES)}"
+            )
+        if self.symmetry == "keep" and not self.from_crystals:
+            raise RefinerError(
+                "the base uniform has no symmetry to keep; set base.symmetry to free"
+            )
 
     @property
     def from_crystals(self) -> bool:

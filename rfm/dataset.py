@@ -1,9 +1,15 @@
-"""Pairs of crystals as training data: a base from a prior or a file, and its target."""
+"""Pairs of crystals as training data: a base from a prior or a file, and its target.
+
+With `BaseConfig.symmetry` `keep`, a pair whose target has the space group of its base is made
+exactly symmetric, and its noise and the velocities of its atoms are averaged over the group, so
+that the whole path is symmetric as in an integration that keeps the group (`rfm.symmetry`). Other
+pairs are drawn as they are: no symmetric path leads from their base to their target.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +17,12 @@ import torch
 from pymatgen.core import Lattice, Structure
 from torch import Tensor
 
+from rfm.averages import BlockBatch, average_cells
 from rfm.base import noisy_base, uniform_base
 from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, chart
+from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
 
 # A cell with a smaller share of the volume a b c counts as flat.
 _SMALLEST_VOLUME = 1e-6
@@ -57,6 +65,28 @@ class PairedCrystal:
     def _structure(self, lattice: np.ndarray, frac_coords: np.ndarray) -> Structure:
         return Structure(Lattice(lattice), self.atomic_numbers.tolist(), frac_coords)
 
+    def symmetric(self) -> tuple[PairedCrystal, Symmetry | None]:
+        """Return the pair made exactly symmetric, with the symmetry of the base.
+
+        Returns:
+            The pair as it is, and None, if the base has no symmetry or the target does not share
+            it.
+        """
+        base, target = self.base, self.target
+        symmetry = None if base is None else find_symmetry(base)
+        if symmetry is None or symmetry.trivial or not symmetry.holds(target, SYMPREC):
+            return self, None
+        assert base is not None
+        base, target = symmetry.symmetrised(base), symmetry.symmetrised(target)
+        pair = replace(
+            self,
+            base_frac_coords=base.frac_coords,
+            base_lattice=base.lattice.matrix,
+            target_frac_coords=target.frac_coords,
+            target_lattice=target.lattice.matrix,
+        )
+        return pair, symmetry
+
 
 class PairDataset:
     """Draws of base, target and time from a list of pairs.
@@ -96,6 +126,12 @@ class PairDataset:
         self.base = base or BaseConfig()
         for pair in pairs:
             _check(pair, needs_base=self.base.from_crystals)
+        groups: list[Symmetry | None] = [None] * len(pairs)
+        if self.base.symmetry == "keep":
+            symmetric = [pair.symmetric() for pair in pairs]
+            pairs, groups = [pair for pair, _ in symmetric], [group for _, group in symmetric]
+        self._blocks = [g if g is None else g.blocks for g in groups]
+        self._metric_averages = [g if g is None else g.metric_average for g in groups]
         self.ids = [pair.id for pair in pairs]
         self._sizes = np.array([len(pair.atomic_numbers) for pair in pairs])
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -142,18 +178,23 @@ class PairDataset:
         Returns:
             `ids` str; `atomic_numbers` (n,) int64; `base_frac_coords`, `target_frac_coords` (n, 3),
             `base_lattice`, `target_lattice` (6,) standardised, float32; `t` float in [0, 1).
+            With `base.symmetry` `keep`, `blocks` (`rfm.symmetry.Blocks`, or None without symmetry).
             They are plain arrays because making a `torch_geometric.data.Data` costs more than the
             rest of a draw. The keys are arguments of `Refiner.forward`; `Trainer` drops others.
         """
         start = self._starts[index]
         atoms = slice(start, start + self._sizes[index])
+        blocks, metric_average = self._blocks[index], self._metric_averages[index]
         if self.base.from_crystals:
             coords, lattice = noisy_base(
-                self._base_coords[atoms], self._base_lattice[index], self.base, rng
+                self._base_coords[atoms], self._base_lattice[index], self.base, rng, blocks
             )
+            if self.base.cell_sigma > 0 and metric_average is not None:
+                noisy, average = torch.from_numpy(lattice), torch.from_numpy(metric_average)
+                lattice = average_cells(noisy[None], average[None], self.cell)[0].numpy()
         else:
             coords, lattice = uniform_base(self.size(index), self.statistics, self.cell, rng)
-        return {
+        item = {
             "ids": self.ids[index],
             "atomic_numbers": self._numbers[atoms],
             "base_frac_coords": coords,
@@ -162,9 +203,10 @@ class PairDataset:
             "target_lattice": self._target_lattice[index],
             "t": rng.random(),
         }
+        return item | {"blocks": blocks} if self.base.symmetry == "keep" else item
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return draws of B crystals with N atoms in all as keyword arguments of `Refiner.forward`.
 
     Args:
@@ -172,7 +214,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
 
     Returns:
         `ids` list of B str; `num_atoms` (B,), `atomic_numbers` (N,) int64; `base_frac_coords`,
-        `target_frac_coords` (N, 3), `base_lattice`, `target_lattice` (B, 6), `t` (B,) float32.
+        `target_frac_coords` (N, 3), `base_lattice`, `target_lattice` (B, 6), `t` (B,) float32. If
+        the draws have them, `blocks`: fields of a `rfm.averages.BlockBatch`.
     """
 
     def joined(key: str) -> Tensor:
@@ -181,9 +224,10 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
     def stacked(key: str) -> Tensor:
         return torch.from_numpy(np.stack([item[key] for item in items]))
 
-    return {
+    sizes = [len(item["atomic_numbers"]) for item in items]
+    batch = {
         "ids": [item["ids"] for item in items],
-        "num_atoms": torch.tensor([len(item["atomic_numbers"]) for item in items]),
+        "num_atoms": torch.tensor(sizes),
         "atomic_numbers": joined("atomic_numbers"),
         "base_frac_coords": joined("base_frac_coords").float(),
         "target_frac_coords": joined("target_frac_coords").float(),
@@ -191,6 +235,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
         "target_lattice": stacked("target_lattice"),
         "t": torch.tensor([item["t"] for item in items], dtype=torch.float32),
     }
+    if "blocks" in items[0]:
+        batch["blocks"] = vars(BlockBatch.of([item["blocks"] for item in items], sizes))
+    return batch
 
 
 def _statistics(vectors: Tensor, target_matrices: Tensor) -> Statistics:

@@ -18,6 +18,9 @@ which keeps their order. The bound is 1 - t because a velocity points at the pre
 speed distance / (1 - t): a longer step would carry a crystal beyond that end. Without the bound,
 the last of 50 steps with slope 5 would do so by up to five times the remaining distance.
 
+A crystal with symmetry (`CrystalBatch.symmetry`) keeps it: every step moves the atoms along the
+average of the velocity over the group, and averages the cell afterwards (`rfm.averages`).
+
 The steps are our own: solvers for ordinary differential equations know no wrapping, no slopes, and
 no crystal that leaves the finite numbers while its batch goes on.
 """
@@ -110,9 +113,13 @@ def advance(now: Integration, velocity: Velocity, lengths: Lengths) -> Integrati
         lengths: factors of the two velocities; negative ones lead back in time.
     """
     coord_velocity, lattice_velocity = velocity
+    symmetry = now.state.symmetry
+    if symmetry is not None:
+        coord_velocity = symmetry.blocks.average(coord_velocity)
+    lattice = CELL_SPACE.expmap(now.state.lattice, lengths.cell * lattice_velocity)
     moved = now.state.at(
         TORUS.expmap(now.state.frac_coords, lengths.position * coord_velocity),
-        CELL_SPACE.expmap(now.state.lattice, lengths.cell * lattice_velocity),
+        lattice if symmetry is None else symmetry.average_cells(lattice),
     )
     finite = now.finite & _finite(moved)
     return Integration(state=_keep(finite, moved, now.state), finite=finite)

@@ -32,8 +32,9 @@ from rfm.config import Statistics, check_chart
 
 CELL_SPACE = Euclidean(ndim=1)
 
-_ROWS = [0, 1, 2, 0, 0, 1]
-_COLS = [0, 1, 2, 1, 2, 2]
+# Places of the six numbers of a symmetric matrix, here and in `rfm.symmetry`.
+ROWS = [0, 1, 2, 0, 0, 1]
+COLS = [0, 1, 2, 1, 2, 2]
 
 
 class Chart(Protocol):
@@ -49,6 +50,17 @@ class Chart(Protocol):
 
         Returns:
             (B, 6), of the type of the input.
+        """
+        ...
+
+    def from_metric(self, metric: Tensor) -> Tensor:
+        """Return the chart vectors of metric tensors.
+
+        Args:
+            metric: (B, 3, 3) float64 G = L L^T in Angstrom^2.
+
+        Returns:
+            (B, 6) float64.
         """
         ...
 
@@ -107,10 +119,13 @@ class LogMetric:
     name = "logmetric"
 
     def to_vector(self, lattice: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(metric_tensor(lattice.double()))
+        return self.from_metric(metric_tensor(lattice.double())).to(lattice.dtype)
+
+    def from_metric(self, metric: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(metric)
         log_metric = (vectors * values.log().unsqueeze(-2)) @ vectors.transpose(-1, -2)
-        six = log_metric[..., _ROWS, _COLS]  # (B, 6)
-        return torch.cat([six[..., :3], six[..., 3:] * math.sqrt(2)], dim=-1).to(lattice.dtype)
+        six = log_metric[..., ROWS, COLS]  # (B, 6)
+        return torch.cat([six[..., :3], six[..., 3:] * math.sqrt(2)], dim=-1)
 
     def to_metric(self, vector: Tensor) -> Tensor:
         six = vector.double()
@@ -129,12 +144,14 @@ class Params:
     name = "params"
 
     def to_vector(self, lattice: Tensor) -> Tensor:
-        metric = metric_tensor(lattice.double())
+        return self.from_metric(metric_tensor(lattice.double())).to(lattice.dtype)
+
+    def from_metric(self, metric: Tensor) -> Tensor:
         lengths = metric.diagonal(dim1=-2, dim2=-1).sqrt()  # (B, 3)
         cosines = (metric / lengths.unsqueeze(-1) / lengths.unsqueeze(-2)).clamp(-1, 1)
         # alpha is between b and c, beta between a and c, gamma between a and b.
         angles = torch.rad2deg(cosines[..., [1, 0, 0], [2, 2, 1]].acos())
-        return torch.cat([lengths.log(), (angles / 180).logit()], dim=-1).to(lattice.dtype)
+        return torch.cat([lengths.log(), (angles / 180).logit()], dim=-1)
 
     def to_metric(self, vector: Tensor) -> Tensor:
         six = vector.double()
@@ -229,6 +246,17 @@ class StandardChart:
             (B, 6), of the type of the input.
         """
         return self.standardise(self.chart.to_vector(lattice.double())).to(lattice.dtype)
+
+    def from_metric(self, metric: Tensor) -> Tensor:
+        """Return the standardised vectors of metric tensors.
+
+        Args:
+            metric: (B, 3, 3) float64 in Angstrom^2.
+
+        Returns:
+            (B, 6) float64.
+        """
+        return self.standardise(self.chart.from_metric(metric))
 
     def standardise(self, vector: Tensor) -> Tensor:
         """Return the standardised vectors of chart vectors.

@@ -15,6 +15,10 @@ atoms has 3 n - 3 + 6 degrees of freedom.
 The flow is the trained field without anti-annealing, which is no part of the model. It is followed
 backwards by the midpoint rule, with the divergence (`rfm.divergence`) at the middle of every step.
 
+Symmetry is not kept here: the density is that of the free flow among all crystals, also for a
+crystal that was refined with its symmetry kept. The flow within a group has a density of its own on
+fewer coordinates, which cannot be compared among groups.
+
 Limits: the features of the network jump where two atoms are half a period apart, and the effect of
 a jump on the density is left out. Data on a surface, such as crystals with symmetry, have infinite
 density under a perfect model, and the number of steps bounds it. So compare only likelihoods of one
@@ -157,6 +161,7 @@ def batch_log_likelihood(
     Raises:
         RefinerError: if a prior is missing, or a setting is too small.
     """
+    state = replace(state, symmetry=None)
     origin = backward(refiner, state, rngs, steps=steps, exact_atoms=exact_atoms, probes=probes)
     config = refiner.config
     base = base_log_density(config.base, config.statistics, refiner.cell, origin.state, prior)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from rfm.averages import BlockBatch
 from rfm.base import noisy_base, uniform_base
 from rfm.batch import CrystalBatch
 from rfm.config import RefinerConfig
@@ -80,6 +81,7 @@ class Refiner(nn.Module):
         base_lattice: Tensor,
         target_lattice: Tensor,
         t: Tensor,
+        blocks: Mapping[str, Tensor] | None = None,
     ) -> tuple[PathPoint, tuple[Tensor, Tensor]]:
         """Return the point of the conditional path at t and the velocities predicted there.
 
@@ -91,6 +93,8 @@ class Refiner(nn.Module):
             base_lattice: (B, 6) standardised.
             target_lattice: (B, 6) standardised.
             t: (B,) in [0, 1].
+            blocks: fields of the `rfm.averages.BlockBatch` over which the velocities of the atoms
+                are averaged, as in an integration that keeps symmetry; None: no average.
 
         Returns:
             The point, and velocities (N, 3) and (B, 6).
@@ -111,7 +115,10 @@ class Refiner(nn.Module):
             num_atoms=num_atoms,
             batch=batch,
         )
-        return point, self.velocity(state, t)
+        coord_velocity, lattice_velocity = self.velocity(state, t)
+        if blocks is not None:
+            coord_velocity = BlockBatch(**blocks).average(coord_velocity)
+        return point, (coord_velocity, lattice_velocity)
 
     def forward(
         self,
@@ -123,6 +130,7 @@ class Refiner(nn.Module):
         base_lattice: Tensor,
         target_lattice: Tensor,
         t: Tensor,
+        blocks: Mapping[str, Tensor] | None = None,
         ids: Sequence[str] | None = None,
         return_loss: bool = True,
     ) -> dict[str, Tensor]:
@@ -136,6 +144,7 @@ class Refiner(nn.Module):
             base_lattice: (B, 6) standardised.
             target_lattice: (B, 6) standardised.
             t: (B,) in [0, 1].
+            blocks: see `path_velocity`.
             ids: not used; a batch carries them for error messages.
             return_loss: not used; `Trainer` recognises by this name that evaluation has a loss.
 
@@ -150,6 +159,7 @@ class Refiner(nn.Module):
             base_lattice=base_lattice,
             target_lattice=target_lattice,
             t=t,
+            blocks=blocks,
         )
         loss = velocity_loss(*velocity, point, self.config.loss)
         return {"loss": loss.total, "coord_loss": loss.coord, "lattice_loss": loss.lattice}
@@ -157,7 +167,7 @@ class Refiner(nn.Module):
     def draw_base(
         self, crystals: CrystalBatch, rngs: Sequence[np.random.Generator]
     ) -> CrystalBatch:
-        """Return noisy states at t = 0.
+        """Return noisy states at t = 0, with the symmetry of the crystals if they keep any.
 
         A crystal's base depends on its own generator alone, not on its batch.
 
@@ -174,8 +184,11 @@ class Refiner(nn.Module):
         if self.config.base.from_crystals:
             coords = np.split(crystals.frac_coords.cpu().numpy(), np.cumsum(sizes)[:-1])
             lattice = crystals.lattice.cpu().numpy()
+            symmetry = crystals.symmetry
+            groups = [None] * len(rngs) if symmetry is None else symmetry.groups
+            blocks = [group if group is None else group.blocks for group in groups]
             drawn = [
-                noisy_base(coords[k], lattice[k], self.config.base, rng)
+                noisy_base(coords[k], lattice[k], self.config.base, rng, blocks[k])
                 for k, rng in enumerate(rngs)
             ]
         else:
@@ -184,9 +197,10 @@ class Refiner(nn.Module):
                 for size, rng in zip(sizes, rngs, strict=True)
             ]
         device = crystals.frac_coords.device
+        cells = torch.from_numpy(np.stack([vector for _, vector in drawn])).to(device)
         return crystals.at(
             torch.from_numpy(np.concatenate([coords for coords, _ in drawn])).to(device),
-            torch.from_numpy(np.stack([vector for _, vector in drawn])).to(device),
+            cells if crystals.symmetry is None else crystals.symmetry.average_cells(cells),
         )
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -222,8 +236,8 @@ class Refiner(nn.Module):
             if not path.is_file():
                 raise RefinerError(f"{path} is missing; a refiner folder holds {path.name}")
         try:
-            values = json.loads(config_path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            values = json.loads(config_path.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise RefinerError(f"{config_path} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise RefinerError(f"{config_path} does not hold a JSON object")

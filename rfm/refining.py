@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from rfm.integration import integrate
 from rfm.lattice import StandardChart
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
+from rfm.symmetry import Symmetry, find_symmetry
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,8 @@ def refine(
     score: bool = False,
     max_edges: int = MAX_EDGES,
     on_finished: Callable[[int], None] | None = None,
+    symmetry: Literal["keep", "free"] = "keep",
+    groups: Sequence[Symmetry | None] | None = None,
 ) -> list[Refinement]:
     """Refine structures.
 
@@ -100,14 +104,21 @@ def refine(
         max_edges: bound on memory, see `rfm.batch.pack`.
         on_finished: called with the number of structures finished since the last call: first the
             refused ones, then the structures of each batch.
+        symmetry: `keep` brings each structure to its exact symmetric form first, and then moves it
+            only in ways that keep its space group, so that the refined structure has it to
+            rounding. It cannot reach a crystal of lower symmetry; `free` can. A structure without
+            symmetry comes out the same. A refiner with the base `uniform` starts from noise, which
+            has no symmetry to keep.
+        groups: symmetry that each structure keeps, None for no symmetry; None: the one that
+            `rfm.symmetry.find_symmetry` finds in it.
 
     Returns:
         One entry per structure, in order. A structure that cannot be refined is no error; its entry
         has a failure.
 
     Raises:
-        RefinerError: if max_edges is below one, the seed or an index is negative, or there is not
-            one index per structure.
+        RefinerError: if max_edges is below one, the seed or an index is negative, there is not one
+            index or group per structure, or groups are given and not kept.
     """
     if seed < 0:
         raise RefinerError(f"seed {seed} is negative; give 0 or more")
@@ -118,12 +129,31 @@ def refine(
         )
     if len(indices) > 0 and min(indices) < 0:
         raise RefinerError(f"index {min(indices)} is negative; give indices of 0 or more")
+    if groups is not None and symmetry == "free":
+        raise RefinerError("groups are given, but symmetry is free; leave one of them out")
+    if groups is not None and len(groups) != len(structures):
+        raise RefinerError(
+            f"{len(groups)} groups for {len(structures)} structures; give one group each"
+        )
+    for k, group in enumerate(groups or ()):
+        if group is not None and group.num_atoms != len(structures[k]):
+            raise RefinerError(
+                f"structure {k} has {len(structures[k])} atoms and its group {group.num_atoms}; "
+                "give the symmetry of this structure"
+            )
     integration = integration or refiner.config.integration
     results: dict[int, Refinement] = {}
     for k, structure in enumerate(structures):
         if refused := refusal(refiner.config, structure, k):
             results[k] = Refinement(failure=refused[0], detail=refused[1])
     good = [k for k in range(len(structures)) if k not in results]
+    kept: dict[int, Symmetry | None] = dict.fromkeys(good)
+    if symmetry == "keep" and refiner.config.base.from_crystals:
+        if groups is None:
+            found = _symmetries([structures[k] for k in good])
+        else:
+            found = [groups[k] for k in good]
+        kept |= {k: g for k, g in zip(good, found, strict=True) if g and not g.trivial}
     batches = pack([len(structures[k]) for k in good], max_edges)
     if on_finished is not None and results:
         on_finished(len(results))
@@ -132,6 +162,7 @@ def refine(
         refined = _refine_batch(
             refiner,
             [structures[k] for k in chunk],
+            [kept[k] for k in chunk],
             [crystal_generator(seed, indices[k]) for k in chunk],
             integration,
             trajectory=trajectory,
@@ -152,9 +183,21 @@ def refine(
     return ordered
 
 
+def _symmetries(structures: Sequence[Structure]) -> list[Symmetry | None]:
+    """Return the symmetry of each structure, None where it is not found, which the log counts."""
+    found = [find_symmetry(structure) for structure in structures]
+    if lost := sum(symmetry is None for symmetry in found):
+        logger.warning(
+            "%d of %d structures are refined without symmetry, as spglib finds none",
+            *(lost, len(found)),
+        )
+    return found
+
+
 def _refine_batch(
     refiner: Refiner,
     sources: Sequence[Structure],
+    groups: Sequence[Symmetry | None],
     rngs: Sequence[np.random.Generator],
     integration: IntegrationConfig,
     *,
@@ -162,14 +205,19 @@ def _refine_batch(
     score: bool,
 ) -> list[Refinement]:
     """Refine structures that fit into memory at once, with a generator for each of them."""
-    given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
+    bases = [
+        source if group is None else group.symmetrised(source)
+        for source, group in zip(sources, groups, strict=True)
+    ]
+    symmetric = CrystalBatch.from_structures(bases, refiner.cell, groups).to(refiner.device)
     recorder = Recorder() if trajectory else None
-    end = integrate(refiner, refiner.draw_base(given, rngs), integration, record=recorder)
+    end = integrate(refiner, refiner.draw_base(symmetric, rngs), integration, record=recorder)
     matrices = refiner.cell.decode(end.state.lattice.double()).cpu().numpy()  # (B, 3, 3)
     cuts = np.cumsum(end.state.num_atoms.cpu().numpy())[:-1]
     coords = np.split(end.state.frac_coords.double().cpu().numpy(), cuts)  # B of (n, 3)
     scores: list[LogLikelihood | None] = [None] * len(sources)
     if score:
+        given = CrystalBatch.from_structures(sources, refiner.cell).to(refiner.device)
         scores = batch_log_likelihood(refiner, end.state, given, rngs)
     paths: list[Trajectory | None] = [None] * len(sources)
     if recorder is not None:
@@ -177,7 +225,7 @@ def _refine_batch(
     results = []
     for k, source in enumerate(sources):
         if end.finite[k]:
-            result = _finish(source, matrices[k], coords[k])
+            result = _finish(source, matrices[k], coords[k], groups[k])
         else:
             result = Refinement(failure=Failure.NOT_FINITE, detail="the state became non-finite")
         found = scores[k] if result.structure is not None else None
@@ -185,7 +233,9 @@ def _refine_batch(
     return results
 
 
-def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refinement:
+def _finish(
+    source: Structure, matrix: np.ndarray, coords: np.ndarray, group: Symmetry | None = None
+) -> Refinement:
     """Return the refined structure with the species and handedness of its source, or a failure."""
     if not np.isfinite(matrix).all() or not abs(np.linalg.det(matrix)) > 0:
         return Refinement(failure=Failure.NO_CELL, detail="the final cell does not close")
@@ -202,6 +252,8 @@ def _finish(source: Structure, matrix: np.ndarray, coords: np.ndarray) -> Refine
     if images < MIN_DISTANCE or not structure.is_valid(MIN_DISTANCE):
         detail = f"two atoms are closer than {MIN_DISTANCE} Angstrom in the end"
         return Refinement(failure=Failure.CLOSE_ATOMS, detail=detail)
+    if group is not None:  # the steps in float32 leave errors of about 1e-6 Angstrom
+        structure = group.symmetrised(structure)
     return Refinement(structure=structure)
 
 

@@ -6,8 +6,9 @@ near t = 1 they are almost there.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from rfm.base import crystal_generator
 from rfm.dataset import PairDataset, collate
@@ -46,7 +47,8 @@ def path_losses(
     for start in range(0, len(data), batch_size):
         places = range(start, min(start + batch_size, len(data)))
         drawn = collate([data.draw(k, crystal_generator(seed, k)) for k in places])
-        batch = {k: v.to(refiner.device) for k, v in drawn.items() if isinstance(v, Tensor)}
+        del drawn["ids"]
+        batch = _to(refiner.device, drawn)
         point, (coord_velocity, lattice_velocity) = refiner.path_velocity(**batch)
         coord = (coord_velocity - point.coord_velocity).square().sum(-1)  # (N,)
         lattice = (lattice_velocity - point.lattice_velocity).square().sum(-1)  # (B,)
@@ -69,3 +71,11 @@ def path_losses(
             if counts[k, part] > 0:
                 found[f"{label}_loss_{name}"] = float(squares[k, part] / counts[k, part])
     return found
+
+
+def _to(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch, whose values are tensors or dicts of tensors, on a device."""
+    return {
+        name: _to(device, value) if isinstance(value, dict) else value.to(device)
+        for name, value in batch.items()
+    }

@@ -15,12 +15,12 @@ from functools import cache
 import numpy as np
 import spglib
 from numpy.typing import ArrayLike, NDArray
-from pymatgen.core import Composition, DummySpecies, Element, IStructure, Lattice, Structure
+from pymatgen.core import Composition, Element, IStructure, Lattice, Structure
 
+from flowllm.crystals.rules import check_geometry, determinant, site_element
 from flowllm.errors import InvalidCrystal
 
 NIGGLI_TOLERANCE = 1e-5  # recorded in every manifest; see `reduce_basis`
-MIN_VOLUME = 0.1  # Angstrom^3, far below the volume of one hydrogen atom
 
 
 def reduce_cell(structure: Structure, tolerance: float = NIGGLI_TOLERANCE) -> Structure:
@@ -82,9 +82,9 @@ def reduce_basis(
             continue
         change = reduced @ np.linalg.inv(lattice)  # reduced = change @ lattice
         steps = np.rint(change)
-        if np.abs(change - steps).max() > 0.01 or abs(round(_det(steps))) != 1:
+        if np.abs(change - steps).max() > 0.01 or abs(round(determinant(steps))) != 1:
             continue  # skewed beyond the precision of the input
-        if _det(steps) * _det(lattice) < 0:
+        if determinant(steps) * determinant(lattice) < 0:
             steps = -steps
         frac_coords = wrap(frac_coords @ np.rint(np.linalg.inv(steps)))
         return _standard_orientation(steps @ lattice), frac_coords
@@ -107,6 +107,23 @@ def wrap(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
     wrapped = frac_coords - np.floor(frac_coords)
     wrapped[wrapped >= 1.0] = 0.0
     return wrapped
+
+
+def fractional(positions: NDArray[np.float64], lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Cartesian positions in units of the lattice vectors.
+
+    Args:
+        positions: (N, 3), Angstrom.
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
+
+    Returns:
+        Array (N, 3).
+
+    Raises:
+        InvalidCrystal: see `rules.check_geometry`.
+    """
+    check_geometry(lattice, positions)
+    return np.asarray(np.linalg.solve(lattice.T, positions.T).T, dtype=np.float64)
 
 
 def make_structure(
@@ -139,52 +156,23 @@ def atomic_numbers(structure: IStructure) -> NDArray[np.uint8]:
         Array (N,).
 
     Raises:
-        InvalidCrystal: if a site is partially occupied or holds no chemical element.
+        InvalidCrystal: see `rules.site_element`.
     """
     numbers = np.empty(len(structure), dtype=np.uint8)
     for index, site in enumerate(structure):
-        if not site.is_ordered:
-            raise InvalidCrystal(
-                "disorder", f"site {index + 1} is disordered ({site.species_string})"
-            )
-        if isinstance(site.specie, DummySpecies):
-            raise InvalidCrystal(
-                "unknown_element", f"site {index + 1} holds {site.specie}, which is not an element"
-            )
-        numbers[index] = site.specie.Z
+        species = site.species
+        if len(species) == 1 and isinstance(specie := site.specie, Element) and site.is_ordered:
+            numbers[index] = specie.Z
+            continue
+        occupants = [(specie.symbol, share) for specie, share in species.items()]
+        numbers[index] = site_element(occupants, f"site {index + 1}")
     return numbers
-
-
-def check_geometry(lattice: NDArray[np.float64], frac_coords: NDArray[np.float64]) -> None:
-    """Check that a cell and positions can belong to a crystal.
-
-    Args:
-        lattice: (3, 3), rows are lattice vectors, Angstrom.
-        frac_coords: (N, 3).
-
-    Raises:
-        InvalidCrystal: if there are no atoms (reason `unreadable`), a number is not finite, or the
-            volume of the cell is 0 or infinite (reason `bad_cell`).
-    """
-    if not len(frac_coords):
-        raise InvalidCrystal("unreadable", "the crystal has no atoms")
-    if not (np.isfinite(lattice).all() and np.isfinite(frac_coords).all()):
-        raise InvalidCrystal("bad_cell", "the cell or a coordinate is not a finite number")
-    volume = abs(_det(lattice))
-    if not MIN_VOLUME < volume < np.inf:
-        raise InvalidCrystal("bad_cell", f"the cell has a volume of {volume:.3g} A^3")
 
 
 def _standard_orientation(lattice: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rotate a right-handed lattice so that its matrix is lower triangular, diagonal positive."""
     upper = np.linalg.qr(lattice.T).R
     return upper.T * np.sign(np.diag(upper))
-
-
-def _det(matrix: NDArray[np.float64]) -> float:
-    # A fifth of the time of numpy.linalg.det, and exact for integers of moderate size.
-    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 @cache
@@ -202,7 +190,7 @@ def _attempts(lattice: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.float64
 def _niggli(lattice: NDArray[np.float64], tolerance: float) -> NDArray[np.float64] | None:
     """Return the Niggli-reduced lattice in the orientation of the input, or None."""
     # spglib compares squared lengths with an absolute eps; this makes it independent of scale.
-    eps = tolerance * abs(_det(lattice)) ** (2 / 3)
+    eps = tolerance * abs(determinant(lattice)) ** (2 / 3)
     with warnings.catch_warnings():
         # spglib warns of its change from None to SpglibError; both are handled here.
         warnings.filterwarnings("ignore", "Set OLD_ERROR_HANDLING", DeprecationWarning)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
-from pymatgen.core import Element, IStructure, Structure
+from pymatgen.core import IStructure, Structure
 
-from flowllm.crystals import cells
-from flowllm.errors import InvalidCrystal, UserError
+from flowllm.crystals import cells, rules
+from flowllm.errors import UserError
+from flowllm.system.names import printable
 
-ATOMIC_NUMBER = {element.symbol: element.Z for element in Element} | {"D": 1, "T": 1}
 # The errors that pymatgen and ASE raise on damaged input.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -32,11 +32,13 @@ class Crystal:
         properties: formation_energy_per_atom and e_above_hull in eV/atom, band_gap in eV,
             spacegroup as a number from 1 to 230, and any other columns of the file under their
             names. Unknown values are absent.
+        ignored: property -> why the value in the file is not used.
     """
 
     id: str
     structure: Structure
     properties: dict[str, float | int | str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 class Geometry(NamedTuple):
@@ -60,8 +62,7 @@ def to_structure(crystal: Structure | Atoms) -> Structure:
 
     Raises:
         UserError: if it is neither kind of object.
-        InvalidCrystal: if it is not periodic, has no atoms, is disordered, holds an unknown
-            element, or has a cell that is not finite or has no volume.
+        InvalidCrystal: if it breaks one of `flowllm.crystals.rules`.
     """
     if isinstance(crystal, IStructure):
         return cells.make_structure(*geometry_of_structure(crystal))
@@ -102,13 +103,13 @@ def geometry_of_structure(structure: IStructure) -> Geometry:
         Its geometry, in the same cell.
 
     Raises:
-        InvalidCrystal: if it has no atoms, is disordered, holds an unknown element, or has a cell
-            that is not finite or has no volume.
+        InvalidCrystal: if it breaks one of `flowllm.crystals.rules`.
     """
+    rules.check_periodic(structure.lattice.pbc)
     geometry = Geometry(
         structure.lattice.matrix, cells.atomic_numbers(structure), structure.frac_coords
     )
-    cells.check_geometry(geometry.lattice, geometry.frac_coords)
+    rules.check_crystal(*geometry)
     return geometry
 
 
@@ -122,19 +123,35 @@ def geometry_of_atoms(atoms: Atoms) -> Geometry:
         Its geometry, in the same cell; positions are not wrapped.
 
     Raises:
-        InvalidCrystal: if it is not periodic in all directions, has no atoms, holds an unknown
-            element, or has a cell that is not finite or has no volume.
+        InvalidCrystal: if it breaks one of `flowllm.crystals.rules`, or ASE's note of partial
+            occupancies, which it makes when it reads a CIF, says that it is disordered.
     """
-    if not atoms.pbc.all():
-        raise InvalidCrystal(
-            "not_periodic", "not periodic in all three directions; set the cell and pbc=True"
-        )
-    if not np.isin(atoms.numbers, list(ATOMIC_NUMBER.values())).all():
-        raise InvalidCrystal("unknown_element", "an atom has no element (ASE's 'X')")
+    rules.check_periodic(atoms.pbc)
+    numbers = rules.check_numbers(atoms.numbers)
+    check_occupancies(atoms.info.get("occupancy"))
     lattice = np.array(atoms.cell)
-    cells.check_geometry(lattice, atoms.positions)
-    frac_coords = atoms.get_scaled_positions(wrap=False)
-    return Geometry(lattice, atoms.numbers.astype(np.uint8), frac_coords)
+    rules.check_geometry(lattice, atoms.positions)
+    geometry = Geometry(lattice, numbers, atoms.get_scaled_positions(wrap=False))
+    rules.check_crystal(*geometry)
+    return geometry
+
+
+def check_occupancies(occupancy: Any) -> None:
+    """Check ASE's note of the occupants of the sites of a CIF, `atoms.info["occupancy"]`.
+
+    ASE itself keeps one atom of each site and drops the other occupants.
+
+    Args:
+        occupancy: kind of site -> symbol -> share of the site; anything else says nothing.
+
+    Raises:
+        InvalidCrystal: see `flowllm.crystals.rules.site_element`.
+    """
+    if not isinstance(occupancy, dict):
+        return
+    for kind, occupants in occupancy.items():
+        if isinstance(occupants, dict):
+            rules.site_element(occupants.items(), f"the site of kind {kind}")
 
 
 def scalar(value: Any) -> float | int | str | None:
@@ -150,7 +167,9 @@ def scalar(value: Any) -> float | int | str | None:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str) else None
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int) else None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells
 from flowllm.crystals.cache import cache_folder, cache_key, load, store
-from flowllm.crystals.cif import parse_cifs, parse_plain_cif
+from flowllm.crystals.cif import CifCrystal, parse_cifs, parse_plain_cif
 from flowllm.crystals.crystal import (
     Crystal,
     Geometry,
@@ -28,9 +29,10 @@ from flowllm.crystals.crystal import (
     to_atoms,
     to_structure,
 )
-from flowllm.crystals.readers import FAILED, Row, is_poscar, read_rows, read_run_rows
+from flowllm.crystals.readers import DEAD_LINK, FAILED, Input, Row, Rows, read_run_rows
+from flowllm.crystals.rules import check_crystal
 from flowllm.crystals.run_folders import input_hash, run_table
-from flowllm.crystals.writers import FILE_SUFFIXES, KNOWN, write_folder, writer_for
+from flowllm.crystals.writers import KNOWN, write_folder, writer_for
 from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.system.files import publish
 
@@ -51,6 +53,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _WORTH_CACHING = 500  # rows; parsing fewer takes about as long as reading a cache entry
+_NO_ERRORS = (FAILED, DEAD_LINK)  # reasons of rows that are counted and do not stop a command
+_SHOWN_NOTES = 10  # warnings of one file
 
 
 class Crystals(list[Crystal]):
@@ -127,7 +131,7 @@ def read_all(
     reduce: bool = True,
     limit: int | None = None,
     workers: int | None = None,
-) -> list[Row]:
+) -> Rows:
     """Return every row of a file or folder, including bad rows, for callers that count them.
 
     Args:
@@ -149,15 +153,42 @@ def read_all(
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     table = run_table(path)
-    files = [table] if table else _files(path, limit)
-    key = cache_key(files, reduce, limit, is_run=table is not None)
+    source = Input(table or path)
+    key = cache_key(source.identity(), reduce, limit, is_run=table is not None)
     rows = load(key)
     if rows is None:
-        rows = read_run_rows(table, limit) if table else list(read_rows(path, files, limit))
-        _resolve(rows, reduce, workers)
+        rows = read_run_rows(table, limit) if table else source.rows(limit)
+        rows = Rows(_resolve(rows, reduce, workers)[:limit], rows.notes)
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
+    if not rows:
+        raise UserError(f"{path}: holds no crystals; give another file")
+    _report(path, rows)
     return rows
+
+
+def usable(path: str | Path, rows: Iterable[Row]) -> list[tuple[Row, Geometry]]:
+    """Return the rows that are crystals, with a warning that counts the others by reason.
+
+    Args:
+        path: of the file or folder, for messages.
+        rows: from `read_all`.
+
+    Returns:
+        The rows with their geometries, in order.
+
+    Raises:
+        UserError: if there is none.
+    """
+    skipped = _Skipped()
+    good = []
+    for row in rows:
+        if isinstance(row.source, InvalidCrystal):
+            skipped.add(row, row.source)
+        elif isinstance(row.source, Geometry):
+            good.append((row, row.source))
+    skipped.report(path, len(good))
+    return good
 
 
 def check_input(path: str | Path) -> None:
@@ -174,7 +205,7 @@ def check_input(path: str | Path) -> None:
         raise UserError(f"a file or folder of crystals is needed, not a {type(path).__name__}")
     path = Path(path)
     if run_table(path) is None:
-        _files(path)
+        Input(path)
 
 
 def write(
@@ -253,44 +284,69 @@ def _replace(
         shutil.rmtree(path)  # only now that the new folder is whole
 
 
-def _files(path: Path, limit: int | None = None) -> list[Path]:
-    """Return the file itself, or the first CIFs of a folder."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; check the path")
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif" and p.is_file())
-        if not files:
-            raise UserError(f"{path}: the folder holds no .cif files and is not a run folder")
-        return files[:limit]
-    if path.suffix.lower() not in (*FILE_SUFFIXES, ".zip") and not is_poscar(path):
-        raise UserError(
-            f"{path}: cannot read {path.suffix!r} files; {KNOWN}, a .zip of CIFs, a run folder"
-        )
-    return [path]
+def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> list[Row]:
+    """Return the rows with a geometry or an error for every CIF text, with reduced cells.
 
-
-def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> None:
-    """Turn every CIF text into a geometry or an error and reduce the cells, in place."""
+    A file with several crystals becomes several rows; a column of a table holds one crystal.
+    """
     for row in rows:
         if isinstance(row.source, str):
             row.source = parse_plain_cif(row.source) or row.source
     rest = [(row, row.source) for row in rows if isinstance(row.source, str)]
     parsed = parse_cifs([text for _, text in rest], workers)
-    for (row, _), (source, notes) in zip(rest, parsed, strict=True):
-        row.source = _in_column(row, source) if isinstance(source, InvalidCrystal) else source
-        for note in notes:
-            logger.info("%s: %s", row.place, one_line(note))
+    several: dict[int, list[Row]] = {}
+    for (row, _), crystals in zip(rest, parsed, strict=True):
+        if len(crystals) == 1:
+            row.source, row.notes = crystals[0].source, crystals[0].notes
+        elif row.column:
+            row.source = _one_of(crystals)
+        else:
+            several[id(row)] = _rows_of_blocks(row, crystals)
+        if isinstance(row.source, InvalidCrystal):
+            row.source = _in_column(row, row.source)
+    if several:
+        rows = [one for row in rows for one in several.get(id(row), [row])]
     for row in rows:
         if not isinstance(row.source, Geometry):
             continue
         lattice, numbers, frac_coords = row.source
         try:
-            cells.check_geometry(lattice, frac_coords)
+            check_crystal(lattice, numbers, frac_coords)
             if reduce:
                 lattice, frac_coords = cells.reduce_basis(lattice, frac_coords)
                 row.source = Geometry(lattice, numbers, frac_coords)
         except InvalidCrystal as error:
             row.source = _in_column(row, error)
+    return rows
+
+
+def _one_of(crystals: list[CifCrystal]) -> InvalidCrystal:
+    """Return why several crystals in one place of a table are no crystal."""
+    for crystal in crystals:
+        if isinstance(crystal.source, InvalidCrystal):
+            return crystal.source
+    return InvalidCrystal(
+        "unreadable", f"the CIF holds {len(crystals)} structures; give each its own row"
+    )
+
+
+def _rows_of_blocks(row: Row, crystals: list[CifCrystal]) -> list[Row]:
+    """Return a row for each data block of a file; its id is that of the file and the block."""
+    names: Counter[str] = Counter()
+    rows = []
+    for crystal in crystals:
+        names[crystal.block] += 1
+        count = names[crystal.block]
+        parts = (row.id, crystal.block, str(count) if count > 1 or not crystal.block else "")
+        rows.append(
+            replace(
+                row,
+                id="-".join(part for part in parts if part),
+                source=crystal.source,
+                notes=crystal.notes,
+            )
+        )
+    return rows
 
 
 def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
@@ -299,30 +355,73 @@ def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
 
 
 def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | None) -> Crystals:
-    if not rows:
-        raise UserError(f"{path}: holds no crystals; give another file")
     crystals = Crystals()
+    skipped = _Skipped()
     seen: set[str] = set()
     for row in rows:
         found = _checked(row, seen, max_atoms)
         if isinstance(found, InvalidCrystal):
-            if not skip_invalid and found.reason != FAILED:
+            if not skip_invalid and found.reason not in _NO_ERRORS:
                 raise InvalidCrystal(
                     found.reason,
                     f"{path}: {row.place} (id {row.id}): {found.detail}; fix it, or leave such "
                     "crystals out with skip_invalid (--skip-invalid)",
                 )
-            crystals.skipped[found.reason] += 1
+            skipped.add(row, found)
             continue
         seen.add(row.id)
         structure = cells.make_structure(*found)
-        crystals.append(Crystal(id=row.id, structure=structure, properties=row.properties))
-    left_out = ", ".join(f"{reason} {count}" for reason, count in crystals.skipped.most_common())
-    if not crystals:
-        raise UserError(f"{path}: holds no valid crystal ({left_out}); give another file")
-    if left_out:
-        logger.warning("%s: read %d crystals, left out: %s", path, len(crystals), left_out)
+        crystals.append(
+            Crystal(id=row.id, structure=structure, properties=row.properties, ignored=row.ignored)
+        )
+    skipped.report(path, len(crystals))
+    crystals.skipped = skipped.counts
     return crystals
+
+
+class _Skipped:
+    """The rows of a file that are left out."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first = ""  # the first of them
+
+    def add(self, row: Row, error: InvalidCrystal) -> None:
+        self.first = self.first or f"{row.place}: {error.detail}"
+        self.counts[error.reason] += 1
+
+    def report(self, path: str | Path, num_crystals: int) -> None:
+        """Warn of the rows by reason, or raise a `UserError` if no crystal is left."""
+        words = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())
+        if not num_crystals:
+            raise UserError(
+                f"{path}: holds no valid crystal ({words}; {self.first}); give another file"
+            )
+        if words:
+            logger.warning("%s: read %d crystals, left out: %s", path, num_crystals, words)
+
+
+def _report(path: Path, rows: Rows) -> None:
+    """Warn of what was assumed, of files and values that are not used, and of dead links."""
+    assumed = [f"{row.place}: {one_line(note)}" for row in rows for note in row.notes]
+    for note in (*rows.notes, *assumed[:_SHOWN_NOTES]):
+        logger.warning("%s: %s", path, note)
+    if len(assumed) > _SHOWN_NOTES:
+        logger.warning("%s: and %d more warnings like these", path, len(assumed) - _SHOWN_NOTES)
+    first: dict[str, tuple[Row, str]] = {}
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row.source, InvalidCrystal) and row.source.reason == DEAD_LINK:
+            logger.warning("%s: %s: %s", path, row.place, row.source)
+        for name, problem in row.ignored.items():
+            counts[name] += 1
+            first.setdefault(name, (row, problem))
+    for name, count in counts.items():
+        row, problem = first[name]
+        logger.warning(
+            "%s: %s is not used in %d of %d rows: %s: %s",
+            *(path, name, count, len(rows), row.place, problem),
+        )
 
 
 def _checked(row: Row, seen: set[str], max_atoms: int | None) -> Geometry | InvalidCrystal:

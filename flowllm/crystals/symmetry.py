@@ -68,7 +68,8 @@ class Symmetry:
     def wyckoff(self) -> str:
         """`ELEMENT:LETTER` of each orbit with a space between, such as `Na:a Cl:b`.
 
-        An element with several orbits of one letter has as many entries.
+        An element with several orbits of one letter has as many entries. The letters are those of
+        the canonical description; a text in the layout `wyckoff` may have chosen another origin.
         """
         return _letters(self.crystal)
 

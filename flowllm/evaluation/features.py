@@ -8,18 +8,17 @@ import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
+from flowllm.crystals.cache import cache_folder
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import UserError
-from flowllm.evaluation.vector_store import VectorStore
 from flowllm.metrics.composition_scale import CompositionScale
-from flowllm.metrics.distances import SYMPREC, comparable_spacegroup, properties
 from flowllm.metrics.fingerprints import (
     NUM_COMPOSITION,
     NUM_STRUCTURE,
@@ -27,14 +26,49 @@ from flowllm.metrics.fingerprints import (
     composition_fingerprint,
     structure_fingerprint,
 )
+from flowllm.metrics.prototypes import SYMPREC, Prototype, prototype
+from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each
 from flowllm.system.extras import require
+from flowllm.system.key_value import KeyValueStore
 from flowllm.system.progress import progress_bar
 
 Item = TypeVar("Item")
+Feature = TypeVar("Feature")
 Vector = NDArray[np.float64]
 
-_CHUNK = 8  # crystals per task, about a second
+_FILE = "fingerprints-2.sqlite"  # raise the number when equal keys would mean other features
+# Crystals per task: about a second.
+_FINGERPRINTS_AT_ONCE = 8
+_PROTOTYPES_AT_ONCE = 100
+
+
+class _Format(NamedTuple, Generic[Feature]):
+    """How a feature is stored as bytes."""
+
+    encode: Callable[[Feature], bytes]
+    decode: Callable[[bytes], Feature]
+
+
+def _encode_vector(vector: Vector) -> bytes:
+    return vector.astype("<f8").tobytes()
+
+
+def _decode_vector(content: bytes) -> Vector:
+    return np.frombuffer(content, dtype="<f8")
+
+
+def _encode_prototype(found: Prototype | None) -> bytes:
+    return json.dumps(found).encode()
+
+
+def _decode_prototype(content: bytes) -> Prototype | None:
+    values = json.loads(content)
+    return None if values is None else Prototype(*values)
+
+
+_VECTOR = _Format(_encode_vector, _decode_vector)
+_SYMMETRY = _Format(_encode_prototype, _decode_prototype)
 
 
 @ignore_missing_electronegativity()
@@ -63,38 +97,61 @@ def cached_fingerprints(
     """
     require("matminer.featurizers.site.fingerprint")
     compositions = [structure.composition for structure in structures]
+    of_structures = _cached(
+        structures,
+        [_structure_key(f"CrystalNN ops 2 {_versions()}", s) for s in structures],
+        structure_fingerprint,
+        _VECTOR,
+        workers=workers,
+        progress=progress,
+        description=description,
+    )
+    of_compositions = _cached(
+        compositions,
+        [_composition_key(c) for c in compositions],
+        composition_fingerprint,
+        _VECTOR,
+    )
     return Fingerprints(
-        structure=_cached(
-            structures,
-            [_structure_key(f"CrystalNN ops 2 {_versions()}", s) for s in structures],
-            structure_fingerprint,
-            NUM_STRUCTURE,
-            workers=workers,
-            progress=progress,
-            description=description,
-        ),
-        composition=_cached(
-            compositions,
-            [_composition_key(c) for c in compositions],
-            composition_fingerprint,
-            NUM_COMPOSITION,
-        ),
+        structure=np.array(of_structures).reshape(-1, NUM_STRUCTURE),
+        composition=np.array(of_compositions).reshape(-1, NUM_COMPOSITION),
     )
 
 
-def cached_properties(structures: Sequence[Structure]) -> dict[str, Vector]:
-    """Return the properties of `metrics.distances.properties`, space groups from the cache.
+def cached_prototypes(
+    structures: Sequence[Structure],
+    *,
+    workers: int = 1,
+    progress: bool = False,
+    description: str = "symmetry",
+) -> list[Prototype | None]:
+    """Return the prototypes of crystals, from the cache where they were computed before.
+
+    New ones are stored at once, so that a killed run goes on.
 
     Args:
-        structures: M ordered crystals.
+        structures: N ordered crystals.
+        workers: number of processes.
+        progress: show a bar on a terminal.
+        description: label of the bar.
 
     Returns:
-        Property -> (M,).
+        (N,); None where the symmetry search fails.
+
+    Raises:
+        UserError: if a worker process was killed.
     """
-    name = f"spacegroup {SYMPREC} {spglib.__version__}"
-    keys = [_structure_key(name, structure) for structure in structures]
-    numbers = _cached(structures, keys, _spacegroup_vector, 1)  # (M, 1)
-    return properties(structures, spacegroups=numbers[:, 0])
+    name = f"prototype 1 {SYMPREC} {spglib.__version__}"
+    return _cached(
+        structures,
+        [_structure_key(name, structure) for structure in structures],
+        prototype,
+        _SYMMETRY,
+        workers=workers,
+        progress=progress,
+        description=description,
+        at_once=_PROTOTYPES_AT_ONCE,
+    )
 
 
 def read_scale(path: str | Path) -> CompositionScale:
@@ -113,7 +170,7 @@ def read_scale(path: str | Path) -> CompositionScale:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         means, stds = (_numbers(content[name]) for name in ("means", "stds"))
     except (ValueError, KeyError, TypeError):
         raise UserError(
@@ -128,18 +185,19 @@ def read_scale(path: str | Path) -> CompositionScale:
 def _cached(
     items: Sequence[Item],
     keys: Sequence[bytes],
-    compute: Callable[[Item], Vector],
-    width: int,
+    compute: Callable[[Item], Feature],
+    stored: _Format[Feature],
     *,
     workers: int = 1,
     progress: bool = False,
     description: str = "",
-) -> Vector:
-    """Return a vector for each item, (N, width), computed once for equal keys."""
-    with VectorStore(width) as store:
-        known = store.load(keys)
+    at_once: int = _FINGERPRINTS_AT_ONCE,
+) -> list[Feature]:
+    """Return a feature for each item, computed once for equal keys."""
+    with KeyValueStore(cache_folder() / _FILE) as store:
+        known = {key: stored.decode(content) for key, content in store.load(keys).items()}
         missing = list({k: i for k, i in zip(keys, items, strict=True) if k not in known}.items())
-        chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+        chunks = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
         with progress_bar(
             total=len(missing),
             description=description,
@@ -147,25 +205,21 @@ def _cached(
             show=progress and bool(missing),
         ) as bar:
 
-            def save(chunk: list[tuple[bytes, Item]], vectors: list[Vector]) -> None:
-                new = {key: vector for (key, _), vector in zip(chunk, vectors, strict=True)}
-                store.save(new)
+            def save(chunk: list[tuple[bytes, Item]], features: list[Feature]) -> None:
+                new = {key: feature for (key, _), feature in zip(chunk, features, strict=True)}
+                store.save({key: stored.encode(feature) for key, feature in new.items()})
                 known.update(new)
                 bar.update(len(chunk))
 
-            work = functools.partial(_vectors, compute)
+            work = functools.partial(_features, compute)
             for_each(chunks, work, save, workers=min(workers, max(len(chunks), 1)))
-    return np.array([known[key] for key in keys]).reshape(len(keys), width)
+    return [known[key] for key in keys]
 
 
-def _vectors(
-    compute: Callable[[Item], Vector], _: None, chunk: list[tuple[bytes, Item]]
-) -> list[Vector]:
+def _features(
+    compute: Callable[[Item], Feature], _: None, chunk: list[tuple[bytes, Item]]
+) -> list[Feature]:
     return [compute(item) for _, item in chunk]
-
-
-def _spacegroup_vector(structure: Structure) -> Vector:
-    return np.array([comparable_spacegroup(structure)])
 
 
 def _structure_key(name: str, structure: Structure) -> bytes:

@@ -13,9 +13,9 @@ from pymatgen.core import Structure
 from flowllm.crystals.crystal import Crystal, ignore_missing_electronegativity
 from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.energies import RelaxedSet, add_energy_metrics
-from flowllm.evaluation.features import cached_fingerprints, cached_properties
+from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
 from flowllm.evaluation.remarks import remarks
-from flowllm.evaluation.results import SetResult
+from flowllm.evaluation.results import SetResult, symmetry_columns
 from flowllm.evaluation.sets import GeneratedSet, ReferenceSet, TrainingSet
 from flowllm.metrics.composition_scale import CompositionScale
 from flowllm.metrics.conditions import condition_rates, conditions_met
@@ -27,9 +27,11 @@ from flowllm.metrics.coverage import (
     nearest_distances,
 )
 from flowllm.metrics.csp import everyone_to_reference, match_metrics, metre, paired_distances
-from flowllm.metrics.distances import PROPERTIES, property_distance
+from flowllm.metrics.distances import PROPERTIES, properties, property_distance
 from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.metrics.intervals import rate
+from flowllm.metrics.prototypes import is_first
+from flowllm.metrics.symmetry import symmetry_metrics
 from flowllm.metrics.uniqueness import duplicates, matches
 
 Rows = Sequence[dict[str, Any]]
@@ -53,7 +55,8 @@ def measure(
 
     Validity counts over all requested crystals, where a failed one is invalid. Uniqueness and
     novelty count over the existing crystals; `valid_unique_novel` over all requested ones. Property
-    distances, diversity and feature novelty are over the valid crystals, as published.
+    distances, diversity and feature novelty are over the valid crystals, as published; figures of
+    symmetry are over all existing crystals in which a space group is found.
 
     Args:
         generated: the set.
@@ -65,7 +68,7 @@ def measure(
         scale: scale of compositions; None computes it over the reference set, or over the first
             training set with features.
         seed: seed of the bootstrap intervals.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -83,6 +86,18 @@ def measure(
     rows = [result.rows[i] for i in existing]
     valid = _add_validity(result, structures, rows, definitions)
     _add_uniqueness_and_novelty(result, structures, rows, train)
+    prototypes = cached_prototypes(
+        structures,
+        workers=workers,
+        progress=progress,
+        description=f"symmetry of {generated.name}",
+    )
+    for row, one in zip(rows, prototypes, strict=True):
+        row |= symmetry_columns(one)
+    _add_uniqueness_and_novelty_of_genes(result, rows, train)
+    result.metrics |= symmetry_metrics(
+        prototypes, None if reference is None else reference.prototypes, seed=seed
+    )
     featured = [(s.name, s.prints) for s in (reference, *train) if s and s.prints is not None]
     if featured:
         name, prints = featured[0]
@@ -114,7 +129,7 @@ def _add_validity(
     result: SetResult, structures: Sequence[Structure], rows: Rows, definitions: Definitions
 ) -> NDArray[np.bool_]:
     """Add validity and properties; return the validity of the existing crystals."""
-    values = cached_properties(structures)
+    values = properties(structures)
     for i, (row, structure) in enumerate(zip(rows, structures, strict=True)):
         structural, compositional = definitions.validity(structure)
         row |= {
@@ -158,6 +173,29 @@ def _add_uniqueness_and_novelty(
         "novelty": rate(sum(row["novel"] for row in rows), len(rows)),
         "unique_novel": rate(sum(both), len(rows)),
         "valid_unique_novel": rate(sum(all_three), result.num_generated),
+    }
+
+
+def _add_uniqueness_and_novelty_of_genes(
+    result: SetResult, rows: Rows, train: Sequence[TrainingSet]
+) -> None:
+    """Add uniqueness and novelty by prototype, over the crystals with a gene."""
+    rows = [row for row in rows if row["gene"] is not None]
+    genes = [row["gene"] for row in rows]
+    for row, first in zip(rows, is_first(genes), strict=True):
+        row["gene_unique"] = bool(first)
+    result.metrics["gene_uniqueness"] = rate(sum(r["gene_unique"] for r in rows), len(rows))
+    if not train:
+        return
+    for known in train:
+        found = sum(gene not in known.genes for gene in genes)
+        result.metrics[f"gene_novelty[{known.name}]"] = rate(found, len(rows))
+    for row in rows:
+        row["gene_novel"] = all(row["gene"] not in known.genes for known in train)
+    both = sum(row["gene_unique"] and row["gene_novel"] for row in rows)
+    result.metrics |= {
+        "gene_novelty": rate(sum(row["gene_novel"] for row in rows), len(rows)),
+        "gene_unique_novel": rate(both, len(rows)),
     }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowllm.energy.elements import holding_others
 from flowllm.evaluation.energies import RelaxedSet
 from flowllm.evaluation.results import SetResult
 from flowllm.evaluation.sets import GeneratedSet, ReferenceSet, TrainingSet
+from flowllm.metrics.prototypes import SYMPREC
 
 _MANY_FAILED = 0.05
 _NAMED = 5  # elements or crystals that a remark names
@@ -52,6 +54,13 @@ def _set_remarks(
         found.append(
             f"{failed} of {result.num_generated} crystals are missing or unreadable: {reasons} "
             f"({', '.join(names[:_NAMED])}{more})"
+        )
+    unknown = [row["id"] for row in result.rows if "gene" in row and row["gene"] is None]
+    if unknown:
+        more = ", ..." if len(unknown) > _NAMED else ""
+        found.append(
+            f"{len(unknown)} crystals have no space group at a tolerance of {SYMPREC} Angstrom "
+            f"({', '.join(unknown[:_NAMED])}{more}): no figure of symmetry counts them"
         )
     if (existing := result.num_generated - failed) > 1:
         if result.metrics["uniqueness"].successes == 1:
@@ -103,18 +112,11 @@ def _energy_remarks(generated: GeneratedSet, energies: RelaxedSet) -> list[str]:
 
 
 def _unknown_elements(generated: GeneratedSet, energies: RelaxedSet) -> list[str]:
-    if energies.model.elements is None:
-        return []
-    unknown: set[str] = set()
-    count = 0
-    for structure in generated.existing.values():
-        symbols = {e.symbol for e in structure.composition.elements}
-        unknown |= (outside := symbols - energies.model.elements)
-        count += bool(outside)
+    count, unknown = holding_others(list(generated.existing.values()), energies.model.elements)
     if not unknown:
         return []
     more = ", ..." if len(unknown) > _NAMED else ""
     return [
         f"{count} crystals hold elements that {energies.model.potential} has not learnt "
-        f"({', '.join(sorted(unknown)[:_NAMED])}{more}): their energies mean nothing"
+        f"({', '.join(unknown[:_NAMED])}{more}): their energies mean nothing"
     ]

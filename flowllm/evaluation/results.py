@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import Crystal
 from flowllm.metrics.intervals import Estimate
+from flowllm.metrics.prototypes import Prototype
 from flowllm.system.files import publish, write_atomic
+from flowllm.system.parquet import write_parquet
 
 METRICS = "metrics.json"
 STRUCTURES = "structures.parquet"
@@ -106,11 +107,14 @@ def write_structures(
     ]
     columns = dict.fromkeys(column for row in rows for column in row)
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-    publish(result.folder / name, functools.partial(pq.write_table, table, compression="zstd"))
+    publish(result.folder / name, functools.partial(write_parquet, table))
 
 
 def write_reference(
-    folder: Path, crystals: Sequence[Crystal], values: Mapping[str, NDArray[np.float64]]
+    folder: Path,
+    crystals: Sequence[Crystal],
+    values: Mapping[str, NDArray[np.float64]],
+    prototypes: Sequence[Prototype | None],
 ) -> None:
     """Write `reference.parquet`, the data for the reference distributions of the report.
 
@@ -118,17 +122,29 @@ def write_reference(
         folder: folder of the evaluation.
         crystals: M reference crystals.
         values: property -> (M,); see `flowllm.metrics.distances.properties`.
+        prototypes: (M,); None where the symmetry search failed.
     """
+    symmetry = [symmetry_columns(found) for found in prototypes]
     columns: dict[str, Any] = {
         "id": [crystal.id for crystal in crystals],
         "formula": [crystal.structure.composition.reduced_formula for crystal in crystals],
         "num_atoms": [len(crystal.structure) for crystal in crystals],
         **values,
+        **{name: [row[name] for row in symmetry] for name in Prototype._fields},
     }
     if any(E_ABOVE_HULL in crystal.properties for crystal in crystals):
         columns[E_ABOVE_HULL] = [crystal.properties.get(E_ABOVE_HULL) for crystal in crystals]
     table = pa.table(columns)
-    publish(folder / REFERENCE, functools.partial(pq.write_table, table, compression="zstd"))
+    publish(folder / REFERENCE, functools.partial(write_parquet, table))
+
+
+def symmetry_columns(found: Prototype | None) -> dict[str, int | str | None]:
+    """Return the columns that describe the symmetry of a crystal: the fields of `Prototype`.
+
+    Args:
+        found: prototype; None if the symmetry search failed.
+    """
+    return dict.fromkeys(Prototype._fields) if found is None else found._asdict()
 
 
 def metrics_table(sets: Sequence[SetResult]) -> str:

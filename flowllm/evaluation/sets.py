@@ -14,13 +14,16 @@ from pymatgen.core import Structure
 from flowllm.crystals import cells
 from flowllm.crystals.crystal import Crystal, Geometry
 from flowllm.crystals.formulas import Ratios, formula_ratios
-from flowllm.crystals.io import read, read_all
+from flowllm.crystals.io import read, read_all, usable
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.evaluation.definitions import Definitions
-from flowllm.evaluation.features import cached_fingerprints, cached_properties
+from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
+from flowllm.metrics.distances import properties
 from flowllm.metrics.fingerprints import Fingerprints
+from flowllm.metrics.prototypes import Prototype
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
+from flowllm.system.names import printable
 
 _LONGEST_REASON = 60
 
@@ -76,12 +79,14 @@ class ReferenceSet:
         crystals: M crystals.
         prints: unscaled fingerprints of the crystals that take part in the coverage.
         values: property -> (M,).
+        prototypes: (M,); None where the symmetry search failed.
     """
 
     name: str
     crystals: Sequence[Crystal]
     prints: Fingerprints
     values: Mapping[str, NDArray[np.float64]]
+    prototypes: Sequence[Prototype | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +96,13 @@ class TrainingSet:
     Attributes:
         name: name of its file.
         crystals: those that share a formula with a generated crystal.
+        genes: their genes, see `flowllm.metrics.prototypes`.
         prints: unscaled fingerprints of all crystals, for the feature novelty; else None.
     """
 
     name: str
     crystals: Sequence[Crystal]
+    genes: frozenset[str]
     prints: Fingerprints | None = None
 
 
@@ -130,7 +137,7 @@ def read_generated(path: str | Path) -> GeneratedSet:
             crystals.append(_failed(row.id, row.source, row.properties))
     if not crystals:
         raise UserError(f"{path}: holds no crystals")
-    return GeneratedSet(name=path.name, crystals=crystals, conditions=conditions)
+    return GeneratedSet(name=printable(path.name), crystals=crystals, conditions=conditions)
 
 
 def read_reference(
@@ -141,7 +148,7 @@ def read_reference(
     Args:
         path: anything that `flowllm.crystals.io.read` reads; bad rows are left out.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -151,7 +158,9 @@ def read_reference(
         UserError: if there is no such file, or no valid crystal in it.
     """
     crystals = read(path, skip_invalid=True, reduce=False)
-    return reference_set(path.name, crystals, definitions, workers=workers, progress=progress)
+    return reference_set(
+        printable(path.name), crystals, definitions, workers=workers, progress=progress
+    )
 
 
 def reference_set(
@@ -168,7 +177,7 @@ def reference_set(
         name: name of the set.
         crystals: M crystals.
         definitions: see `read_reference`.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -177,7 +186,13 @@ def reference_set(
     structures = [crystal.structure for crystal in crystals]
     prints = _prints(name, structures, definitions, workers=workers, progress=progress)
     return ReferenceSet(
-        name=name, crystals=crystals, prints=prints, values=cached_properties(structures)
+        name=name,
+        crystals=crystals,
+        prints=prints,
+        values=properties(structures),
+        prototypes=cached_prototypes(
+            structures, workers=workers, progress=progress, description=f"symmetry of {name}"
+        ),
     )
 
 
@@ -199,7 +214,7 @@ def read_training(
         formulas: formulas of the generated crystals.
         definitions: with `valid_coverage`, only valid crystals get fingerprints.
         with_features: compute fingerprints of all crystals as well.
-        workers: number of processes for the fingerprints.
+        workers: number of processes for the features.
         progress: show a bar on a terminal.
 
     Returns:
@@ -208,22 +223,29 @@ def read_training(
     Raises:
         UserError: if there is no valid crystal.
     """
-    rows = [(row.id, row.source) for row in read_all(path) if isinstance(row.source, Geometry)]
-    if not rows:
-        raise UserError(f"{path}: holds no valid crystal")
+    rows = usable(path, read_all(path))
     prints = None
     if with_features:
         # In the cells of the file, as for samples and reference: fingerprints depend on the last
         # bits of the coordinates.
-        structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
+        unreduced = usable(path, read_all(path, reduce=False))
+        structures = [cells.make_structure(*geometry) for _, geometry in unreduced]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
+    crystals = [
+        Crystal(id=row.id, structure=cells.make_structure(*geometry))
+        for row, geometry in rows
+        if formula_ratios(geometry.atomic_numbers) in formulas
+    ]
+    prototypes = cached_prototypes(
+        [crystal.structure for crystal in crystals],
+        workers=workers,
+        progress=progress,
+        description=f"symmetry of {path.name}",
+    )
     return TrainingSet(
-        name=path.name,
-        crystals=[
-            Crystal(id=name, structure=cells.make_structure(*geometry))
-            for name, geometry in rows
-            if formula_ratios(geometry.atomic_numbers) in formulas
-        ],
+        name=printable(path.name),
+        crystals=crystals,
+        genes=frozenset(found.gene for found in prototypes if found is not None),
         prints=prints,
     )
 

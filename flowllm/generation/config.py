@@ -22,9 +22,10 @@ from llm_prior import (
     stated_conditions,
 )
 from llm_prior.prompts import render_elements
-from rfm.config import INTEGRATION_METHODS
+from rfm.config import INTEGRATION_METHODS, SYMMETRIES
 
 Rank = Literal["prior", "energy", "flow"]
+SymmetryChoice = Literal["keep", "free"]
 
 _CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
 SMALL_BATCH = 16  # crystals, if each of them takes seconds
@@ -144,6 +145,13 @@ class RefinementConfig(Options):
         minimum=0,
         default_text="the refiner's",
     )
+    symmetry: SymmetryChoice = option(
+        "keep",
+        "Whether refining keeps the space group of a crystal, which is then exact: keep, or free "
+        "to move in any way.",
+        section="Refining",
+        choices=SYMMETRIES,
+    )
     trajectory: bool = option(
         False,
         "Write every state of the integration to trajectories/ID.extxyz.",
@@ -220,6 +228,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         object.__setattr__(self, "conditions", self._merged_conditions())
         given = [name for name in _INTEGRATION if getattr(self, name) is not None]
         given += [name for name in ("trajectory", "score") if getattr(self, name)]
+        given += ["symmetry"] if self.symmetry == "free" else []
         if given and not self.refine:
             raise UserError(f"{given[0]} is an option of refining; leave it out, or refine")
         if self.best_of > 1 and self.temperature == 0:

@@ -34,7 +34,8 @@ from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
-from rfm import Failure, Refinement, Refiner
+from llm_prior.wyckoff.supergroups import SYMPREC as STATED_SYMPREC
+from rfm import Failure, Refinement, Refiner, find_symmetry
 from rfm import refine as refine_structures
 
 
@@ -235,6 +236,11 @@ class FlowLLM:
                 structures.append(sample.prior_structure)
                 places.append(place)
         progress(len(samples) - len(places))
+        assert self.prior is not None
+        groups = None
+        if config.symmetry == "keep" and self.prior.fmt.layout == "wyckoff":
+            # The text states the group; a wider search may find a higher one.
+            groups = [find_symmetry(structure, STATED_SYMPREC) for structure in structures]
         results = refine_structures(
             self.refiner,
             structures,
@@ -244,6 +250,8 @@ class FlowLLM:
             trajectory=config.trajectory,
             score=config.score or config.rank == "flow",
             on_finished=progress,
+            symmetry=config.symmetry,
+            groups=groups,
         )
         for place, result in zip(places, results, strict=True):
             samples[place].add_refinement(result)
@@ -301,6 +309,7 @@ class FlowLLM:
             integration=self.refiner.config.integration.but(**config.integration),
             trajectory=config.trajectory,
             score=config.score,
+            symmetry=config.symmetry,
         )
         results = dict(zip(crystals, found, strict=True))
         for place, invalid in errors.items():

@@ -300,6 +300,7 @@ def _refine_batch(
         trajectory=config.trajectory,
         score=config.score,
         on_finished=progress,
+        symmetry=config.symmetry,
     )
     records = []
     for crystal, result in zip(part, results, strict=True):

@@ -54,6 +54,18 @@ def test_an_unknown_chart_is_refused(statistics: Statistics) -> None:
         RefinerConfig(statistics=statistics, chart="polar")
 
 
+def test_the_symmetry_of_the_base_is_checked_and_free_in_older_files() -> None:
+    with pytest.raises(
+        RefinerError, match="unknown base.symmetry 'lose'; choose one of keep, free"
+    ):
+        BaseConfig(symmetry="lose")
+    with pytest.raises(RefinerError, match="the base uniform has no symmetry to keep"):
+        BaseConfig(kind="uniform", symmetry="keep")
+    values = json.loads((BUNDLED_REFINER / "config.json").read_text())
+    del values["base"]["symmetry"]
+    assert RefinerConfig.from_dict(values).base.symmetry == "free"
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
 def test_impossible_loss_weights_are_refused(weight: float) -> None:
     with pytest.raises(RefinerError, match="loss: lattice is"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
+from rfm.averages import BlockBatch
 from rfm.config import BaseConfig
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.errors import RefinerError
@@ -157,6 +158,69 @@ def test_pairs_that_do_not_fit_together_are_refused(change: dict, message: str) 
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(RefinerError, match="no pairs"):
         PairDataset([])
+
+
+def symmetric_pair(name: str, target: Structure) -> PairedCrystal:
+    """A rough rocksalt as the base of a target with the same two atoms."""
+    base = Structure(
+        Lattice.from_parameters(4.0, 4.02, 4.0, 60.2, 60, 59.9),
+        ["Na", "Cl"],
+        [[0.005] * 3, [0.5] * 3],
+    )
+    return PairedCrystal(
+        id=name,
+        atomic_numbers=np.array([11, 17]),
+        base_frac_coords=base.frac_coords,
+        base_lattice=base.lattice.matrix,
+        target_frac_coords=target.frac_coords,
+        target_lattice=target.lattice.matrix,
+    )
+
+
+@pytest.mark.parametrize("chart_name", ["logmetric", "params"])
+def test_paths_are_symmetric_where_the_target_has_the_group_of_its_base(chart_name: str) -> None:
+    rocksalt = Lattice.from_parameters(3.9, 3.9, 3.9, 60, 60, 60)
+    pairs = [
+        symmetric_pair("same", Structure(rocksalt, ["Na", "Cl"], [[0.003] * 3, [0.502] * 3])),
+        symmetric_pair("off centre", Structure(rocksalt, ["Na", "Cl"], [[0] * 3, [0.45] * 3])),
+        symmetric_pair(
+            "strained",
+            Structure(
+                Lattice.from_parameters(3.9, 3.9, 4.4, 60, 60, 60),
+                ["Na", "Cl"],
+                [[0] * 3, [0.5] * 3],
+            ),
+        ),
+        make_pairs(4)[3],  # a base without symmetry
+    ]
+    noise = BaseConfig(position_sigma=0.05, cell_sigma=0.1)
+    keep = PairDataset(pairs, chart_name=chart_name, base=replace(noise, symmetry="keep"))
+    free = PairDataset(pairs, chart_name=chart_name, base=noise, statistics=keep.statistics)
+    draws, as_they_are = (
+        [data.draw(k, np.random.default_rng(k)) for k in range(4)] for data in (keep, free)
+    )
+    assert [item["blocks"] is not None for item in draws] == [True, False, False, False]
+    for item, plain in zip(draws[1:], as_they_are[1:], strict=True):
+        assert all(np.array_equal(item[key], value) for key, value in plain.items())
+    # In rocksalt no atom can move, and cubic cells differ by their volume alone.
+    for key in ("base", "target"):
+        gap = draws[0][f"{key}_frac_coords"][1] - draws[0][f"{key}_frac_coords"][0]
+        assert np.allclose(np.abs(gap), 0.5, atol=1e-6)
+        vector = torch.tensor(draws[0][f"{key}_lattice"])[None].double()
+        *lengths, alpha, beta, gamma = Lattice(keep.cell.decode(vector)[0].numpy()).parameters
+        assert np.allclose(lengths, lengths[0], rtol=1e-5)
+        assert np.allclose([alpha, beta, gamma], 60, atol=1e-3)
+    assert not np.allclose(draws[0]["base_lattice"], as_they_are[0]["base_lattice"], atol=1e-3)
+
+    batch = collate(draws)
+    average = BlockBatch(**batch["blocks"]).average(torch.ones(len(batch["base_frac_coords"]), 3))
+    assert torch.equal(average[:2], torch.zeros(2, 3)) and torch.equal(
+        average[2:], torch.ones(8, 3)
+    )
+
+
+def test_draws_without_symmetry_have_no_blocks() -> None:
+    assert "blocks" not in PairDataset(make_pairs()).draw(0, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("chart_name", ["logmetric", "params"])

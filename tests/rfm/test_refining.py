@@ -42,9 +42,10 @@ def test_sites_and_species_are_kept(structures: list[Structure], refiner: Refine
         assert result.failure is None and result.detail == ""
         assert result.structure.species == before.species
         assert result.structure.volume > 0
-        # A lone atom cannot move against the others, and there is no other motion.
+        # A lone atom cannot move against the others, and there is no other motion. The atoms of
+        # CsCl stay on their special positions.
         moved = not np.allclose(result.structure.frac_coords, before.frac_coords)
-        assert moved == (len(before) > 1)
+        assert moved == (len(before) > 2)
 
 
 def test_neither_packing_nor_place_changes_a_result(
@@ -56,7 +57,7 @@ def test_neither_packing_nor_place_changes_a_result(
     for a, b in zip([*whole, *whole[2:]], [*pieces, *tail], strict=True):
         assert_same_crystal(a, b)
     other = refine(refiner, structures, integration=steps(3), seed=10)
-    assert not np.allclose(other[0].structure.frac_coords, whole[0].structure.frac_coords)
+    assert not np.allclose(other[2].structure.frac_coords, whole[2].structure.frac_coords)
 
 
 # The fixtures are not changed by the test.
@@ -88,7 +89,7 @@ def test_a_result_depends_on_its_index_and_not_on_the_rest_of_the_batch(
 def test_equal_structures_with_other_indices_have_other_noise(
     structures: list[Structure], refiner: Refiner
 ) -> None:
-    one, two = refine(refiner, [structures[0]] * 2, integration=steps(2), indices=[4, 5])
+    one, two = refine(refiner, [structures[2]] * 2, integration=steps(2), indices=[4, 5])
     assert not np.allclose(one.structure.frac_coords, two.structure.frac_coords, atol=1e-3)
 
 
@@ -202,9 +203,9 @@ def test_handedness_and_oxidation_states_are_kept(refiner: Refiner) -> None:
 def test_defaults_come_from_the_config(structures: list[Structure], refiner: Refiner) -> None:
     refiner.config.integration.steps = 4
     refiner.config.integration.position_slope = 1.0
-    default = refine(refiner, structures[:1])
-    said = refine(refiner, structures[:1], integration=steps(4, position_slope=1.0))
-    other = refine(refiner, structures[:1], integration=steps(4, position_slope=0.0))
+    default = refine(refiner, structures[2:3])
+    said = refine(refiner, structures[2:3], integration=steps(4, position_slope=1.0))
+    other = refine(refiner, structures[2:3], integration=steps(4, position_slope=0.0))
     assert np.array_equal(default[0].structure.frac_coords, said[0].structure.frac_coords)
     assert not np.array_equal(default[0].structure.frac_coords, other[0].structure.frac_coords)
 

@@ -37,7 +37,11 @@ _CONTINUOUS = {
     "density": "density (g/cm³)",
     "volume_per_atom": "volume per atom (Å³)",
 }
-_COUNTED = {"num_elements": "number of elements", "num_atoms": "atoms in the cell"}
+_COUNTED = {
+    "num_elements": "number of elements",
+    "num_atoms": "atoms in the cell",
+    "free_parameters": "free parameters",
+}
 _RELAXED = {"energy": "energy (eV/atom)", "volume_per_atom": "volume per atom (Å³)"}
 _OF_RELAXED = ("e_above_hull", "relaxed_rmsd")  # shown for invalid crystals as well
 

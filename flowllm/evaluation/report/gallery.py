@@ -99,7 +99,7 @@ def best_crystals(name: str, rows: pd.DataFrame) -> Gallery:
     cards = []
     for _, row in ranked.iterrows():
         relaxed = row.get("relaxed_cif")
-        geometry = parse_cif(relaxed if isinstance(relaxed, str) else row["cif"])[0]
+        geometry = parse_cif(relaxed if isinstance(relaxed, str) else row["cif"])[0].source
         if isinstance(geometry, Geometry):
             cards.append(_card(row, cells.make_structure(*geometry)))
         if len(cards) == _NUM_BEST:

@@ -94,7 +94,7 @@ def test_unit_range_and_default_are_shown_once() -> None:
     for text in (
         "at the end. [eV/Angstrom; above 0; default: 0.05] --stress-limit",
         "has failed. [at least 1; default: 500] --time-limit",
-        "of the machine. [seconds; above 0; default: 600] --traj",
+        "of the machine. [seconds; above 0; default: 600] --symmetry",
         "--workers INTEGER Processes. [at least 1; default: 1]",
     ):
         assert words.count(text) == 1, text

@@ -139,7 +139,11 @@ def test_corrected_entries_are_read_as_a_hull_with_references(tmp_path: Path, co
     [
         ("hull.parquet", "nonsense", "is damaged"),
         ("hull.csv", "formula,energy\nNaCl,1", "needs the columns composition and formation"),
-        ("hull.csv", "formula,formation_energy_per_atom\nXxCl,1", "'XxCl' is no formula"),
+        (
+            "hull.csv",
+            "formula,formation_energy_per_atom\nXxCl,1",
+            "unknown element Xx",
+        ),
         ("hull.csv", "formula,formation_energy_per_atom\nNaCl,", "the energy of NaCl is nan"),
         ("hull.csv", "formula,formation_energy_per_atom\nNaCl,low", "the energy of NaCl is nan"),
         ("hull.json", "[1, 2]", "item 1 is no pymatgen entry"),

@@ -48,7 +48,7 @@ def run_folder(path: Path) -> Path:
         ]
     ).to_parquet(path / "samples.parquet")
     assert {"id", "cif", "failure"} <= set(CORE_COLUMNS)
-    manifest = {"run": {"conditions": {"formula": "NaCl", "num_atoms": "2"}}, "info": {}}
+    manifest = {"run": {"conditions": {"formula": "NaCl", "spacegroup": "225"}}, "info": {}}
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
@@ -74,10 +74,45 @@ def test_all_metrics_of_a_small_set(tmp_path):
     assert table["duplicate_of"].tolist() == [None, "c0", None, None]
     assert table["found_in"].tolist() == ["known.json: c0"] * 2 + [None] * 2
     assert len(read(out / "structures.parquet")) == 4  # a data set again
+    assert table["spacegroup"].tolist()[:3] == [225, 225, 221]
+    assert table["gene"].tolist()[:3] == ["225 Na:a Cl:b"] * 2 + ["221 Cs:a Cl:b"]
+    assert values["gene_uniqueness"] == 0.75 and values["p1"] == 0
+    assert values["gene_novelty"] == values["gene_novelty[known.json]"] == 0.5
+    assert values["spacegroup_js_distance"] > values["spacegroup_js_distance_reference"] == 0
     again = evaluate(samples, out=out, train=known, reference=known, targets=known)
     assert again.sets[0].metrics == result.sets[0].metrics
     with pytest.raises(UserError, match="another run"):
         evaluate(samples, out=out)
+
+
+def test_the_symmetry_of_known_crystals_is_that_of_the_reference(tmp_path):
+    options = {"train": support.MP20_SAMPLE, "reference": support.MP20_SAMPLE}
+    half = tmp_path / "half.parquet"
+    pd.read_parquet(support.MP20_SAMPLE)[::2].to_parquet(half)
+    (measured,) = evaluate(half, out=tmp_path / "out", **options).sets
+    metrics = measured.metrics
+    assert metrics["symmetry_found"].successes == metrics["symmetry_found"].count == 36
+    assert metrics["gene_novelty"].value == 0 and metrics["p1_reference"].successes == 5
+    for name in ("spacegroup_js_distance", "spacegroup_chi_square", "free_parameters_distance"):
+        assert 0 < metrics[name].value < metrics[f"{name}_reference"].high
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["settings"]["symprec"] == 0.1
+    stored_reference = pd.read_parquet(tmp_path / "out" / "reference.parquet")
+    rows = pd.DataFrame(measured.rows)
+    assert set(rows["gene"]) <= set(stored_reference["gene"])
+    mean = rows["free_parameters"].mean()
+    assert metrics["free_parameters"].value == pytest.approx(mean)
+
+
+def test_crystals_without_a_space_group_are_counted_and_named(tmp_path):
+    piled = Structure(Lattice.cubic(4.12), ["Cs", "Cs"], [[0, 0, 0], [0, 0, 1e-4]])
+    samples = stored(tmp_path / "samples.json", SALT, piled)
+    (measured,) = evaluate(samples, out=tmp_path / "out", train=samples).sets
+    assert measured.metrics["symmetry_found"].value == 0.5
+    assert measured.metrics["gene_uniqueness"].count == measured.metrics["p1"].count == 1
+    assert measured.rows[1]["gene"] is measured.rows[1]["spacegroup"] is None
+    (note,) = [note for note in measured.notes if "no space group" in note]
+    assert note.startswith("1 crystals") and "(c1)" in note
 
 
 def test_sets_of_every_kind_are_compared(tmp_path):
@@ -95,6 +130,8 @@ def test_sets_of_every_kind_are_compared(tmp_path):
     run = content[2]
     assert run["failures"] == {"no answer that decodes": 1}
     assert run["metrics"]["valid"]["value"] == run["metrics"]["meets_formula"]["value"] == 0.5
+    for name in ("meets_spacegroup", "meets_spacegroup_0.1"):
+        assert run["metrics"][name]["successes"] == 1 and run["metrics"][name]["count"] == 2
     assert "1 of 2 crystals are missing" in run["notes"][0]
     table = pd.read_parquet(tmp_path / "out" / "structures.parquet")
     assert table["id"].tolist()[1:4] == ["a/x", "b/x", "y"]

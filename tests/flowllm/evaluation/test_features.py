@@ -11,9 +11,9 @@ from pymatgen.core import Lattice, Structure
 from flowllm.crystals.cache import cache_folder
 from flowllm.errors import UserError
 from flowllm.evaluation import features as module
-from flowllm.evaluation.features import cached_fingerprints, cached_properties, read_scale
-from flowllm.metrics.distances import properties
+from flowllm.evaluation.features import cached_fingerprints, cached_prototypes, read_scale
 from flowllm.metrics.fingerprints import Fingerprints
+from flowllm.metrics.prototypes import prototype
 from flowllm.system.extras import require
 from support import CSCL, SALT
 
@@ -61,14 +61,13 @@ def test_crystals_without_a_fingerprint_and_rare_elements_keep_their_rows():
     assert cached_fingerprints([]).structure.shape == (0, 61)
 
 
-def test_space_groups_are_computed_once(monkeypatch):
-    first = cached_properties([SALT, CSCL, SALT])
-    expected = properties([SALT, CSCL, SALT])
-    assert all(np.array_equal(first[name], expected[name]) for name in expected)
-    monkeypatch.setattr(module, "comparable_spacegroup", never)
-    again = cached_properties([CSCL, SALT])
-    assert all(np.array_equal(again[name], first[name][1:]) for name in first)
-    assert cached_properties([])["spacegroup"].shape == (0,)
+def test_prototypes_and_failed_searches_are_computed_once(monkeypatch):
+    piled = Structure(CSCL.lattice, ["Cs", "Cs"], [[0, 0, 0], [0, 0, 1e-4]])
+    first = cached_prototypes([SALT, CSCL, SALT, piled])
+    assert first == [prototype(SALT), prototype(CSCL), prototype(SALT), None]
+    monkeypatch.setattr(module, "prototype", never)
+    assert cached_prototypes([piled, CSCL, SALT]) == [None, first[1], first[0]]
+    assert cached_prototypes([]) == []
 
 
 def test_a_scale_is_read_from_a_file(tmp_path):

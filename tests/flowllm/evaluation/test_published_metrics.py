@@ -98,7 +98,7 @@ def test_all_metrics_equal_the_published_code(expected, reference):
     result = measure(
         read_generated(SAMPLES),
         reference=known,
-        train=[TrainingSet(name="reference", crystals=[], prints=known.prints)],
+        train=[TrainingSet(name="reference", crystals=[], genes=frozenset(), prints=known.prints)],
         definitions=DEFINITIONS,
         scale=read_scale(SCALE),
     )

@@ -32,12 +32,14 @@ from flowllm.evaluation.results import (
     STRUCTURES,
     Evaluation,
     SetResult,
+    symmetry_columns,
     write_metrics,
     write_reference,
     write_structures,
 )
 from flowllm.metrics.distances import properties
 from flowllm.metrics.intervals import Estimate, rate
+from flowllm.metrics.prototypes import prototype
 from support import CSCL
 
 SALT = support.SALT.get_primitive_structure()
@@ -75,6 +77,7 @@ def row(name: str, number: int, structure: Structure | None, **more: Any) -> dic
         return known | {"failure": "unreadable"}
     formula = structure.composition.reduced_formula
     known |= {"formula": formula, "num_atoms": len(structure), "valid": True, **more}
+    known |= symmetry_columns(prototype(structure))
     return known | {name: float(value[0]) for name, value in properties([structure]).items()}
 
 
@@ -101,7 +104,7 @@ def evaluation(folder: Path, *names: str, energies: bool = False, reference: str
     if reference:
         settings["reference"] = {"name": reference, "sha256": "1" * 64}
         crystals = [Crystal(id=f"r{i}", structure=SALT) for i in range(4)]
-        write_reference(folder, crystals, properties([SALT] * 4))
+        write_reference(folder, crystals, properties([SALT] * 4), [prototype(SALT)] * 4)
     write_metrics(result, settings)
     return folder
 
@@ -115,6 +118,7 @@ def test_the_page_holds_the_table_the_charts_and_the_gallery(tmp_path):
     for words in ("0.6667", f"[{low:.4g}, {high:.4g}]", "2 of 3", "nothing to measure it on",
                   "both validities", "something about refined", "1 of 3 missing: unreadable",
                   "test.csv (111111111111)", "lowest energy above hull", "energy above hull",
+                  "free parameters",
                   "Parity with the reference", "Before and after relaxation"):  # fmt: skip
         assert words in page.text, words
     assert page.tags["figure"] == 4  # two crystals of two sets

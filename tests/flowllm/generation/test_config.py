@@ -40,6 +40,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "method": {"method": "heun"},
     "position_slope": {"position_slope": 0},
     "cell_slope": {"cell_slope": 1},
+    "symmetry": {"symmetry": "free"},
     "trajectory": {"trajectory": True},
     "score": {"score": True},
 }
@@ -200,6 +201,7 @@ def test_a_value_out_of_range_is_refused(arguments: dict[str, Any], message: str
         ),
         ({"position_slope": math.nan}, "position_slope is nan; give a number at least 0"),
         ({"cell_slope": -1.0}, "cell_slope is -1.0; give a number at least 0"),
+        ({"symmetry": "lose"}, "symmetry 'lose' is unknown; choose one of keep, free"),
     ],
 )
 def test_an_impossible_integration_is_refused(
@@ -226,6 +228,7 @@ def test_a_temperature_at_which_the_logits_overflow_is_refused() -> None:
         ({"refine": False, "cell_slope": 0}, "cell_slope is an option of refining"),
         ({"refine": False, "trajectory": True}, "trajectory is an option of refining"),
         ({"refine": False, "score": True}, "score is an option of refining"),
+        ({"refine": False, "symmetry": "free"}, "symmetry is an option of refining"),
         ({"best_of": 2, "temperature": 0}, "best_of 2 at temperature 0 draws one crystal 2 times"),
         (
             {"best_of": 2, "rank": "flow", "refine": False},

@@ -28,9 +28,10 @@ from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.errors import UserError
 from flowllm.runs import outputs
 from flowllm.runs.cif_form import CIF_FORMS
-from flowllm.runs.outputs import CORE_COLUMNS, Outcome, file_names, publish_crystals
+from flowllm.runs.outputs import CORE_COLUMNS, Outcome, publish_crystals
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder, run_job
+from flowllm.system.files import file_names
 from run_jobs import TOTAL, contents, run
 
 SALT = Structure(Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
