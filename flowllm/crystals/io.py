@@ -84,7 +84,9 @@ def read(
 
     - `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the number of the
       row, from 1), and properties.
-    - `.cif`, or a folder or `.zip` of them: one structure per file; the id is the file name.
+    - `.cif`, or a folder or `.zip` of them: the id is the file name, followed by the name of the
+      data block if a file has several crystals. A crystal that a file gives in two settings is read
+      once.
     - `.extxyz`, `.xyz`: properties from the comment line.
     - `.json`, `.jsonl`: pymatgen structure dicts (one, a list, or one per line), with properties
       from their `properties`.
@@ -94,9 +96,13 @@ def read(
       relaxed crystals if it has some): ids and properties as the run has them. Crystals that the
       run lists as failed are counted and left out.
 
-    CIFs give the same as pymatgen's parser: sites sorted by electronegativity, coordinates within
-    a ten-thousandth of 1/3 or 2/3 made exact. Deuterium and tritium become hydrogen. Missing and
-    non-finite property values and columns without scalars are left out.
+    A CIF is checked against itself: its symmetry operations, space group, formula, Z,
+    multiplicities, cell and volume must agree. What has to be assumed is a warning that names file
+    and block. Sites are sorted by electronegativity; coordinates within a ten-thousandth of 1/3 or
+    2/3 are made exact, and positions that were rounded are moved onto symmetry elements.
+
+    Deuterium and tritium become hydrogen. Missing and non-finite property values and columns
+    without scalars are left out.
 
     Args:
         path: of the file or folder.
@@ -104,8 +110,9 @@ def read(
         reduce: bring every crystal into its Niggli cell; see `cells.reduce_basis`.
         max_atoms: a crystal with more atoms is a bad row.
         limit: read at most this many rows.
-        workers: number of processes for CIFs that need the full parser; None: one per core if
-            there are many. Processes are spawned, so a script needs `if __name__ == "__main__":`.
+        workers: number of processes for CIFs other than those that pymatgen writes without
+            symmetry; None: one per core if there are many. Processes are spawned, so a script
+            needs `if __name__ == "__main__":`.
 
     Returns:
         The crystals, in the order of the file.
@@ -113,10 +120,9 @@ def read(
     Raises:
         UserError: if there is no such file, its suffix is unknown, it is damaged as a whole, holds
             no valid crystal or has no column `cif`, or a run is not finished.
-        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, sites that do
-            not add up to the formula of the CIF, disorder, an unknown element, a cell that is not
-            finite or has no volume, too many atoms, a property that is not a number, an id that
-            occurs twice.
+        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, a CIF that
+            contradicts itself, disorder, an unknown element, a cell that is not finite or has no
+            volume, too many atoms, a property that is not a number, an id that occurs twice.
     """
     path = Path(path)
     if max_atoms is not None and max_atoms < 1:
