@@ -6,7 +6,6 @@ whose columns the key `Properties` names. Of the values only numbers and text ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from flowllm.crystals.columns import WORD_COLUMNS
 from flowllm.crystals.crystal import UNREADABLE, Geometry, check_occupancies
 from flowllm.crystals.rules import atomic_number, check_numbers, check_periodic
 from flowllm.errors import InvalidCrystal, one_line
+from flowllm.system.documents import parse_json
 
 # A key, and a value: quoted, in brackets, or a word.
 _PAIR = re.compile(
@@ -174,8 +174,8 @@ def _value(key: str, value: str | bool) -> Any:
         return value
     if value.startswith(_JSON):
         try:
-            return json.loads(value.removeprefix(_JSON))
-        except (ValueError, RecursionError):
+            return parse_json(value.removeprefix(_JSON))
+        except ValueError:
             return value
     words = _words(value)
     if key in WORD_COLUMNS:
