@@ -238,6 +238,24 @@ class TextLayout(ABC):
         """
         return generation_prompt(conditions, self.fmt.layout)
 
+    def settle(
+        self,
+        conditions: Mapping[str, Any],
+        rng: np.random.Generator,
+        exclude_elements: Sequence[str] = (),
+    ) -> Mapping[str, Any]:
+        """Return the conditions of one text of a request: values that the layout needs are drawn.
+
+        Args:
+            conditions: values by name.
+            rng: source of the draws.
+            exclude_elements: symbols of elements that must not occur.
+
+        Raises:
+            PriorError: if no crystal within the size limit meets the conditions.
+        """
+        return conditions
+
     def refusal(
         self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
     ) -> str | None:

@@ -12,7 +12,7 @@ so: about 1 in 70 crystals of uniformly random fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
+from llm_prior.spacegroups import render_spacegroups
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.assignment import Assignment
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 from llm_prior.wyckoff.parameters import CellPart, CoordPart
-from llm_prior.wyckoff.table import NUM_GROUPS, space_group
+from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
 
 Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
@@ -72,10 +73,11 @@ class Grammar:
     Args:
         fmt: precision and size limit.
         rule: what the conditions ask of the atoms of the primitive cell.
-        groups: numbers of the groups that may be written; None for all.
+        groups: numbers of the groups that are requested; None for all.
 
     Attributes:
-        groups: those of them that can hold a crystal of the rule, ascending.
+        groups: those that may be written and can hold a crystal of the rule, ascending. Of two
+            enantiomorphic groups they have the one of the texts.
 
     Raises:
         PriorError: if none can.
@@ -86,20 +88,24 @@ class Grammar:
     ) -> None:
         self.fmt = fmt
         self.rule = rule
-        asked = sorted({space_group(n).number for n in groups or range(1, NUM_GROUPS + 1)})
+        every = range(1, NUM_GROUPS + 1)
+        asked = sorted(every if groups is None else set(groups))
         self.groups = self._holding(asked)
         if not self.groups:
-            others = self._holding(range(1, NUM_GROUPS + 1)) if groups is not None else []
-            names = ", ".join(map(str, asked))
+            written = set(self._holding(every) if groups is not None else ())
+            others = [number for number in every if fmt.written_group(number) in written]
+            several = "one of the space groups" if len(asked) > 1 else "space group"
             raise PriorError(
-                f"no crystal of these conditions has exactly space group {names}; "
-                f"groups that can: {_ranges(others) or 'none'}"
+                f"no crystal of these conditions, atoms counted in the primitive cell, has exactly "
+                f"{several} {render_spacegroups(asked)}; groups that can: "
+                f"{render_spacegroups(others) or 'none'}"
             )
         self._elements: dict[object, tuple[list[int], bool]] = {}
         self._letters: dict[object, list[int]] = {}
 
     def _holding(self, numbers: Iterable[int]) -> list[int]:
-        return [n for n in numbers if Assignment(rule=self.rule, number=n).can_complete()]
+        written = sorted({self.fmt.written_group(number) for number in numbers})
+        return [n for n in written if Assignment(rule=self.rule, number=n).can_complete()]
 
     def cursor(self) -> Cursor:
         """Return a new sequence, before its first field."""
@@ -234,14 +240,3 @@ class Cursor:
 
 def _choice(kind: Kind, values: Iterable[int]) -> Choice:
     return Choice(kind, np.array(sorted(values), dtype=np.int64))
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short, such as `1-3, 5`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
