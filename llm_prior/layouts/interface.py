@@ -103,6 +103,14 @@ class TextCursor(Protocol):
         """Return the tokens that may come next."""
         ...
 
+    def candidates(self) -> Legal:
+        """Return tokens of which some may come next; all that may are among them."""
+        ...
+
+    def accepts(self, token: int) -> bool:
+        """Return whether one of the candidates may come next; if not, it is none any more."""
+        ...
+
     def advance(self, token: int) -> None:
         """Take a token as written."""
         ...

@@ -28,9 +28,9 @@ from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
 from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, find_symmetry
 from llm_prior.wyckoff.grammar import Grammar
+from llm_prior.wyckoff.lattices import ANGLE_TOLERANCES, SYMPREC
 from llm_prior.wyckoff.requests import grammar_of
 from llm_prior.wyckoff.spacing import ANGLE_BOUNDS, MIN_DISTANCE
-from llm_prior.wyckoff.supergroups import ANGLE_TOLERANCES, SYMPREC
 from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat, decode, describe_anew, to_text
 
@@ -233,7 +233,8 @@ class WyckoffLayout(TextLayout):
             reading: the crystal.
             conditions: values by name. If they name space groups, that of the text must be one of
                 them, and the one that spglib finds.
-            cursor: the place at the end of the text if it was constrained.
+            cursor: the place at the end of the text if it was constrained. What is certain by the
+                grammar is not looked for again.
 
         Returns:
             `other_NAME` for a condition NAME that is not met, or `near_atoms` where the constraint
@@ -244,8 +245,12 @@ class WyckoffLayout(TextLayout):
             assert reading.crystal is not None  # every text of this layout has one
             written = self.wyckoff_format.written_group
             group = written(reading.crystal.spacegroup)
-            found = [group, *_found_groups(reading.structure)]
-            if group not in groups or any(f is None or written(f) != group for f in found):
+            if group not in groups:
+                return "other_spacegroup"
+            if (cursor is None or not cursor.is_certain) and any(
+                found is None or written(found) != group
+                for found in _found_groups(reading.structure)
+            ):
                 return "other_spacegroup"
         if cursor is not None and not cursor.is_certain and _has_near_atoms(reading.structure):
             return "near_atoms"
@@ -331,11 +336,7 @@ class WyckoffLayout(TextLayout):
 
 
 def _found_groups(structure: Structure) -> Iterator[int | None]:
-    """Yield the groups that spglib finds at its own angle tolerance and at pymatgen's.
-
-    The grammar looks at spglib's own while coordinates are written; in one of 2,000 samples the
-    other finds a higher group.
-    """
+    """Yield the groups that spglib finds at its own angle tolerance and at pymatgen's."""
     numbers = [site.specie.Z for site in structure]
     lattice, coords = structure.lattice.matrix, structure.frac_coords
     for tolerance in ANGLE_TOLERANCES:
