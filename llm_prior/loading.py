@@ -2,7 +2,8 @@
 
 The source is a hub id, a local folder, a GGUF file or a Python package with one, as a whole model
 or as an adapter on its base. Missing, damaged or unfitting files are refused with one line; no gap
-is filled with random numbers, and a path is never looked up on the hub.
+is filled with random numbers, and a path is never looked up on the hub. No file may bring code:
+pickled weights, classes of a model's own (`auto_map`) and attention kernels are not loaded.
 
 peft is imported only for an adapter, because its import takes longer than all others here together.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 PAD_TOKEN = "<pad>"
 _BAR_AFTER = 3  # seconds
+_ATTENTION = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"}
 
 
 def load_pretrained(
@@ -89,10 +92,11 @@ def load_pretrained(
         folder, gguf = name, {}
     model: PreTrainedModel | PeftModel
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
+        # False and not the default, with which transformers asks on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
         adapter = None if gguf else find_adapter_config_file(folder)
         if adapter is not None:
-            base = json.loads(Path(adapter).read_text()).get("base_model_name_or_path")
+            base = json.loads(Path(adapter).read_bytes()).get("base_model_name_or_path")
             model = _load_adapter(name, base, len(tokenizer), quantization, dtype, merge)
         else:
             model = _load_weights(folder, **gguf, **options)
@@ -107,7 +111,7 @@ def load_pretrained(
         raise PriorError(
             f"the weights in {name} are damaged ({error}); copy or train them again"
         ) from error
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, AttributeError) as error:
         reason = first_line(error)
         if gguf or path.is_dir():
             message = f"cannot load a language model from {name}: {reason}"
@@ -129,9 +133,21 @@ def load_pretrained(
 def _load_weights(folder: str, **options: Any) -> PreTrainedModel:
     """Load a model and raise `PriorError` if the folder lacks weights, which transformers would
     fill with random numbers."""
+    if "gguf_file" not in options:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config._attn_implementation not in _ATTENTION:  # transformers would download and run it
+            raise PriorError(
+                f"the config.json of {folder} names the attention {config._attn_implementation!r}; "
+                "remove attn_implementation there"
+            )
+        options["use_safetensors"] = True
     with _bars_for_people():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            folder,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     model, report = loaded
     gaps = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]

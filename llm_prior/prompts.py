@@ -18,6 +18,7 @@ from typing import Any
 from pymatgen.core import Composition, Structure
 
 from llm_prior.errors import PriorError
+from llm_prior.formulas import ISOTOPES, parse_formula
 from llm_prior.spacegroups import parse_spacegroup
 from llm_prior.text import SYMBOLS, LayoutName
 
@@ -35,8 +36,6 @@ INFILL_HEAD = (
 INFILL_TAIL = "\nGenerate an element that could replace [MASK] in the bulk material:\n"
 SENTENCE_END = ". "
 
-# pymatgen reads more than formulas (charges, exponents, a silent "@") and takes D for hydrogen.
-_FORMULA = re.compile(r"(?:[A-Z][a-z]?|[0-9.()\[\]{}\s])+")
 _LARGEST_AMOUNT = 1_000_000
 _RANGE = re.compile(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*")
 
@@ -97,28 +96,30 @@ def parse_composition(formula: Any) -> Composition:
     """Return the composition of a formula of real elements with whole amounts.
 
     Args:
-        formula: text, a pymatgen composition or a mapping of elements to amounts.
+        formula: text, see `llm_prior.formulas.parse_formula`, a pymatgen composition or a mapping
+            of elements to amounts.
 
     Raises:
         PriorError: if it is not a formula, or has an unknown element or an amount that is not a
             whole number from 1 on.
     """
-    text = Composition(formula).formula if isinstance(formula, Mapping) else str(formula)
-    no_formula = f"{formula!r} is not a chemical formula; write it like Na2SO4"
-    if not _FORMULA.fullmatch(text):
-        raise PriorError(no_formula)
-    symbols = re.findall("[A-Z][a-z]?", text)
-    for symbol in symbols:
-        if symbol not in SYMBOLS:
-            raise PriorError(f"unknown element {symbol} in formula {formula!r}; write it like NaCl")
     try:
-        composition = Composition(text, strict=True)
+        text = Composition(formula).formula if isinstance(formula, Mapping) else formula
     except ValueError as error:
-        raise PriorError(no_formula) from error
-    amounts = [composition[symbol] for symbol in symbols]  # pymatgen drops those that are zero
-    if not amounts or not all(_is_whole(amount, 1, _LARGEST_AMOUNT) for amount in amounts):
-        raise PriorError(f"formula {formula!r} needs whole amounts of at least one element")
-    return composition
+        raise PriorError(f"{formula!r} is not a composition; give symbols and amounts") from error
+    if not isinstance(text, str):
+        raise PriorError(f"{formula!r} is not a chemical formula; write it like Na2SO4")
+    amounts = parse_formula(text)
+    whole = {symbol: int(amount) for symbol, amount in amounts.items()}
+    if any(amount.denominator > 1 for amount in amounts.values()):
+        factor = math.lcm(*(amount.denominator for amount in amounts.values()))
+        same = "".join(f"{s}{factor * n}" for s, n in amounts.items()) if factor < 1000 else ""
+        raise PriorError(
+            f"formula {formula!r} needs whole amounts" + (f", such as {same}" if same else "")
+        )
+    if max(whole.values()) > _LARGEST_AMOUNT:
+        raise PriorError(f"formula {formula!r} needs whole amounts up to {_LARGEST_AMOUNT}")
+    return Composition(whole)
 
 
 def render_formula(value: Any) -> str:
@@ -146,7 +147,8 @@ def render_elements(value: Any) -> str:
         words: Iterable[Any] = value.replace("-", ",").split(",")
     else:
         words = value if isinstance(value, Iterable) else ()
-    symbols = sorted({str(word).strip() for word in words})
+    names = [str(word).strip() for word in words]
+    symbols = sorted({ISOTOPES.get(name, name) for name in names})
     if not symbols:
         raise PriorError(f"{value!r} names no element; write elements like Na,Cl")
     for symbol in symbols:

@@ -46,14 +46,14 @@ def read_settings(name: str) -> dict[str, Any]:
             f"{name} has no {SETTINGS_FILE}: it is not a prior; give a folder that train-llm wrote"
         )
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_bytes())
         if settings["version"] != SETTINGS_VERSION:
             raise PriorError(
                 f"{file} has version {settings['version']}, this program reads {SETTINGS_VERSION}; "
                 "install the flowllm that wrote it"
             )
         TextFormat(**settings["text"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
         raise PriorError(f"{file} is damaged ({error}); copy or train the model again") from error
     return settings
 

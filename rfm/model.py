@@ -236,8 +236,8 @@ class Refiner(nn.Module):
             if not path.is_file():
                 raise RefinerError(f"{path} is missing; a refiner folder holds {path.name}")
         try:
-            values = json.loads(config_path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            values = json.loads(config_path.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise RefinerError(f"{config_path} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise RefinerError(f"{config_path} does not hold a JSON object")

@@ -128,16 +128,15 @@ class Symmetry:
 
         Args:
             structure: crystal in the same origin, basis and order of atoms.
-            tolerance: largest distance in Angstrom of an atom from the mean of its images, and
-                largest change of a length of the cell in its average.
+            tolerance: largest distance in Angstrom between the image of an atom and an atom, and
+                largest change of an edge or a diagonal of a face of the cell in its average.
         """
-        exact = self.symmetrised(structure)
-        off = exact.frac_coords - structure.frac_coords
-        moved = (off - np.rint(off)) @ structure.lattice.matrix
-        edges = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
-        lengths = [np.linalg.norm(edges @ s.lattice.matrix, axis=1) for s in (exact, structure)]
-        largest = max(np.linalg.norm(moved, axis=1).max(), np.abs(lengths[0] - lengths[1]).max())
-        return bool(largest <= tolerance)
+        matrix = structure.lattice.matrix
+        away = np.linalg.norm(self._deviations(structure.frac_coords) @ matrix, axis=-1)  # (G, n)
+        lines = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
+        average = self.symmetrised(structure).lattice.matrix
+        before, after = (np.linalg.norm(lines @ m, axis=1) for m in (matrix, average))
+        return bool(max(away.max(), np.abs(after - before).max()) <= tolerance)
 
     def symmetrised(self, structure: Structure) -> Structure:
         """Return the nearest crystal that has the group to the last digits of float64.

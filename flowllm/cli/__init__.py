@@ -7,6 +7,7 @@ could not make every requested crystal ends with exit code 1, an interrupted one
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import click
@@ -17,8 +18,10 @@ from flowllm.cli.files import data_command, doctor_command
 from flowllm.cli.generate import mutate_command, refine_command, sample_command
 from flowllm.cli.group import Group
 from flowllm.cli.relax import export_vasp_command, relax_command
+from flowllm.cli.templates import templates_group
 from flowllm.cli.text import infill_command, ipt_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
+from flowllm.errors import UserError
 
 # Each command imports what it calls when it is called: `flowllm --help` imports nothing heavy.
 
@@ -37,6 +40,13 @@ def cli(verbose: bool) -> None:
         stream=sys.stderr,
     )
     logging.getLogger("flowllm").setLevel(logging.INFO)
+    # Warnings of libraries, which `main` turns into log lines: no user can act on them.
+    logging.getLogger("py.warnings").setLevel(logging.WARNING if verbose else logging.ERROR)
+    if sys.flags.optimize > 1:
+        raise UserError(
+            "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2), which transformers cannot "
+            "do without; leave that out, or use -O"
+        )
     # Logs at every import on a CPU that an optional kernel is missing.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -45,9 +55,11 @@ cli.add_commands("Generate", sample_command, refine_command, mutate_command)
 cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill_command)
 cli.add_commands("Relax", relax_command, export_vasp_command)
 cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
-cli.add_commands("Files and installation", data_command, doctor_command)
+cli.add_commands("Files and installation", data_command, templates_group, doctor_command)
 
 
 def main() -> None:
     """Run the command line; entry point of the console script."""
+    logging.captureWarnings(True)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for the processes that workers are
     cli(prog_name="flowllm")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +18,11 @@ from flowllm.cli.options import FOLDER, NAMED_BY
 from flowllm.errors import FlowLLMError
 from flowllm.system.options import OptionError
 
-# A path that cannot be written or read, a full disk.
+# A path that cannot be written or read, or is of another kind than it should be; a full disk.
 _PLACE_ERRORS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EILSEQ),
 }
 _INTERRUPTED = 130  # exit code of a shell after Ctrl-C
 _ARGUMENTS = f"{__name__}.arguments"  # key of `click.Context.meta`
@@ -82,6 +85,10 @@ class Group(click.Group):
 
 @contextmanager
 def _errors_as_one_line(ctx: click.Context) -> Iterator[None]:
+    # A name may hold bytes that are no text, or letters that the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except NoArgsIsHelpError:
@@ -99,6 +106,18 @@ def _errors_as_one_line(ctx: click.Context) -> Iterator[None]:
             raise
         place = f"{error.filename}: " if error.filename else ""
         raise _OneLine(f"{place}{error.strerror}; choose another place") from error
+    except UnicodeEncodeError as error:
+        if error.encoding != sys.getfilesystemencoding():
+            raise
+        raise _OneLine(
+            f"{error.object} cannot be a file name in the encoding {error.encoding}; choose "
+            "another name, or set LC_ALL=C.UTF-8"
+        ) from error
+    except MemoryError as error:
+        raise _OneLine(
+            "memory ran out; give fewer or smaller crystals (--limit, --max-atoms where they "
+            "exist), or use fewer workers"
+        ) from error
     except KeyboardInterrupt:
         click.echo(f"interrupted; {_how_to_go_on(ctx)}", err=True)
         ctx.exit(_INTERRUPTED)
@@ -135,3 +154,4 @@ def _how_to_go_on(ctx: click.Context) -> str:
 def _log_more(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         logging.getLogger().setLevel(logging.INFO)
+        logging.getLogger("py.warnings").setLevel(logging.WARNING)

@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 
 from flowllm.crystals import cells
 from flowllm.crystals.crystal import Geometry
-from flowllm.crystals.readers import Row
+from flowllm.crystals.readers import Row, Rows
 from flowllm.errors import InvalidCrystal
-from flowllm.system.files import sha256_file, write_atomic
+from flowllm.system.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
 _CACHE_FORMAT = 3  # raise it when the same file would give other rows
+_NOTES = b"notes"  # key of the metadata that holds `Rows.notes`
 # The columns of a row without a geometry.
 _NOTHING = Geometry(np.zeros((3, 3)), np.zeros(0, dtype=np.uint8), np.zeros((0, 3)))
 
@@ -38,11 +39,13 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("flowllm", appauthor=False, opinion=False)
 
 
-def cache_key(files: list[Path], reduce: bool, limit: int | None, *, is_run: bool = False) -> str:
+def cache_key(
+    identity: list[tuple[str, str]], reduce: bool, limit: int | None, *, is_run: bool = False
+) -> str:
     """Return a hash of everything that the rows depend on.
 
     Args:
-        files: to be read.
+        identity: of the input; see `flowllm.crystals.readers.Input.identity`.
         reduce: whether cells are reduced.
         limit: number of rows at most.
         is_run: whether the file is the table of a run folder.
@@ -50,17 +53,12 @@ def cache_key(files: list[Path], reduce: bool, limit: int | None, *, is_run: boo
     Returns:
         SHA-256 of the contents, the settings, and the versions of the parsers.
     """
-    contents = [
-        # The name matters only for CIFs, where it becomes the id.
-        (file.name if file.suffix.lower() == ".cif" else file.suffix.lower(), sha256_file(file))
-        for file in files
-    ]
     settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit, is_run]
     versions = [version(package) for package in ("pymatgen", "gemmi", "spglib", "ase")]
-    return hashlib.sha256(json.dumps([settings, versions, contents]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, versions, identity]).encode()).hexdigest()
 
 
-def store(rows: list[Row], key: str) -> None:
+def store(rows: Rows, key: str) -> None:
     """Store rows as KEY-DIGEST.parquet, where DIGEST is the hash of the file's own bytes.
 
     A folder that cannot be written is logged, and nothing is stored.
@@ -80,14 +78,15 @@ def store(rows: list[Row], key: str) -> None:
             "place": [row.place for row in rows],
             "id": [row.id for row in rows],
             "properties": [json.dumps(row.properties) for row in rows],
+            "ignored": [json.dumps(row.ignored) if row.ignored else None for row in rows],
             "reason": [error.reason if error else None for error in errors],
             "detail": [error.detail if error else None for error in errors],
-            "notes": pa.array([list(row.notes) for row in rows], pa.list_(pa.string())),
+            "assumed": [json.dumps(row.notes) if row.notes else None for row in rows],
             "lattice": pa.FixedSizeListArray.from_arrays(lattices, 9),
             "atomic_numbers": pa.ListArray.from_arrays(ends, numbers),
             "frac_coords": pa.ListArray.from_arrays(3 * ends, frac_coords),
         }
-    )
+    ).replace_schema_metadata({_NOTES: json.dumps(rows.notes)})
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     content = buffer.getvalue().to_pybytes()
@@ -100,7 +99,7 @@ def store(rows: list[Row], key: str) -> None:
         logger.warning("cannot cache parsed crystals in %s: %s", cache_folder(), error)
 
 
-def load(key: str) -> list[Row] | None:
+def load(key: str) -> Rows | None:
     """Return the rows stored under a key.
 
     Args:
@@ -122,25 +121,24 @@ def load(key: str) -> list[Row] | None:
     return None
 
 
-def _rows_of_table(table: pa.Table) -> list[Row]:
+def _rows_of_table(table: pa.Table) -> Rows:
     lists = {name: table[name].chunk(0) for name in ("lattice", "atomic_numbers", "frac_coords")}
     lattices = lists["lattice"].values.to_numpy().reshape(-1, 3, 3)
     numbers = lists["atomic_numbers"].values.to_numpy()
     frac_coords = lists["frac_coords"].values.to_numpy().reshape(-1, 3)
     ends = lists["atomic_numbers"].offsets.to_numpy()
-    rows = []
-    names = ("place", "id", "properties", "reason", "detail", "notes")
-    columns = [table[name].to_pylist() for name in names]
-    for i, (place, row_id, properties, reason, detail, notes) in enumerate(
-        zip(*columns, strict=True)
-    ):
+    rows = Rows(notes=json.loads(table.schema.metadata[_NOTES]))
+    names = ("place", "id", "properties", "ignored", "reason", "detail", "assumed")
+    columns = zip(*(table[name].to_pylist() for name in names), strict=True)
+    for i, (place, row_id, properties, ignored, reason, detail, notes) in enumerate(columns):
         atoms = slice(ends[i], ends[i + 1])
         rows.append(
             Row(
                 place=place,
                 id=row_id,
                 properties=json.loads(properties),
-                notes=tuple(notes),
+                ignored=json.loads(ignored) if ignored else {},
+                notes=tuple(json.loads(notes)) if notes else (),
                 source=InvalidCrystal(reason, detail)
                 if reason
                 else Geometry(lattices[i], numbers[atoms], frac_coords[atoms]),

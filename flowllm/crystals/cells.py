@@ -109,6 +109,23 @@ def wrap(frac_coords: NDArray[np.float64]) -> NDArray[np.float64]:
     return wrapped
 
 
+def fractional(positions: NDArray[np.float64], lattice: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Cartesian positions in units of the lattice vectors.
+
+    Args:
+        positions: (N, 3), Angstrom.
+        lattice: (3, 3), rows are lattice vectors, Angstrom.
+
+    Returns:
+        Array (N, 3).
+
+    Raises:
+        InvalidCrystal: see `rules.check_geometry`.
+    """
+    check_geometry(lattice, positions)
+    return np.asarray(np.linalg.solve(lattice.T, positions.T).T, dtype=np.float64)
+
+
 def make_structure(
     lattice: NDArray[np.float64], atomic_numbers: ArrayLike, frac_coords: NDArray[np.float64]
 ) -> Structure:

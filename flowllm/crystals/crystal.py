@@ -16,6 +16,7 @@ from pymatgen.core import IStructure, Structure
 
 from flowllm.crystals import cells, rules
 from flowllm.errors import UserError
+from flowllm.system.names import printable
 
 # The errors that pymatgen and ASE raise on damaged input.
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
@@ -31,11 +32,13 @@ class Crystal:
         properties: formation_energy_per_atom and e_above_hull in eV/atom, band_gap in eV,
             spacegroup as a number from 1 to 230, and any other columns of the file under their
             names. Unknown values are absent.
+        ignored: property -> why the value in the file is not used.
     """
 
     id: str
     structure: Structure
     properties: dict[str, float | int | str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 class Geometry(NamedTuple):
@@ -164,7 +167,9 @@ def scalar(value: Any) -> float | int | str | None:
         value = value.item()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if isinstance(value, int | str) else None
+    if isinstance(value, str):
+        return printable(value)
+    return value if isinstance(value, int) else None
 
 
 @contextlib.contextmanager

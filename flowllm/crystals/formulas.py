@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,10 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Structure
 
-from flowllm.crystals.crystal import Geometry
-from flowllm.crystals.io import read_all
+from flowllm.crystals.io import read_all, usable
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
 from llm_prior.prompts import parse_composition
-
-logger = logging.getLogger(__name__)
 
 Ratios = tuple[tuple[int, int], ...]
 KNOWN_FORMULA = "known_formula"  # reason by which refused answers are counted
@@ -59,12 +55,7 @@ class KnownFormulas:
         self.files: list[dict[str, str]] = []
         self._ratios: set[Ratios] = set()
         for file in [files] if isinstance(files, str | Path) else files:
-            rows = read_all(file, reduce=False)
-            good = [row.source for row in rows if isinstance(row.source, Geometry)]
-            if not good:
-                raise UserError(f"{file}: holds no valid crystal; give another file")
-            if len(good) < len(rows):
-                logger.warning("%s: %d bad rows are left out", file, len(rows) - len(good))
+            good = [geometry for _, geometry in usable(file, read_all(file, reduce=False))]
             self.files.append({"name": Path(file).name, "sha256": input_hash(file)})
             self._ratios |= {formula_ratios(crystal.atomic_numbers) for crystal in good}
 

@@ -1,6 +1,6 @@
 """Reading and writing crystals: CSV, parquet, CIF (a file or folder), extxyz, JSON, POSCAR.
 
-Zip archives of CIFs and run folders are read only.
+Compressed files, archives, ASE databases, run folders and standard input are read only.
 
 `readers` turns every format into `Row`s, `cif` parses those that are CIFs, and `_admit` decides
 which rows become crystals. From there on all formats are alike. Large files are cached by content.
@@ -29,10 +29,10 @@ from flowllm.crystals.crystal import (
     to_atoms,
     to_structure,
 )
-from flowllm.crystals.readers import FAILED, Row, is_poscar, read_rows, read_run_rows
+from flowllm.crystals.readers import DEAD_LINK, FAILED, Input, Row, Rows, read_run_rows
 from flowllm.crystals.rules import check_crystal
 from flowllm.crystals.run_folders import input_hash, run_table
-from flowllm.crystals.writers import FILE_SUFFIXES, KNOWN, write_folder, writer_for
+from flowllm.crystals.writers import KNOWN, write_folder, writer_for
 from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.system.files import publish
 
@@ -53,6 +53,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _WORTH_CACHING = 500  # rows; parsing fewer takes about as long as reading a cache entry
+_NO_ERRORS = (FAILED, DEAD_LINK)  # reasons of rows that are counted and do not stop a command
 _SHOWN_NOTES = 10  # warnings of one file
 
 
@@ -81,16 +82,21 @@ def read(
 ) -> Crystals:
     """Return the crystals of a file or folder; the suffix tells the format.
 
-    - `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the number of the
-      row, from 1), and properties.
-    - `.cif`, or a folder or `.zip` of them: the id is the file name, followed by the name of the
-      data block if a file has several crystals. A crystal that a file gives in two settings is read
-      once.
-    - `.extxyz`, `.xyz`: properties from the comment line.
-    - `.json`, `.jsonl`: pymatgen structure dicts (one, a list, or one per line), with properties
-      from their `properties`.
-    - `.vasp`, or a name that begins with `POSCAR` or `CONTCAR`: one structure, with its elements
-      named.
+    - `.csv`, `.tsv`, `.parquet`: crystals in a column `cif` (or `structure`), an id in
+      `material_id` or another of `columns.ID_COLUMNS` (else the number of the row, from 1), and
+      properties under the names of `columns.FIELD_OF_COLUMN`.
+    - `.cif`, `.mcif`: a crystal for each data block; the id is the file name, followed by the name
+      of the data block if a file has several crystals. A crystal that a file gives in two settings
+      is read once.
+    - `.vasp`, `.poscar`, or a name that begins with `POSCAR` or `CONTCAR`: one crystal.
+    - `.extxyz`, `.xyz`: frames, with properties from the comment line.
+    - `.json`, `.jsonl`: structures or documents with one, such as those of Materials Project; see
+      `documents`.
+    - `.db`: a database of ASE in SQLite.
+    - Each of them compressed by gzip, bzip2 or xz (`.gz`, `.bz2`, `.xz`).
+    - A folder with its subfolders, `.zip` or `.tar` (also compressed): their files of crystals; the
+      ids are file names, with folders where two are the same.
+    - `-`: standard input, whose content tells the format.
     - The folder of a finished run of sample, refine, mutate or relax, or of an evaluation (its
       relaxed crystals if it has some): ids and properties as the run has them. Crystals that the
       run lists as failed are counted and left out.
@@ -100,11 +106,13 @@ def read(
     and block. Sites are sorted by electronegativity; coordinates within a ten-thousandth of 1/3 or
     2/3 are made exact, and positions that were rounded are moved onto symmetry elements.
 
-    Deuterium and tritium become hydrogen. Missing and non-finite property values and columns
-    without scalars are left out.
+    Texts are UTF-8, or UTF-16 or UTF-32 with a byte-order mark. Deuterium and tritium become
+    hydrogen. Properties never decide whether a crystal is read: those without meaning are counted
+    in a warning and left out, like missing and non-finite ones and those that are no scalars. A
+    link in a folder that points to nothing is named, counted and left out.
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder, or `-`.
         skip_invalid: leave out and count bad rows, instead of stopping at the first.
         reduce: bring every crystal into its Niggli cell; see `cells.reduce_basis`.
         max_atoms: a crystal with more atoms is a bad row.
@@ -121,7 +129,8 @@ def read(
             no valid crystal or has no column `cif`, or a run is not finished.
         InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, a CIF that
             contradicts itself, disorder, an unknown element, a cell that is not finite or has no
-            volume, too many atoms, a property that is not a number, an id that occurs twice.
+            volume, two atoms at one place, not periodic in three directions, too many atoms, an id
+            that occurs twice.
     """
     path = Path(path)
     if max_atoms is not None and max_atoms < 1:
@@ -136,7 +145,7 @@ def read_all(
     reduce: bool = True,
     limit: int | None = None,
     workers: int | None = None,
-) -> list[Row]:
+) -> Rows:
     """Return every row of a file or folder, including bad rows, for callers that count them.
 
     Args:
@@ -158,20 +167,42 @@ def read_all(
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     table = run_table(path)
-    files = [table] if table else _files(path, limit)
-    key = cache_key(files, reduce, limit, is_run=table is not None)
+    source = Input(table or path)
+    key = cache_key(source.identity(), reduce, limit, is_run=table is not None)
     rows = load(key)
     if rows is None:
-        rows = read_run_rows(table, limit) if table else list(read_rows(path, files, limit))
-        rows = _resolve(rows, reduce, workers)[:limit]
+        rows = read_run_rows(table, limit) if table else source.rows(limit)
+        rows = Rows(_resolve(rows, reduce, workers)[:limit], rows.notes)
         if len(rows) >= _WORTH_CACHING:
             store(rows, key)
-    notes = [f"{row.place}: {one_line(note)}" for row in rows for note in row.notes]
-    for note in notes[:_SHOWN_NOTES]:
-        logger.warning("%s: %s", path, note)
-    if len(notes) > _SHOWN_NOTES:
-        logger.warning("%s: and %d more warnings like these", path, len(notes) - _SHOWN_NOTES)
+    if not rows:
+        raise UserError(f"{path}: holds no crystals; give another file")
+    _report(path, rows)
     return rows
+
+
+def usable(path: str | Path, rows: Iterable[Row]) -> list[tuple[Row, Geometry]]:
+    """Return the rows that are crystals, with a warning that counts the others by reason.
+
+    Args:
+        path: of the file or folder, for messages.
+        rows: from `read_all`.
+
+    Returns:
+        The rows with their geometries, in order.
+
+    Raises:
+        UserError: if there is none.
+    """
+    skipped = _Skipped()
+    good = []
+    for row in rows:
+        if isinstance(row.source, InvalidCrystal):
+            skipped.add(row, row.source)
+        elif isinstance(row.source, Geometry):
+            good.append((row, row.source))
+    skipped.report(path, len(good))
+    return good
 
 
 def check_input(path: str | Path) -> None:
@@ -188,7 +219,7 @@ def check_input(path: str | Path) -> None:
         raise UserError(f"a file or folder of crystals is needed, not a {type(path).__name__}")
     path = Path(path)
     if run_table(path) is None:
-        _files(path)
+        Input(path)
 
 
 def write(
@@ -267,22 +298,6 @@ def _replace(
         shutil.rmtree(path)  # only now that the new folder is whole
 
 
-def _files(path: Path, limit: int | None = None) -> list[Path]:
-    """Return the file itself, or the first CIFs of a folder."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; check the path")
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".cif" and p.is_file())
-        if not files:
-            raise UserError(f"{path}: the folder holds no .cif files and is not a run folder")
-        return files[:limit]
-    if path.suffix.lower() not in (*FILE_SUFFIXES, ".zip") and not is_poscar(path):
-        raise UserError(
-            f"{path}: cannot read {path.suffix!r} files; {KNOWN}, a .zip of CIFs, a run folder"
-        )
-    return [path]
-
-
 def _resolve(rows: list[Row], reduce: bool, workers: int | None) -> list[Row]:
     """Return the rows with a geometry or an error for every CIF text, with reduced cells.
 
@@ -354,30 +369,73 @@ def _in_column(row: Row, error: InvalidCrystal) -> InvalidCrystal:
 
 
 def _admit(path: Path, rows: list[Row], skip_invalid: bool, max_atoms: int | None) -> Crystals:
-    if not rows:
-        raise UserError(f"{path}: holds no crystals; give another file")
     crystals = Crystals()
+    skipped = _Skipped()
     seen: set[str] = set()
     for row in rows:
         found = _checked(row, seen, max_atoms)
         if isinstance(found, InvalidCrystal):
-            if not skip_invalid and found.reason != FAILED:
+            if not skip_invalid and found.reason not in _NO_ERRORS:
                 raise InvalidCrystal(
                     found.reason,
                     f"{path}: {row.place} (id {row.id}): {found.detail}; fix it, or leave such "
                     "crystals out with skip_invalid (--skip-invalid)",
                 )
-            crystals.skipped[found.reason] += 1
+            skipped.add(row, found)
             continue
         seen.add(row.id)
         structure = cells.make_structure(*found)
-        crystals.append(Crystal(id=row.id, structure=structure, properties=row.properties))
-    left_out = ", ".join(f"{reason} {count}" for reason, count in crystals.skipped.most_common())
-    if not crystals:
-        raise UserError(f"{path}: holds no valid crystal ({left_out}); give another file")
-    if left_out:
-        logger.warning("%s: read %d crystals, left out: %s", path, len(crystals), left_out)
+        crystals.append(
+            Crystal(id=row.id, structure=structure, properties=row.properties, ignored=row.ignored)
+        )
+    skipped.report(path, len(crystals))
+    crystals.skipped = skipped.counts
     return crystals
+
+
+class _Skipped:
+    """The rows of a file that are left out."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first = ""  # the first of them
+
+    def add(self, row: Row, error: InvalidCrystal) -> None:
+        self.first = self.first or f"{row.place}: {error.detail}"
+        self.counts[error.reason] += 1
+
+    def report(self, path: str | Path, num_crystals: int) -> None:
+        """Warn of the rows by reason, or raise a `UserError` if no crystal is left."""
+        words = ", ".join(f"{reason} {count}" for reason, count in self.counts.most_common())
+        if not num_crystals:
+            raise UserError(
+                f"{path}: holds no valid crystal ({words}; {self.first}); give another file"
+            )
+        if words:
+            logger.warning("%s: read %d crystals, left out: %s", path, num_crystals, words)
+
+
+def _report(path: Path, rows: Rows) -> None:
+    """Warn of what was assumed, of files and values that are not used, and of dead links."""
+    assumed = [f"{row.place}: {one_line(note)}" for row in rows for note in row.notes]
+    for note in (*rows.notes, *assumed[:_SHOWN_NOTES]):
+        logger.warning("%s: %s", path, note)
+    if len(assumed) > _SHOWN_NOTES:
+        logger.warning("%s: and %d more warnings like these", path, len(assumed) - _SHOWN_NOTES)
+    first: dict[str, tuple[Row, str]] = {}
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row.source, InvalidCrystal) and row.source.reason == DEAD_LINK:
+            logger.warning("%s: %s: %s", path, row.place, row.source)
+        for name, problem in row.ignored.items():
+            counts[name] += 1
+            first.setdefault(name, (row, problem))
+    for name, count in counts.items():
+        row, problem = first[name]
+        logger.warning(
+            "%s: %s is not used in %d of %d rows: %s: %s",
+            *(path, name, count, len(rows), row.place, problem),
+        )
 
 
 def _checked(row: Row, seen: set[str], max_atoms: int | None) -> Geometry | InvalidCrystal:

@@ -1,50 +1,42 @@
-"""Readers: the content of a file of any format as `Row`s, before crystals are checked.
+"""Readers: the content of an input of any format as `Row`s, before crystals are checked.
 
 The source of a row is the text of a CIF, a `Geometry`, or an `InvalidCrystal` with its reason.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import warnings
-import zipfile
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow.parquet as pq
-
-from flowllm.crystals.crystal import (
-    UNREADABLE,
-    Geometry,
-    geometry_of_atoms,
-    geometry_of_structure,
-    scalar,
+from flowllm.crystals.columns import describe
+from flowllm.crystals.containers import Container, Member, folder, tar_archive, zip_archive
+from flowllm.crystals.contents import (
+    TooLarge,
+    content_hash,
+    decoded,
+    decompressed,
+    is_standard_input,
+    read_bytes,
 )
-from flowllm.crystals.rules import check_periodic, site_element
+from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.databases import database_rows
+from flowllm.crystals.documents import documents, keys_of
+from flowllm.crystals.extxyz import frames
+from flowllm.crystals.formats import READABLE, Format, format_of, format_of_content, stem
+from flowllm.crystals.poscar import parse_poscar
+from flowllm.crystals.tables import TableRow, crystal_column, csv_rows, parquet_rows, table_row
 from flowllm.errors import InvalidCrystal, UserError, one_line
+from flowllm.system.documents import parse_json
+from flowllm.system.names import printable
+from flowllm.system.parquet import column_names, read_parquet
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Columns of public data sets, and the names of the same properties here.
-FIELD_OF_COLUMN = {
-    "formation_energy_per_atom": "formation_energy_per_atom",
-    "band_gap": "band_gap",
-    "e_above_hull": "e_above_hull",
-    "energy_above_hull": "e_above_hull",
-    "spacegroup": "spacegroup",
-    "spacegroup.number": "spacegroup",
-}
-ID_COLUMNS = ("material_id", "id")
 FAILED = "failed"  # the reason of a crystal that a run lists as failed
+DEAD_LINK = "dead_link"  # the reason of a link in a folder that points to nothing
 
-_FIELDS = frozenset(FIELD_OF_COLUMN.values())
-_LARGEST_CIF = 10_000_000  # bytes, in an archive
 # Long texts in the table of a run, which are not properties of its crystals.
 _TEXT_COLUMNS = frozenset(
     {
@@ -52,7 +44,8 @@ _TEXT_COLUMNS = frozenset(
         *("prompt", "text", "rejects"),
     }
 )
-_MISSING = frozenset({"", "nan", "none", "null", "na", "n/a"})
+# Formats in which the name of the file can become an id.
+_NAMED = (Format.CIF, Format.POSCAR, Format.JSON)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,6 +58,7 @@ class Row:
         properties: see `flowllm.crystals.crystal.Crystal`.
         source: the text of a CIF, a geometry, or the reason why there is none.
         column: of the table, that holds the source; else empty.
+        ignored: property -> why its value is not used.
         notes: what was assumed to read the source.
     """
 
@@ -73,39 +67,105 @@ class Row:
     properties: dict[str, float | int | str]
     source: str | Geometry | InvalidCrystal
     column: str = ""
+    ignored: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        self.place, self.id = printable(self.place), printable(self.id)
 
-def read_rows(path: Path, files: list[Path], limit: int | None) -> Iterator[Row]:
-    """Return the rows of a file or of a folder of CIFs, including bad rows.
 
-    Args:
-        path: of the file or folder.
-        files: the file, or the CIFs of the folder.
-        limit: number of rows at most; None: all.
+class Rows(list[Row]):
+    """The rows of an input.
 
-    Returns:
-        The rows, in the order of the file.
-
-    Raises:
-        UserError: if the file is damaged as a whole, or is a table without a column `cif`.
+    Attributes:
+        notes: parts of the input that are not read although they may hold crystals.
     """
-    match files[0].suffix.lower():
-        case ".cif":
-            return _cif_rows(files)
-        case ".csv" | ".parquet":
-            return _table_rows(path, limit)
-        case ".zip":
-            return _zip_rows(path, limit)
-        case ".json" | ".jsonl":
-            return _json_rows(path, limit)
-        case ".extxyz" | ".xyz":
-            return _extxyz_rows(path, limit)
-        case _:
-            return _poscar_rows(path)
+
+    def __init__(self, rows: Iterable[Row] = (), notes: Iterable[str] = ()) -> None:
+        super().__init__(rows)
+        self.notes = list(notes)
 
 
-def read_run_rows(table: Path, limit: int | None) -> list[Row]:
+class NoCrystals(UserError):
+    """A file that holds something else than crystals."""
+
+
+class Input:
+    """A file, folder or archive of crystals, or standard input, before it is read.
+
+    Attributes:
+        path: of the file or folder; `-` is standard input.
+        container: the files of a folder; else None.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Check that there is such an input of a known format.
+
+        Args:
+            path: of the file or folder.
+
+        Raises:
+            UserError: if there is no such file, its name tells no format, or a folder holds no
+                crystals.
+        """
+        self.path = path
+        self.container: Container | None = None
+        if is_standard_input(path):
+            return
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; check the path")
+        if path.is_dir():
+            self.container = folder(path)
+            return
+        found = format_of(path.name)
+        if found is None:
+            raise UserError(f"{path}: cannot read {path.suffix!r} files; {READABLE}")
+        log = path.with_name(f"{path.name}-wal")
+        if found is Format.DATABASE and log.exists() and log.stat().st_size:
+            raise UserError(f"{path}: some of its rows are in {log.name}; close the database first")
+
+    def identity(self) -> list[tuple[str, str]]:
+        """Return names and hashes of everything that the rows depend on.
+
+        Returns:
+            Name and SHA-256 of each file; the name of a file is left out where it does not matter.
+        """
+        if self.container is not None:
+            return [(member.name, _member_hash(member)) for member in self.container.members]
+        found = format_of(self.path.name)
+        name = self.path.name if found in _NAMED else str(found)
+        return [(name, content_hash(self.path))]
+
+    def rows(self, limit: int | None) -> Rows:
+        """Return the rows of the input, including bad ones.
+
+        Args:
+            limit: number of rows at most; None: all.
+
+        Returns:
+            The rows, in the order of the file or of the names of the files.
+
+        Raises:
+            UserError: if the file is damaged as a whole, holds something else, or is a table
+                without a column of crystals.
+        """
+        if self.container is not None:
+            return _container_rows(self.container, limit)
+        name = str(self.path)
+        data = decompressed(read_bytes(self.path), name)
+        found = _format_of_input(self.path, data)
+        if found is Format.ZIP:
+            return _container_rows(zip_archive(data, name), limit)
+        if found is Format.TAR:
+            return _container_rows(tar_archive(data, name), limit)
+        file_name = "stdin" if is_standard_input(self.path) else self.path.name
+        rows = islice(_content_rows(data, name, file_name, found, limit), limit)
+        return Rows(
+            replace(row, id=row.id or str(number)) for number, row in enumerate(rows, start=1)
+        )
+
+
+def read_run_rows(table: Path, limit: int | None) -> Rows:
     """Return the rows of the table of a run; see `flowllm.crystals.run_folders.run_table`.
 
     A crystal that the run lists as failed has an `InvalidCrystal` with the reason `failed`. An
@@ -122,240 +182,181 @@ def read_run_rows(table: Path, limit: int | None) -> list[Row]:
         UserError: if the table is damaged, or has no column `cif`.
     """
     try:
-        columns = [name for name in pq.read_schema(table).names if name not in _TEXT_COLUMNS]
-        records = pq.read_table(table, columns=columns).to_pylist()
+        columns = [name for name in column_names(table) if name not in _TEXT_COLUMNS]
+        records = read_parquet(table, columns).to_pylist()
     except (ValueError, OSError) as error:
         raise UserError(f"{table}: not a readable .parquet file: {one_line(error)}") from error
-    _require_cif(table, columns)
-    rows = []
+    crystal_column(str(table), columns)
+    rows = Rows()
     for number, record in enumerate(records, start=1):
-        source = record.pop("cif")
-        if source is None:
+        found = table_row(number, record, "cif")
+        if isinstance(found.source, InvalidCrystal):
             failure = record.get("failure") or "no reason is given"
-            source = InvalidCrystal(FAILED, f"the run lists it as failed: {failure}")
-        rows.append(_row(f"row {number}", str(number), record, source, column="cif"))
+            failed = InvalidCrystal(FAILED, f"the run lists it as failed: {failure}")
+            found = found._replace(source=failed, column="")
+        row = _table_row(found)
+        rows.append(replace(row, id=row.id or str(number)))
     if len({row.id for row in rows}) < len(rows):
         for row in rows:
             if set_name := row.properties.get("set"):
                 row.id = f"{set_name}-{row.id}"
-    return rows[:limit]
+    return Rows(rows[:limit])
 
 
-def _cif_rows(files: list[Path]) -> Iterator[Row]:
-    for file in files:
-        text = file.read_text(encoding="utf-8", errors="replace")
-        yield Row(place=f"file {file.name}", id=file.stem, properties={}, source=text)
-
-
-def _zip_rows(path: Path, limit: int | None) -> Iterator[Row]:
-    """Yield the CIFs of an archive in the order of their names, without unpacking it to the disk.
-
-    The id is the file name, with its folders if two files have the same name.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = sorted(
-                (m for m in archive.infolist() if _is_cif(PurePosixPath(m.filename))),
-                key=lambda member: member.filename,
-            )[:limit]
-            stems = Counter(PurePosixPath(member.filename).stem for member in members)
-            for member in members:
-                name = PurePosixPath(member.filename)
-                source: str | InvalidCrystal
-                if member.file_size > _LARGEST_CIF:
-                    source = InvalidCrystal("unreadable", f"{member.file_size} bytes are not a CIF")
-                else:
-                    source = archive.read(member).decode("utf-8", errors="replace")
-                yield Row(
-                    place=f"file {name}",
-                    id=name.stem if stems[name.stem] == 1 else str(name.with_suffix("")),
-                    properties={},
-                    source=source,
-                )
-    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, NotImplementedError) as error:
-        raise UserError(f"{path}: not a readable .zip file: {one_line(error)}") from error
-
-
-def _is_cif(name: PurePosixPath) -> bool:
-    # macOS adds a second entry, `__MACOSX/._NAME`, for every file.
-    return name.suffix.lower() == ".cif" and not name.name.startswith("._")
-
-
-def _table_rows(path: Path, limit: int | None) -> Iterator[Row]:
-    try:
-        if path.suffix.lower() == ".parquet":
-            records = pq.read_table(path).slice(0, limit).to_pylist()
-            columns = pq.read_schema(path).names
-        else:
-            frame = _read_csv(path, limit)
-            records = frame.to_dict("records")
-            columns = list(frame.columns)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not a readable {path.suffix} file: {one_line(error)}") from error
-    _require_cif(path, columns)
-    for number, record in enumerate(records, start=1):
-        cif = record.pop("cif")
-        source = (
-            cif if isinstance(cif, str) else InvalidCrystal("unreadable", "column 'cif': empty")
-        )
-        yield _row(f"row {number}", str(number), record, source, column="cif")
-
-
-def _require_cif(path: Path, columns: list[str]) -> None:
-    if "cif" not in columns:
-        raise UserError(f"{path}: there is no column 'cif'; the columns are {', '.join(columns)}")
-
-
-def _read_csv(path: Path, limit: int | None) -> pd.DataFrame:
-    import pandas as pd  # slow to import, and no other format needs it
-
-    # "NaN" is sodium nitride, not a missing formula, so pandas' own missing values are off.
-    frame = pd.read_csv(
-        path,
-        nrows=limit,
-        dtype=dict.fromkeys(("cif", *ID_COLUMNS), str),
-        keep_default_na=False,
-        na_values=[""],
-        float_precision="round_trip",
-        low_memory=False,
-    )
-    frame = frame.loc[:, [not str(name).startswith("Unnamed: ") for name in frame.columns]]
-    for name in frame.columns.difference(["cif", *ID_COLUMNS]):
-        if frame[name].dtype == object:
-            numbers = pd.to_numeric(frame[name], errors="coerce")
-            words = frame[name].notna() & numbers.isna()
-            if numbers.notna().any() and frame[name][words].str.lower().isin(_MISSING).all():
-                frame[name] = numbers
-    return frame
-
-
-def _json_rows(path: Path, limit: int | None) -> Iterator[Row]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".jsonl":
-            items = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            items = json.loads(text)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not a readable {path.suffix} file: {one_line(error)}") from error
-    for number, item in enumerate((items if isinstance(items, list) else [items])[:limit], start=1):
-        source: Geometry | InvalidCrystal
+def _format_of_input(path: Path, data: bytes) -> Format:
+    """Return the format by name, for standard input by content."""
+    found = format_of(path.name)
+    if found is None:
         try:
-            source = _geometry_of_dict(item)
-        except InvalidCrystal as error:
-            source = error
-        except UNREADABLE as error:
-            source = InvalidCrystal("unreadable", f"not a pymatgen structure: {one_line(error)}")
-        properties = item.get("properties") if isinstance(item, dict) else None
-        values = properties if isinstance(properties, dict) else {}
-        fallback = str(number) if isinstance(items, list) else path.stem
-        yield _row(f"structure {number}", fallback, values, source)
-
-
-def _extxyz_rows(path: Path, limit: int | None) -> Iterator[Row]:
-    import ase.io  # slow to import, and no other format needs it
-
-    number = 0
-    try:
-        with open(path, encoding="utf-8") as file:
-            for atoms in ase.io.iread(file, index=slice(limit), format="extxyz"):
-                number += 1
-                try:
-                    source: Geometry | InvalidCrystal = geometry_of_atoms(atoms)
-                except InvalidCrystal as error:
-                    source = error
-                results = atoms.calc.results if atoms.calc else {}  # ASE puts an energy here
-                yield _row(f"frame {number}", str(number), {**atoms.info, **results}, source)
-    except (*UNREADABLE, OSError) as error:
+            text = decoded(data)
+        except UnicodeDecodeError:
+            text = None
+        found = format_of_content(data, text)
+    if found is None:
         raise UserError(
-            f"{path}: not readable as extxyz ({number} frames were): {one_line(error)}"
+            f"{path}: standard input is none of {', '.join(Format)}; save it under a name that "
+            "tells its format"
+        )
+    return found
+
+
+def _container_rows(container: Container, limit: int | None) -> Rows:
+    """Return the rows of all files of a folder or archive."""
+    rows = Rows(notes=container.notes)
+    names = [printable(stem(member.name)) for member in container.members]
+    bases = Counter(PurePosixPath(name).name for name in names)
+    empty: list[str] = []
+    for member, name in zip(container.members, names, strict=True):
+        if limit is not None and len(rows) >= limit:
+            break
+        base = PurePosixPath(name).name
+        base = base if bases[base] == 1 else name
+        try:
+            found = list(_member_rows(member, base))
+        except NoCrystals:
+            empty.append(member.name)
+            continue
+        for number, row in enumerate(found, start=1):
+            row.id = row.id or (base if len(found) == 1 else f"{base}-{number}")
+        rows += found
+    if not rows and empty:
+        raise UserError(f"no crystals in {', '.join(empty[:3])}{'...' * (len(empty) > 3)}")
+    if empty:
+        rows.notes.append(f"{len(empty)} files hold no crystals: {', '.join(empty[:3])}")
+    return Rows(rows[:limit], rows.notes)
+
+
+def _member_rows(member: Member, base: str) -> Iterator[Row]:
+    place = f"file {member.name}"
+    found = member.format
+    assert found is not None  # `containers.chosen` has left the others out
+    try:
+        data = decompressed(member.content(), member.name)
+        for row in _content_rows(data, member.name, base, found, None):
+            several = found not in (Format.CIF, Format.POSCAR)
+            yield replace(row, place=f"{place}, {row.place}" if several else place)
+    except (NoCrystals, TooLarge):
+        raise
+    except InvalidCrystal as error:
+        yield Row(place=place, id=base, properties={}, source=error)
+    except UserError as error:
+        source = InvalidCrystal("unreadable", str(error))
+        yield Row(place=place, id=base, properties={}, source=source)
+
+
+def _content_rows(
+    data: bytes, name: str, file_name: str, found: Format, limit: int | None
+) -> Iterator[Row]:
+    """Yield the rows of a file; those without an id of their own have none."""
+    row_id = stem(file_name)
+    match found:
+        case Format.CIF:
+            text = decoded(data, errors="replace")
+            place = f"file {PurePosixPath(name).name}"
+            yield Row(place=place, id=row_id, properties={}, source=text)
+        case Format.POSCAR:
+            yield _poscar_row(decoded(data, errors="replace"), row_id)
+        case Format.EXTXYZ:
+            for number, frame in enumerate(frames(_text(data, name, found)), start=1):
+                yield _described(f"frame {number}", frame.values, frame.source)
+        case Format.JSON | Format.JSONL:
+            yield from _json_rows(_text(data, name, found), name, row_id, found)
+        case Format.CSV:
+            yield from map(_table_row, csv_rows(_text(data, name, found), name, limit))
+        case Format.PARQUET:
+            yield from map(_table_row, parquet_rows(data, name, limit))
+        case Format.DATABASE:
+            for row in database_rows(data, name, limit):
+                place = f"row {row.number}"
+                yield _described(place, row.values, row.source, key=str(row.number))
+        case _:
+            raise UserError(f"{name}: an archive inside of another one; unpack it first")
+
+
+def _text(data: bytes, name: str, found: Format) -> str:
+    try:
+        return decoded(data)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: not a readable {found} file: {one_line(error)}; save it as UTF-8"
         ) from error
 
 
-def is_poscar(path: Path) -> bool:
-    """Return whether a file is a POSCAR by its name: `POSCAR*`, `CONTCAR*` or `*.vasp`.
-
-    Args:
-        path: of a file that need not exist.
-
-    Returns:
-        True for a POSCAR.
-    """
-    return path.suffix.lower() == ".vasp" or path.name.upper().startswith(("POSCAR", "CONTCAR"))
-
-
-def _poscar_rows(path: Path) -> Iterator[Row]:
-    # Slow to import, and no other format needs it.
-    from pymatgen.io.vasp.inputs import BadPoscarWarning, Poscar
-
-    name = path.stem if path.suffix.lower() == ".vasp" else path.name
+def _poscar_row(text: str, row_id: str) -> Row:
     source: Geometry | InvalidCrystal
     try:
-        with warnings.catch_warnings():
-            # Without a line of elements pymatgen invents them and only warns.
-            warnings.simplefilter("error", BadPoscarWarning)
-            poscar = Poscar.from_str(path.read_text(encoding="utf-8"), read_velocities=False)
-        source = geometry_of_structure(poscar.structure)
+        source = parse_poscar(text)
     except InvalidCrystal as error:
         source = error
-    except (*UNREADABLE, BadPoscarWarning, OSError) as error:
-        source = InvalidCrystal("unreadable", f"not a readable POSCAR: {one_line(error)}")
-    yield Row(place="structure 1", id=name, properties={}, source=source)
+    return Row(place="structure 1", id=row_id, properties={}, source=source)
 
 
-def _row(
+def _json_rows(text: str, name: str, row_id: str, found: Format) -> Iterator[Row]:
+    try:
+        if found is Format.JSONL:
+            content = [parse_json(line) for line in text.split("\n") if line.strip()]
+        else:
+            content = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{name}: not a readable {found} file: {one_line(error)}") from error
+    number = 0
+    for number, item in enumerate(documents(content), start=1):
+        key = item.key or ("" if isinstance(content, list) else row_id)
+        yield _described(f"structure {number}", item.values, item.source, item.ignored, key=key)
+    if not number:
+        raise NoCrystals(f"{name}: holds no crystals but {keys_of(content)}; give another file")
+
+
+def _table_row(row: TableRow) -> Row:
+    source = row.source
+    if isinstance(source, InvalidCrystal) and row.column:
+        source = InvalidCrystal(source.reason, f"column {row.column!r}: {source.detail}")
+    return _described(f"row {row.number}", row.values, source, row.ignored, column=row.column)
+
+
+def _described(
     place: str,
-    fallback_id: str,
-    values: dict[str, Any],
+    values: dict[str, object],
     source: str | Geometry | InvalidCrystal,
+    ignored: dict[str, str] | None = None,
+    *,
+    key: str = "",
     column: str = "",
 ) -> Row:
-    """Return a row with its id and properties taken from the other columns of its file."""
-    name = next((key for key in ID_COLUMNS if scalar(values.get(key)) is not None), None)
-    row_id = fallback_id if name is None else str(scalar(values[name]))
-    properties: dict[str, float | int | str] = {}
+    """Return a row with id and properties from the values beside its crystal."""
+    found = describe(values)
+    return Row(
+        place=place,
+        id=found.id or key,
+        properties=found.properties,
+        source=source,
+        column=column,
+        ignored=found.ignored | (ignored or {}),
+    )
+
+
+def _member_hash(member: Member) -> str:
     try:
-        for key, value in values.items():
-            value = scalar(value)
-            if key == name or value is None:
-                continue
-            target = FIELD_OF_COLUMN.get(key, key)
-            if target in _FIELDS:
-                if isinstance(value, str) and value.strip().lower() in _MISSING:
-                    continue
-                value = _number(key, target, value)
-            if properties.setdefault(target, value) != value:
-                raise InvalidCrystal("bad_property", f"column {key!r}: contradicts another column")
+        return hashlib.sha256(member.content()).hexdigest()
     except InvalidCrystal as error:
-        source = error
-    return Row(place=place, id=row_id, properties=properties, source=source, column=column)
-
-
-def _number(column: str, target: str, value: float | int | str) -> float | int:
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if target == "spacegroup":
-        if not (number.is_integer() and 1 <= number <= 230):
-            raise InvalidCrystal(
-                "bad_property", f"column {column!r}: {value!r} is not a space group number (1-230)"
-            )
-        return int(number)
-    if not math.isfinite(number):
-        raise InvalidCrystal("bad_property", f"column {column!r}: {value!r} is not a number")
-    if target == "band_gap" and number < 0:
-        raise InvalidCrystal("bad_property", f"column {column!r}: {value!r} is below 0")
-    return number
-
-
-def _geometry_of_dict(item: dict[str, Any]) -> Geometry:
-    # Not Structure.from_dict, which imports and builds any class that the file names.
-    check_periodic(item["lattice"].get("pbc", (True, True, True)))
-    numbers = [
-        site_element([(o["element"], o["occu"]) for o in site["species"]], f"site {index}")
-        for index, site in enumerate(item["sites"], start=1)
-    ]
-    lattice = np.array(item["lattice"]["matrix"], dtype=np.float64).reshape(3, 3)
-    frac_coords = np.array([site["abc"] for site in item["sites"]], dtype=np.float64).reshape(-1, 3)
-    return Geometry(lattice, np.array(numbers, dtype=np.uint8), frac_coords)
+        return error.reason

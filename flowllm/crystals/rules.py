@@ -111,8 +111,8 @@ def check_periodic(pbc: Iterable[Any]) -> None:
         words = " ".join("T" if flag else "F" for flag in flags)
         raise InvalidCrystal(
             "not_periodic",
-            f"not periodic in all three directions (pbc {words}), so no bulk crystal; "
-            "if it is one, set the cell and pbc=True",
+            f"not periodic in all three directions (pbc {words}); a bulk crystal needs a cell and "
+            "pbc=True",
         )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from flowllm.crystals.contents import content_hash
 from flowllm.errors import UserError
-from flowllm.system.files import sha256_path
+from flowllm.system.documents import parse_json
 
 _RUN_TABLE = "samples.parquet"  # of sample, refine, mutate and relax
 _MANIFEST = "manifest.json"
@@ -51,7 +51,7 @@ def input_hash(path: str | Path) -> str:
     """Return the SHA-256 of an input of crystals, by which a run recognises it.
 
     Args:
-        path: a file, a folder of CIFs, or a run folder.
+        path: a file, a folder of crystals, a run folder, or `-` for standard input.
 
     Returns:
         The hash of the file, of all files of the folder, or of the table of the run: its shards
@@ -60,12 +60,12 @@ def input_hash(path: str | Path) -> str:
     Raises:
         UserError: if there is no such file or folder, or the run is not finished.
     """
-    return sha256_path(run_table(path) or Path(path))
+    return content_hash(run_table(path) or Path(path))
 
 
 def _identity(file: Path) -> dict[str, Any]:
     """Return the section `run` of a manifest."""
     try:
-        return dict(json.loads(file.read_bytes())["run"])
+        return dict(parse_json(file.read_bytes())["run"])
     except (ValueError, LookupError, TypeError, OSError) as error:
         raise UserError(f"{file} is damaged; repeat the run in another folder") from error

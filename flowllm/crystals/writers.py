@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-import re
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowllm.crystals.cells import make_structure
 from flowllm.crystals.cif import cif_text
@@ -26,9 +25,15 @@ from flowllm.crystals.crystal import (
     scalar,
     to_atoms,
 )
-from flowllm.crystals.readers import is_poscar
+from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import UserError
+from flowllm.system.files import file_names
+from flowllm.system.parquet import write_parquet
 
+logger = logging.getLogger(__name__)
+
+# Neither hidden nor with a character that has a meaning somewhere, nor with a space at the end.
+_FILE_NAME = r"\w(?:[\w .,;=()\[\]{}+@#%~^'-]*[\w)\]}+'~^%#@-])?"
 _EXTXYZ_KEYS = ("Lattice", "Properties", "pbc")  # used by the format itself
 
 
@@ -43,7 +48,7 @@ def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
     """
     if path.is_dir():
         return write_folder
-    if is_poscar(path):
+    if format_of(path.name) is Format.POSCAR:
         return _write_poscar
     return _WRITERS.get(path.suffix.lower()) if path.suffix else write_folder
 
@@ -51,18 +56,22 @@ def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
 def write_folder(crystals: list[Crystal], path: Path) -> None:
     """Write a new folder with one CIF for each crystal, named by its id.
 
+    An id that some file system does not take as a name is changed, with a warning.
+
     Args:
         crystals: the crystals.
         path: of the folder.
-
-    Raises:
-        UserError: if an id cannot be a file name.
     """
     path.mkdir()
-    for crystal in crystals:
-        if not re.fullmatch(r"\w[\w.()+-]*", crystal.id):
-            raise UserError(f"the id {crystal.id!r} cannot be a file name; rename it")
-        (path / f"{crystal.id}.cif").write_text(cif_text(crystal.structure), encoding="utf-8")
+    names = file_names([crystal.id for crystal in crystals], keep=_FILE_NAME)
+    changed = [(c.id, name) for c, name in zip(crystals, names, strict=True) if c.id != name]
+    if changed:
+        logger.warning(
+            "%d ids cannot be file names and are changed, such as %r to %r",
+            *(len(changed), *changed[0]),
+        )
+    for crystal, name in zip(crystals, names, strict=True):
+        (path / f"{name}.cif").write_text(cif_text(crystal.structure), encoding="utf-8")
 
 
 def _write_cif(crystals: list[Crystal], path: Path) -> None:
@@ -111,7 +120,7 @@ def _write_parquet(crystals: list[Crystal], path: Path) -> None:
             columns[name] = pa.array([record.get(name) for record in records])
         except pa.ArrowException as error:
             raise UserError(f"the property {name!r} has values of several types") from error
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    write_parquet(pa.table(columns), path)
 
 
 def _write_extxyz(crystals: list[Crystal], path: Path) -> None:
@@ -180,5 +189,4 @@ _WRITERS = {
     ".json": _write_json,
     ".jsonl": _write_jsonl,
 }
-FILE_SUFFIXES = tuple(_WRITERS)
-KNOWN = f"known are {', '.join(FILE_SUFFIXES)}, .vasp, POSCAR and a folder of CIFs"
+KNOWN = f"known are {', '.join(_WRITERS)}, .vasp, POSCAR and a folder of CIFs"

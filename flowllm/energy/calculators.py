@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
 import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from flowllm.energy import matgl_folder
 from flowllm.errors import UserError, one_line
 from flowllm.system.files import sha256_folder
 
@@ -33,7 +33,6 @@ the MatPES data (Kaplan et al. 2025, arXiv 2503.04070), without +U. `own`: unkno
 """
 _SCHEMES: tuple[str, ...] = get_args(EnergyScheme)
 _MATGL = "matgl:"
-_MATGL_HUB = "materialyze"  # hub account where matgl publishes its potentials
 # Part of the name of a matgl potential -> scheme.
 _MATGL_SCHEMES: dict[str, EnergyScheme] = {
     "MatPES-PBE": "matpes-pbe",
@@ -56,7 +55,8 @@ def check_potential_name(name: str) -> str:
         The name as the other functions of this module and manifests have it.
 
     Raises:
-        UserError: if the name has none of these forms, or is a path where there is no folder.
+        UserError: if the name has none of these forms, is a path where there is no folder, or is a
+            folder that matgl must not load; see `flowllm.energy.matgl_folder.check_folder`.
     """
     if not isinstance(name, str):
         raise _unknown(name)
@@ -67,8 +67,9 @@ def check_potential_name(name: str) -> str:
         model = text[len(_MATGL) :]
         if not model:
             raise _unknown(name)
-        if _is_path(model) and not Path(model).expanduser().is_dir():
-            raise _no_folder(model)
+        matgl_folder.check_place(model)
+        if (folder := Path(model).expanduser()).is_dir():
+            matgl_folder.check_folder(folder)
         return _MATGL + model
     if not _FACTORY.fullmatch(text):
         raise _unknown(name)
@@ -172,7 +173,29 @@ def potential_identity(potential: str) -> dict[str, Any]:
     if not potential.startswith(_MATGL):
         return {"name": potential}
     name = potential.removeprefix(_MATGL)
-    return {"name": _MATGL + Path(name).name, "sha256": sha256_folder(_matgl_folder(name))}
+    return {
+        "name": _MATGL + Path(name).name,
+        "sha256": sha256_folder(matgl_folder.find_folder(name)),
+    }
+
+
+def accepted_elements(potential: str) -> frozenset[str] | None:
+    """Return the elements that a potential computes without an error, learnt or not.
+
+    Args:
+        potential: name, see `check_potential_name`.
+
+    Returns:
+        Symbols; None if the potential does not list them.
+
+    Raises:
+        UserError: if the name is unknown, or there is no such folder here or on the hub.
+    """
+    if check_potential_name(potential) != "chgnet":
+        return known_elements(potential)
+    from pymatgen.core import Element
+
+    return frozenset(Element.from_Z(z).symbol for z in range(1, _NUM_CHGNET_ELEMENTS + 1))
 
 
 def known_elements(potential: str) -> frozenset[str] | None:
@@ -191,18 +214,11 @@ def known_elements(potential: str) -> frozenset[str] | None:
     """
     potential = check_potential_name(potential)
     if potential == "chgnet":
-        from pymatgen.core import Element
-
-        elements = range(1, _NUM_CHGNET_ELEMENTS + 1)
-        return frozenset(Element.from_Z(z).symbol for z in elements) - _NOT_IN_MPTRJ
+        accepted = accepted_elements(potential)
+        return None if accepted is None else accepted - _NOT_IN_MPTRJ
     if not potential.startswith(_MATGL):
         return None
-    file = _matgl_folder(potential.removeprefix(_MATGL)) / "model.json"
-    try:
-        content = json.loads(file.read_bytes())
-        return frozenset(content["kwargs"]["model"]["init_args"]["element_types"])
-    except (OSError, ValueError, LookupError, TypeError):  # another layout of the file
-        return None
+    return matgl_folder.element_types(matgl_folder.find_folder(potential.removeprefix(_MATGL)))
 
 
 def _load_chgnet() -> Calculator:
@@ -217,15 +233,9 @@ def _load_chgnet() -> Calculator:
 
 
 def _load_matgl(name: str) -> Calculator:
-    folder = _matgl_folder(name)  # before the import, which takes seconds
-    import matgl
+    potential = matgl_folder.load_model(matgl_folder.find_folder(name))
     from matgl.ext.ase import PESCalculator
 
-    try:
-        potential = matgl.load_model(str(folder))
-    except (ValueError, RuntimeError) as error:
-        reason = one_line(error.__cause__ or error)
-        raise UserError(f"{name} holds no matgl potential: {reason}; give another") from error
     return PESCalculator(potential, stress_unit="eV/A3")
 
 
@@ -234,33 +244,6 @@ def _no_chgnet() -> UserError:
         "chgnet is not installed; pip install 'flowllm-crystal[eval]', or give another potential, "
         "such as matgl:FOLDER"
     )
-
-
-def _matgl_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if _is_path(name):
-        raise _no_folder(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name if "/" in name else f"{_MATGL_HUB}/{name}"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"there is no potential folder {name}, and none on a hub that can be reached; "
-            "give one with a model.json"
-        ) from error
-
-
-def _is_path(name: str) -> bool:
-    """Return whether a name can only be a folder: hub ids are NAME or ACCOUNT/NAME."""
-    return Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-
-
-def _no_folder(name: str) -> UserError:
-    return UserError(f"there is no potential folder {name}; give one with a model.json")
 
 
 def _unknown(potential: object) -> UserError:

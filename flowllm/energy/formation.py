@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +9,25 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from pymatgen.core import Composition, Element, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedEntry, ComputedStructureEntry
 from pymatgen.io.vasp.sets import MPRelaxSet
 
+from flowllm.crystals.contents import decoded, decompressed, read_bytes
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import FlowLLMError, UserError, one_line
 from flowllm.runs.sharded import RunFolder
+from flowllm.system.documents import parse_json
+from flowllm.system.parquet import read_parquet
 
 _SYMBOLS = frozenset(element.symbol for element in Element)
+_KEYS_OF_ENTRIES = (  # the first two: a pandas table, as Matbench Discovery publishes it
+    *("entry", "computed_structure_entry", "all_entries", "entries"),
+)
+_ENTRIES = ("ComputedEntry", "ComputedStructureEntry", "PDEntry")
+FINAL = "final"  # parameter of an entry whose energy is final, as it cannot have corrections
 # Schemes whose energies are on Materials Project's corrected scale, or can be brought to it.
 _ON_MP_SCALE = ("mp2020", "mp-raw")
 # For a correction pymatgen tries combinations of oxidation states: 0.2 s at 14 elements, 5 s at 16.
@@ -191,24 +197,60 @@ def mp2020_correction(structure: Structure) -> float:
     return corrected.correction / len(structure)
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
+def file_content(path: Path) -> bytes:
+    """Return the content of a file, decompressed.
 
     Args:
-        path: the file; a suffix `.gz` means that it is gzipped.
+        path: of the file.
 
     Returns:
-        The parsed content.
+        The bytes.
+
+    Raises:
+        UserError: if there is no such file, or it is damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    return decompressed(read_bytes(path), str(path))
+
+
+def file_text(data: bytes, path: Path) -> str:
+    """Return the content of a text file as text.
+
+    Args:
+        data: its bytes.
+        path: of the file, for messages.
+
+    Returns:
+        The text.
+
+    Raises:
+        UserError: if it is neither UTF-8 nor UTF-16 with a mark.
+    """
+    try:
+        return decoded(data)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {one_line(error)}; save it as UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, which may be compressed.
+
+    Args:
+        path: the file; `.jsonl` has a value in each line.
+
+    Returns:
+        The parsed content; a list for `.jsonl`.
 
     Raises:
         UserError: if there is no such file, or it is not JSON.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
+    text = file_text(file_content(path), path)
     try:
-        data = path.read_bytes()
-        return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (ValueError, OSError, EOFError) as error:
+        if format_of(path.name) is Format.JSONL:
+            return [parse_json(line) for line in text.split("\n") if line.strip()]
+        return parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON file: {one_line(error)}; give another") from error
 
 
@@ -216,17 +258,19 @@ def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
     """Return the pymatgen entries in the content of a JSON file.
 
     Args:
-        content: list of entries, dict of entries by name, or table with a column `entry`.
+        content: list of entries, dict of entries by name, table with a column `entry`, or an object
+            with entries under `all_entries` (a `PhaseDiagram`) or `entries`.
         path: the file, for messages.
 
     Returns:
-        The entries.
+        The entries; those made from a `PDEntry` have the parameter `FINAL`.
 
     Raises:
-        UserError: if there are none, or one is damaged.
+        UserError: if there are none, or one is damaged or of another class.
     """
-    if isinstance(content, dict) and isinstance(content.get("entry"), dict):
-        content = content["entry"]  # a pandas table, as Matbench Discovery publishes it
+    for key in _KEYS_OF_ENTRIES:
+        if isinstance(content, dict) and isinstance(content.get(key), dict | list):
+            content = content[key]
     items = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(items, list) or not items:
         raise UserError(f"{path}: holds no pymatgen entries; give a JSON list of them")
@@ -234,12 +278,30 @@ def entries_of(content: Any, path: Path) -> list[ComputedEntry]:
     for number, item in enumerate(items, start=1):
         try:
             with ignore_missing_electronegativity():
-                entries.append(ComputedEntry.from_dict(item))
+                entries.append(_entry(item))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
             raise UserError(
-                f"{path}: item {number} is no pymatgen entry: {one_line(error)}; correct the file"
+                f"{path}: item {number} is no pymatgen entry: {problem}; correct the file"
             ) from error
     return entries
+
+
+def _entry(item: Mapping[str, Any]) -> ComputedEntry:
+    """Return an entry from its dict.
+
+    `ComputedEntry.from_dict` would import and build any class that the file names.
+    """
+    kind = item.get("@class", "ComputedEntry")
+    if kind not in _ENTRIES:
+        raise ValueError(f"{kind} is none of {', '.join(_ENTRIES)}")
+    is_final = kind == "PDEntry"
+    return ComputedEntry(
+        Composition(item["composition"]),
+        float(item["energy"]),
+        correction=0.0 if is_final else float(item["correction"]),
+        parameters={FINAL: True} if is_final else {},
+    )
 
 
 def _references_of_run(path: Path) -> References:
@@ -249,7 +311,7 @@ def _references_of_run(path: Path) -> References:
     if folder.run.get("command") != "relax" or not table.is_file():
         raise UserError(f"{path} is no finished run of flowllm relax; run it on the elements")
     energies: dict[str, float] = {}
-    for row in pq.read_table(table, columns=["formula", "energy_per_atom"]).to_pylist():
+    for row in read_parquet(table, ["formula", "energy_per_atom"]).to_pylist():
         elements = Composition(row["formula"]).elements
         if len(elements) == 1 and row["energy_per_atom"] is not None:
             symbol = elements[0].symbol

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import re
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,28 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from pymatgen.core import Composition, Element, Structure
+from pymatgen.core import Composition, Structure
 from pymatgen.entries.computed_entries import ComputedEntry
 from scipy.optimize import linprog
 
-from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.columns import FIELD_OF_COLUMN
+from flowllm.crystals.formats import Format, format_of
+from flowllm.crystals.tables import csv_columns, parquet_columns
 from flowllm.energy.formation import (
+    FINAL,
     NoFormationEnergy,
     References,
     check_fit,
     entries_of,
+    file_content,
+    file_text,
     formation_energy_per_atom,
     lowest_elements,
     read_json,
 )
-from flowllm.errors import UserError, one_line
+from flowllm.errors import PriorError, UserError, one_line
+from llm_prior.formulas import parse_formula
 
-_ELEMENT = re.compile("[A-Z][a-z]?")
-_SYMBOLS = frozenset(element.symbol for element in Element)
-_FORMULA_COLUMNS = ("composition", "formula", "pretty_formula")
-_ENERGY_COLUMN = "formation_energy_per_atom"
+logger = logging.getLogger(__name__)
+
+_FORMULA_COLUMNS = ("composition", "formula", "pretty_formula", "formula_pretty", "reduced_formula")
+_ENERGY_COLUMNS = tuple(
+    column for column, name in FIELD_OF_COLUMN.items() if name == "formation_energy_per_atom"
+)
 _THERMO = {"thermo_types": ["GGA_GGA+U"]}  # Materials Project's corrected scale, without r2SCAN
 _KEPT_SYSTEMS = 1024
 _CORRECTED = frozenset({"O", "F"})  # MP2020 corrects every compound of these
@@ -55,7 +63,7 @@ class Hull:
 
     def __init__(
         self,
-        formulas: Iterable[str],
+        formulas: Iterable[str | Mapping[str, float]],
         formation_energies: Iterable[float],
         *,
         references: References | None = None,
@@ -64,27 +72,31 @@ class Hull:
         """Make a hull.
 
         Args:
-            formulas: formulas that pymatgen's `Composition` reads; elements are ignored.
+            formulas: text, see `llm_prior.formulas.parse_formula`, or amounts by symbol; elements
+                are ignored.
             formation_energies: eV/atom, one per formula.
             references: absolute energies of the elements, if they are known.
             source: file or database, for messages.
 
         Raises:
-            UserError: if an element is unknown, or an energy is not finite.
+            UserError: if a formula cannot be read, or an energy is not finite.
         """
         self.references = references
         self.source = source
-        self._systems: dict[frozenset[str], list[tuple[str, float]]] = defaultdict(list)
+        self._systems: dict[frozenset[str], list[tuple[Mapping[str, Any], float]]] = defaultdict(
+            list
+        )
         self.num_entries = 0
         for formula, energy in zip(formulas, formation_energies, strict=True):
-            # The formula is parsed when its system is first needed: 45,000 take seconds.
-            elements = frozenset(_ELEMENT.findall(formula))
-            if not elements or not elements <= _SYMBOLS:
-                raise UserError(f"{source}: {formula!r} is no formula; correct the file")
+            try:
+                amounts = parse_formula(formula) if isinstance(formula, str) else formula
+            except PriorError as error:
+                raise UserError(f"{source}: {error}; correct the file") from error
+            elements = frozenset(amounts)
             if not abs(energy) < float("inf"):
                 raise UserError(f"{source}: the energy of {formula} is {energy}; correct the file")
             if len(elements) > 1:
-                self._systems[elements].append((formula, float(energy)))
+                self._systems[elements].append((amounts, float(energy)))
                 self.num_entries += 1
         self._entries = functools.lru_cache(_KEPT_SYSTEMS)(self._of_system)
 
@@ -120,7 +132,6 @@ class Hull:
         """Return whether a compound of exactly these elements is known."""
         return frozenset(e.symbol for e in composition.elements) in self._systems
 
-    @ignore_missing_electronegativity()
     def _of_system(
         self, elements: tuple[str, ...]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -130,10 +141,10 @@ class Hull:
         within = frozenset(elements)
         for system, compounds in self._systems.items():
             if system <= within:
-                for formula, energy in compounds:
-                    composition = Composition(formula)
+                for amounts, energy in compounds:
+                    total = sum(amounts.values())
                     energies.append(energy)
-                    fractions.append([composition.get_atomic_fraction(e) for e in elements])
+                    fractions.append([float(amounts.get(e, 0) / total) for e in elements])
         return np.array(energies), np.array(fractions).T
 
 
@@ -228,9 +239,10 @@ def read_hull(path: str | Path) -> Hull:
 
     Args:
         path: `.parquet` or `.csv` with a column `composition`, `formula` or `pretty_formula`, and
-            `formation_energy_per_atom` (eV/atom, elements at 0); or `.json` or `.json.gz` with
+            `formation_energy_per_atom` (eV/atom, elements at 0); or `.json` or `.jsonl` with
             pymatgen entries, elements included, that have the corrections of MP2020, such as
-            Matbench Discovery's.
+            Matbench Discovery's, or a `PhaseDiagram`. Each may be compressed (`.gz`, `.bz2`,
+            `.xz`).
 
     Returns:
         The hull.
@@ -240,23 +252,36 @@ def read_hull(path: str | Path) -> Hull:
             invalid, or the entries are not corrected.
     """
     path = Path(path)
-    if path.name.endswith((".json", ".json.gz")):
+    found = format_of(path.name)
+    if found in (Format.JSON, Format.JSONL):
         return hull_of_entries(entries_of(read_json(path), path), source=str(path))
-    if path.suffix not in (".parquet", ".csv"):
-        raise UserError(f"{path}: a hull is a .parquet, .csv, .json or .json.gz file")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: {one_line(error)}; give another") from error
-    formula = next((name for name in _FORMULA_COLUMNS if name in table), None)
-    if formula is None or _ENERGY_COLUMN not in table:
+    if found not in (Format.PARQUET, Format.CSV):
         raise UserError(
-            f"{path}: a hull needs the columns composition and {_ENERGY_COLUMN}; add them"
+            f"{path}: a hull is a .parquet, .csv, .json or .jsonl file, or one of them "
+            "compressed; give such a file"
         )
-    energies = pd.to_numeric(table[_ENERGY_COLUMN], errors="coerce")  # words become NaN
-    return Hull(table[formula].astype(str), energies, source=str(path))
+    data = file_content(path)
+    table = (
+        parquet_columns(data, str(path))
+        if found is Format.PARQUET
+        else csv_columns(file_text(data, path), str(path))
+    )
+    formula = next((name for name in _FORMULA_COLUMNS if name in table), None)
+    energy = next((name for name in _ENERGY_COLUMNS if name in table), None)
+    if formula is None or energy is None:
+        raise UserError(
+            f"{path}: a hull needs the columns composition and {_ENERGY_COLUMNS[0]}; it has "
+            f"{', '.join(table)}"
+        )
+    return Hull(map(str, table[formula]), map(_energy, table[energy]), source=str(path))
+
+
+def _energy(value: Any) -> float:
+    """Return an energy, or NaN for a word."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
@@ -273,7 +298,17 @@ def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
         UserError: if no oxide or fluoride is corrected, or an element of a compound has no entry.
     """
     compounds = [entry for entry in entries if len(entry.composition.elements) > 1]
-    to_correct = [c for c in compounds if not _CORRECTED.isdisjoint(map(str, c.composition))]
+    final = sum(bool(entry.parameters.get(FINAL)) for entry in entries)
+    if final:
+        logger.warning(
+            "%s: a PDEntry has no corrections: the energies of %d entries are taken as corrected",
+            *(source, final),
+        )
+    to_correct = [
+        entry
+        for entry in compounds
+        if FINAL not in entry.parameters and not _CORRECTED.isdisjoint(map(str, entry.composition))
+    ]
     if to_correct and not any(entry.energy_adjustments for entry in to_correct):
         raise UserError(
             f"{source}: no oxide or fluoride has an energy correction; give entries that went "
@@ -285,7 +320,7 @@ def hull_of_entries(entries: list[ComputedEntry], *, source: str) -> Hull:
         fractions = entry.composition.fractional_composition.get_el_amt_dict()
         if missing := sorted(fractions.keys() - elements.keys()):
             raise UserError(f"{source}: has no entry of the element {missing[0]}; add it")
-        formulas.append(entry.composition.formula.replace(" ", ""))
+        formulas.append(fractions)
         energies.append(
             entry.energy_per_atom - sum(x * elements[symbol] for symbol, x in fractions.items())
         )

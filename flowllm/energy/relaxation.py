@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from flowllm.energy.calculators import (
     POTENTIAL,
+    accepted_elements,
     check_potential_name,
     energy_scheme,
     load_calculator,
     potential_identity,
 )
+from flowllm.energy.elements import holding_others, warn_of_unlearnt
 from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
 from flowllm.errors import UserError
 from flowllm.runs.cif_form import CifForm, check_cif_form
@@ -86,8 +88,10 @@ def relax(
     from flowllm.crystals.io import check_input, read
 
     check_input(file)
+    crystals = read(file, skip_invalid=skip_invalid, limit=limit)
+    warn_of_unlearnt([c.structure for c in crystals], potential, name=str(file))
     return relax_crystals(
-        read(file, skip_invalid=skip_invalid, limit=limit),
+        crystals,
         out=out,
         potential=potential,
         config=config,
@@ -163,7 +167,9 @@ def relax_crystals(
         manifest=manifest,
         total=len(crystals),
         batch_size=1,  # a kill loses the crystals at work, and no worker waits for another one
-        work=functools.partial(_relax_batch, crystals, config.time_limit),
+        work=functools.partial(
+            _relax_batch, crystals, config.time_limit, potential, accepted_elements(potential)
+        ),
         setup=functools.partial(_isolate, potential, config),
         info=versions(),
         workers=workers,
@@ -208,6 +214,8 @@ def _relax_one(
 def _relax_batch(
     crystals: Sequence[Crystal],
     time_limit: float,
+    potential: str,
+    accepted: frozenset[str] | None,
     isolated: Isolated[Structure, Relaxation],
     batch: Batch,
     progress: Progress,
@@ -217,8 +225,12 @@ def _relax_batch(
 
     records = []
     for crystal in crystals[batch.start : batch.stop]:
+        _, foreign = holding_others([crystal.structure], accepted)
         try:
-            relaxed = isolated(crystal.structure, time_limit=time_limit + _GRACE)
+            if foreign:
+                relaxed = failed(f"{potential} does not know {', '.join(foreign)}")
+            else:
+                relaxed = isolated(crystal.structure, time_limit=time_limit + _GRACE)
         except Lost as error:
             relaxed = failed(str(error))
         energies = {

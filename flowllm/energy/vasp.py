@@ -16,7 +16,7 @@ from pymatgen.core import SETTINGS, Structure
 
 from flowllm.crystals.io import Crystal, read
 from flowllm.errors import UserError, one_line
-from flowllm.system.files import publish
+from flowllm.system.files import file_names, publish
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,6 @@ def export_vasp(
     if spec:
         logger.warning("PMG_VASP_PSP_DIR is not set, so POTCAR.spec is written instead of POTCAR")
     out.parent.mkdir(parents=True, exist_ok=True)
-    from flowllm.runs.outputs import file_names  # imports ASE, which the checks do not need
 
     def write(temporary: Path) -> None:
         temporary.mkdir()

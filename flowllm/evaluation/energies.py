@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from flowllm.energy.calculators import (
     load_calculator,
     potential_identity,
 )
+from flowllm.energy.elements import holding_others, warn_of_unlearnt
 from flowllm.energy.formation import References
 from flowllm.energy.hull import Hull, HullDistance, fitting_references, hull_distances
 from flowllm.energy.relaxation import read_relaxed, relax_crystals
@@ -30,6 +32,8 @@ from flowllm.metrics.relaxation import RelaxationChange, relaxation_change, rela
 from flowllm.metrics.stability import METASTABLE, is_stable, stability_rates
 from flowllm.metrics.uniqueness import duplicates, matches
 from flowllm.metrics.validity import structural_validity
+
+logger = logging.getLogger(__name__)
 
 _INVALID = "atoms within 0.5 Angstrom: not relaxed"
 
@@ -124,6 +128,26 @@ def load_energy_model(
         references=references,
         min_elements=min_elements,
     )
+
+
+def warn_of_elements(generated: GeneratedSet, model: EnergyModel) -> None:
+    """Log, before hours of relaxing, what elements of a set will have no meaningful energy.
+
+    Args:
+        generated: the set.
+        model: potential and hull.
+    """
+    structures = list(generated.existing.values())
+    warn_of_unlearnt(structures, model.potential, name=generated.name)
+    if model.references is None:
+        return
+    count, missing = holding_others(structures, frozenset(model.references.energies))
+    if count:
+        logger.warning(
+            "%s: %d crystals hold elements without a reference in %s (%s): they will have no "
+            "energy above the hull",
+            *(generated.name, count, model.references.source, ", ".join(missing)),
+        )
 
 
 def relax_set(

@@ -27,8 +27,9 @@ def evaluate(
 
     With a potential every crystal is relaxed as well, in one run folder per set under `relaxed/`;
     `relaxed.parquet` is `structures.parquet` with the relaxed crystals. A killed call goes on when
-    it is repeated. A finished evaluation can be extended: the same call with a potential, a hull or
-    references that it lacked writes its files anew and keeps the relaxed crystals.
+    it is repeated. A finished evaluation can be extended: the same call with a potential that it
+    lacked, or with another hull or other references, writes its files anew and keeps the relaxed
+    crystals.
 
     The docstrings in `flowllm.metrics` give every definition with its source. Features are cached
     on disk: those of MP-20's test set take some minutes on one core, once.

@@ -27,6 +27,7 @@ from flowllm.metrics.fingerprints import (
     structure_fingerprint,
 )
 from flowllm.metrics.prototypes import SYMPREC, Prototype, prototype
+from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each
 from flowllm.system.extras import require
 from flowllm.system.key_value import KeyValueStore
@@ -169,7 +170,7 @@ def read_scale(path: str | Path) -> CompositionScale:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         means, stds = (_numbers(content[name]) for name in ("means", "stds"))
     except (ValueError, KeyError, TypeError):
         raise UserError(

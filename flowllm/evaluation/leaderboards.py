@@ -18,8 +18,7 @@ from pathlib import Path
 
 from flowllm.evaluation.config import LEMAT
 from flowllm.evaluation.sets import GeneratedSet
-from flowllm.runs.outputs import file_names
-from flowllm.system.files import publish
+from flowllm.system.files import file_names, publish
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,13 @@ from flowllm.energy.formation import read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
 from flowllm.evaluation.config import IDENTITY, MATERIALS_PROJECT, EvaluationConfig
 from flowllm.evaluation.definitions import Definitions
-from flowllm.evaluation.energies import EnergyModel, RelaxedSet, load_energy_model, relax_set
+from flowllm.evaluation.energies import (
+    EnergyModel,
+    RelaxedSet,
+    load_energy_model,
+    relax_set,
+    warn_of_elements,
+)
 from flowllm.evaluation.features import read_scale
 from flowllm.evaluation.leaderboards import write_submission
 from flowllm.evaluation.measurement import measure
@@ -35,14 +41,15 @@ from flowllm.evaluation.sets import GeneratedSet, read_generated, read_reference
 from flowllm.metrics.composition_scale import CompositionScale
 from flowllm.metrics.prototypes import SYMPREC
 from flowllm.runs.identity import claimed
-from flowllm.runs.outputs import file_names
 from flowllm.system.extras import require
+from flowllm.system.files import file_names
 from flowllm.system.versions import versions
 
 logger = logging.getLogger(__name__)
 
 _RELAXED_RUNS = "relaxed"
 _EXTENDABLE = ("potential", "hull", "references")  # may be given to a finished evaluation
+_REPLACEABLE = ("hull", "references")  # no relaxation depends on them
 
 
 @ignore_missing_electronegativity()
@@ -76,7 +83,12 @@ def run_evaluation(
     sets = _distinctly_named([read_generated(path) for path in samples])
     model = _energy_model(config, sets)
     run = _run_identity(samples, config, definitions, model)
-    with claimed(out, IDENTITY, run, info=versions(), extendable=_EXTENDABLE) as folder:
+    if model is not None:
+        for generated in sets:
+            warn_of_elements(generated, model)
+    with claimed(
+        out, IDENTITY, run, info=versions(), extendable=_EXTENDABLE, replaceable=_REPLACEABLE
+    ) as folder:
         if config.submission is not None:
             write_submission(sets, folder)
         relaxed: list[RelaxedSet] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowllm.energy.elements import holding_others
 from flowllm.evaluation.energies import RelaxedSet
 from flowllm.evaluation.results import SetResult
 from flowllm.evaluation.sets import GeneratedSet, ReferenceSet, TrainingSet
@@ -111,18 +112,11 @@ def _energy_remarks(generated: GeneratedSet, energies: RelaxedSet) -> list[str]:
 
 
 def _unknown_elements(generated: GeneratedSet, energies: RelaxedSet) -> list[str]:
-    if energies.model.elements is None:
-        return []
-    unknown: set[str] = set()
-    count = 0
-    for structure in generated.existing.values():
-        symbols = {e.symbol for e in structure.composition.elements}
-        unknown |= (outside := symbols - energies.model.elements)
-        count += bool(outside)
+    count, unknown = holding_others(list(generated.existing.values()), energies.model.elements)
     if not unknown:
         return []
     more = ", ..." if len(unknown) > _NAMED else ""
     return [
         f"{count} crystals hold elements that {energies.model.potential} has not learnt "
-        f"({', '.join(sorted(unknown)[:_NAMED])}{more}): their energies mean nothing"
+        f"({', '.join(unknown[:_NAMED])}{more}): their energies mean nothing"
     ]

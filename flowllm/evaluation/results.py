@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
@@ -21,6 +20,7 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.metrics.intervals import Estimate
 from flowllm.metrics.prototypes import Prototype
 from flowllm.system.files import publish, write_atomic
+from flowllm.system.parquet import write_parquet
 
 METRICS = "metrics.json"
 STRUCTURES = "structures.parquet"
@@ -107,7 +107,7 @@ def write_structures(
     ]
     columns = dict.fromkeys(column for row in rows for column in row)
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-    publish(result.folder / name, functools.partial(pq.write_table, table, compression="zstd"))
+    publish(result.folder / name, functools.partial(write_parquet, table))
 
 
 def write_reference(
@@ -135,7 +135,7 @@ def write_reference(
     if any(E_ABOVE_HULL in crystal.properties for crystal in crystals):
         columns[E_ABOVE_HULL] = [crystal.properties.get(E_ABOVE_HULL) for crystal in crystals]
     table = pa.table(columns)
-    publish(folder / REFERENCE, functools.partial(pq.write_table, table, compression="zstd"))
+    publish(folder / REFERENCE, functools.partial(write_parquet, table))
 
 
 def symmetry_columns(found: Prototype | None) -> dict[str, int | str | None]:

@@ -14,7 +14,7 @@ from pymatgen.core import Structure
 from flowllm.crystals import cells
 from flowllm.crystals.crystal import Crystal, Geometry
 from flowllm.crystals.formulas import Ratios, formula_ratios
-from flowllm.crystals.io import read, read_all
+from flowllm.crystals.io import read, read_all, usable
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.features import cached_fingerprints, cached_prototypes
@@ -23,6 +23,7 @@ from flowllm.metrics.fingerprints import Fingerprints
 from flowllm.metrics.prototypes import Prototype
 from flowllm.runs.identity import read_identity
 from flowllm.runs.sharded import MANIFEST
+from flowllm.system.names import printable
 
 _LONGEST_REASON = 60
 
@@ -136,7 +137,7 @@ def read_generated(path: str | Path) -> GeneratedSet:
             crystals.append(_failed(row.id, row.source, row.properties))
     if not crystals:
         raise UserError(f"{path}: holds no crystals")
-    return GeneratedSet(name=path.name, crystals=crystals, conditions=conditions)
+    return GeneratedSet(name=printable(path.name), crystals=crystals, conditions=conditions)
 
 
 def read_reference(
@@ -157,7 +158,9 @@ def read_reference(
         UserError: if there is no such file, or no valid crystal in it.
     """
     crystals = read(path, skip_invalid=True, reduce=False)
-    return reference_set(path.name, crystals, definitions, workers=workers, progress=progress)
+    return reference_set(
+        printable(path.name), crystals, definitions, workers=workers, progress=progress
+    )
 
 
 def reference_set(
@@ -220,18 +223,17 @@ def read_training(
     Raises:
         UserError: if there is no valid crystal.
     """
-    rows = [(row.id, row.source) for row in read_all(path) if isinstance(row.source, Geometry)]
-    if not rows:
-        raise UserError(f"{path}: holds no valid crystal")
+    rows = usable(path, read_all(path))
     prints = None
     if with_features:
         # In the cells of the file, as for samples and reference: fingerprints depend on the last
         # bits of the coordinates.
-        structures = [c.structure for c in read(path, skip_invalid=True, reduce=False)]
+        unreduced = usable(path, read_all(path, reduce=False))
+        structures = [cells.make_structure(*geometry) for _, geometry in unreduced]
         prints = _prints(path.name, structures, definitions, workers=workers, progress=progress)
     crystals = [
-        Crystal(id=name, structure=cells.make_structure(*geometry))
-        for name, geometry in rows
+        Crystal(id=row.id, structure=cells.make_structure(*geometry))
+        for row, geometry in rows
         if formula_ratios(geometry.atomic_numbers) in formulas
     ]
     prototypes = cached_prototypes(
@@ -241,7 +243,7 @@ def read_training(
         description=f"symmetry of {path.name}",
     )
     return TrainingSet(
-        name=path.name,
+        name=printable(path.name),
         crystals=crystals,
         genes=frozenset(found.gene for found in prototypes if found is not None),
         prints=prints,

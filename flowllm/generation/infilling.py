@@ -11,6 +11,7 @@ from typing import Any
 
 import llm_prior
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, input_hash
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
@@ -52,6 +53,7 @@ class Infilled:
     probabilities: dict[str, float]
 
 
+@ignore_missing_electronegativity()
 def infill(
     file: str | Path,
     mask: str,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llm_prior
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal
 from flowllm.errors import UserError
 from flowllm.generation.prior_input import read_with_prior
@@ -95,6 +96,7 @@ class ScoreSummary:
         return float(self.values.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
 
 
+@ignore_missing_electronegativity()
 def score(
     file: str | Path,
     config: ScoringConfig | None = None,
@@ -145,9 +147,11 @@ def score(
     for crystal in crystals:
         known = known_conditions(crystal.structure, crystal.properties)
         if absent := [name for name in config.conditions if name not in known]:
+            problem = crystal.ignored.get(absent[0])
+            why = f" ({problem})" if problem else ""
             raise UserError(
-                f"{file}: crystal {crystal.id} has no {absent[0]}; add it to the file, or leave "
-                "the condition out"
+                f"{file}: crystal {crystal.id} has no {absent[0]}{why}; add it to the file, or "
+                "leave the condition out"
             )
     rows = []
     for part in _chunks(crystals, "scoring", progress):
@@ -172,6 +176,7 @@ def score(
     return ScoreSummary(rows, "log_likelihood")
 
 
+@ignore_missing_electronegativity()
 def ipt(
     file: str | Path,
     config: TranslationConfig | None = None,

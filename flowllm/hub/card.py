@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from flowllm.errors import UserError
+from flowllm.system.documents import parse_yaml
 from flowllm.system.files import sha256_file, write_atomic
 
 CARD_FILE = "README.md"
@@ -119,7 +119,7 @@ def check_weights(folder: Path) -> None:
         return
     try:
         listed = dict(_head(card).get(_WEIGHTS_KEY) or {})
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{card}: its head is no YAML of a model card; fix it, or delete the card"
         ) from error
@@ -140,7 +140,7 @@ def _head(card: Path) -> dict[str, Any]:
     text = card.read_text(encoding="utf-8")
     if not text.startswith(_FENCE):
         return {}
-    return yaml.safe_load(text.split(f"\n{_FENCE}", 1)[0].removeprefix(_FENCE)) or {}
+    return parse_yaml(text.split(f"\n{_FENCE}", 1)[0].removeprefix(_FENCE)) or {}
 
 
 def _table(measurement: Measurement) -> str:

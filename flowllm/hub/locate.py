@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
 from flowllm.hub.card import check_weights
+from flowllm.system.documents import parse_json
 from flowllm.system.files import sha256_file, sha256_folder
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "bundled:"
-_DEFAULT_PAIR = "sites"
+_DEFAULT_PAIR = "wyckoff"
 _BUNDLED = Path(__file__).parent / "bundled"  # PAIR/prior and PAIR/refiner
 BUNDLED_PRIOR = _BUNDLED / _DEFAULT_PAIR / "prior"
 BUNDLED_REFINER = _BUNDLED / _DEFAULT_PAIR / "refiner"
@@ -108,7 +108,7 @@ def identity(folder: Path) -> dict[str, Any]:
     adapter = folder / _ADAPTER_FILE
     if adapter.is_file():
         try:
-            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            base = parse_json(adapter.read_bytes())["base_model_name_or_path"]
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{adapter} names no base model; copy or train it again") from error
         found["base"] = _identity_of_base(str(base))

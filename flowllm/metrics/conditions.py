@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pymatgen.core import Composition, Structure
+from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, rate
 from flowllm.metrics.symmetry import spacegroup_number
-from llm_prior.prompts import BY_NAME
+from llm_prior.prompts import BY_NAME, parse_composition
 from llm_prior.spacegroups import parse_spacegroup
 
 SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 use the first
@@ -50,7 +50,7 @@ def conditions_met(
     for name, value in conditions.items():
         match name:
             case "formula":
-                requested = Composition(str(value)).reduced_formula
+                requested = parse_composition(value).reduced_formula
                 found[name] = (
                     structure is not None and structure.composition.reduced_formula == requested
                 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # pymatgen takes half a second, and options need only the nam
 
 MIN_DISTANCE = 0.5  # Angstrom
 MIN_VOLUME = 0.1  # Angstrom^3
+_LARGE = 500  # atoms; beyond it a list of the near pairs replaces the matrix of all
 OXIDATION_STATES = "smact14"
 # SMACT's name of a table -> attribute of smact.Element that holds it
 OXIDATION_STATE_SETS = {
@@ -52,6 +53,9 @@ def structural_validity(structure: Structure, *, own_images: bool = True) -> boo
         return False
     if own_images and shortest_translation(structure) < MIN_DISTANCE:
         return False
+    if len(structure) > _LARGE:
+        first, second, _, near = structure.get_neighbor_list(MIN_DISTANCE)  # all (P,)
+        return not bool(((first != second) & (near < MIN_DISTANCE)).any())
     distances = np.array(structure.distance_matrix)  # (N, N)
     np.fill_diagonal(distances, np.inf)
     return bool(distances.min() >= MIN_DISTANCE)

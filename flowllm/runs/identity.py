@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from flowllm.errors import UserError
+from flowllm.errors import UserError, one_line
+from flowllm.system.documents import parse_json
 from flowllm.system.files import is_temporary, remove_temporaries, write_atomic
 
 _LOCK = ".lock"
@@ -32,6 +33,7 @@ def claimed(
     *,
     info: Mapping[str, Any],
     extendable: Collection[str] = (),
+    replaceable: Collection[str] = (),
 ) -> Iterator[Path]:
     """Hold the folder `out` for a run, which is recorded in it or compared with the record.
 
@@ -45,6 +47,8 @@ def claimed(
         info: recorded beside the identity and not compared.
         extendable: top-level keys of `run` that may be given later: where the record has None or
             lacks the key, a given value is added to it.
+        replaceable: those of `extendable` whose recorded value may give way to another one, because
+            nothing that stays in the folder depends on it.
 
     Yields:
         `out` as a path.
@@ -62,7 +66,7 @@ def claimed(
             json.dumps(dict(run), allow_nan=False)
         )  # as JSON has it: lists, no tuples
         before = _files(out)
-        replaced = _record(out, name, given, info, extendable)
+        replaced = _record(out, name, given, info, extendable, replaceable)
         try:
             yield out
         except BaseException:
@@ -78,6 +82,7 @@ def _record(
     given: dict[str, Any],
     info: Mapping[str, Any],
     extendable: Collection[str],
+    replaceable: Collection[str],
 ) -> bytes | None:
     """Write, compare or extend the identity; return the content that was replaced, if any."""
     file = out / name
@@ -89,6 +94,8 @@ def _record(
     for key in extendable:
         if recorded.get(key) is None:
             extended[key] = given.setdefault(key, None)
+        elif key in replaceable and given.get(key) is not None:
+            extended[key] = given[key]
     if differing := list(_differences(extended, given)):
         raise UserError(
             f"{out} holds another run ({'; '.join(differing)}); "
@@ -136,7 +143,7 @@ def read_identity(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     if not file.is_file():
         raise UserError(f"{folder} is not a run folder (it has no {name}); check the path")
     try:
-        content = json.loads(file.read_bytes())
+        content = parse_json(file.read_bytes())
         run, info = dict(content["run"]), dict(content["info"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is damaged or of another program; choose another folder") from None
@@ -155,6 +162,8 @@ def check_folder(out: str | Path, name: str) -> None:
     """
     out = Path(out)
     if not out.exists():
+        if out.is_symlink():
+            raise UserError(f"{out} is a link to nothing; remove it, or choose another folder")
         return
     if not out.is_dir():
         raise UserError(f"{out} is a file; choose a new folder for the run")
@@ -192,12 +201,12 @@ def locked(folder: Path) -> Iterator[None]:
             f"{folder} cannot be locked: its {_LOCK} is a folder; remove that, or choose another "
             "folder for the run"
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    except (OSError, NotImplementedError) as error:
+        problem = getattr(error, "strerror", None) or one_line(error)
+        if getattr(error, "errno", None) in _NO_LOCKS:
+            problem = "its file system has no locks"
         raise UserError(
-            f"{folder} cannot be locked: its file system has no locks; choose a folder on another "
-            "file system"
+            f"{folder} cannot be locked: {problem}; choose a folder on another file system"
         ) from error
     try:
         yield

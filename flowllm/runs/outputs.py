@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
 from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
+from flowllm.system.files import file_names
 
 # The columns of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula`
 # and `num_atoms` describe the final crystal, or the initial one if there is no final one. `cif` has
@@ -45,7 +45,6 @@ CORE_COLUMNS = {
     "rejects": pa.string(),
 }
 _AT_SYMPREC = ("spacegroup", "wyckoff")
-_LONGEST_NAME = 100  # of a CIF; file systems take 255 bytes
 _ROWS = 1000  # of the table that are in memory at a time
 
 
@@ -138,27 +137,6 @@ def publish_crystals(
     return Outcome(folder.path, crystals, failures, rejects)
 
 
-def file_names(ids: Sequence[str]) -> list[str]:
-    """Return a file name for each id, all different and allowed by every file system.
-
-    Args:
-        ids: any strings.
-
-    Returns:
-        The names without a suffix, in order.
-    """
-    names: list[str] = []
-    taken: set[str] = set()
-    for number, name in enumerate(ids):
-        plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
-        plain = plain if re.match(r"\w", plain) else f"_{plain}"
-        while plain.casefold() in taken:  # some file systems do not distinguish CO from Co
-            plain = f"{plain}_{number}"
-        taken.add(plain.casefold())
-        names.append(plain)
-    return names
-
-
 def _write_table(
     records: Sequence[CrystalRecord],
     cifs: Sequence[str | None],
@@ -171,7 +149,7 @@ def _write_table(
         pa.field(name, kind, metadata=symprec if name in _AT_SYMPREC else None)
         for name, kind in {**CORE_COLUMNS, **columns}.items()
     )
-    with pq.ParquetWriter(path, schema, compression="zstd") as table:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as table:
         for start in range(0, len(records), _ROWS):
             part = slice(start, start + _ROWS)
             rows = [

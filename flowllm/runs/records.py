@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
+from flowllm.crystals.cells import make_structure
+from flowllm.crystals.documents import geometry_of_dict
 from flowllm.errors import UserError
 from flowllm.runs.sharded import LAYOUT, RunFolder
 
@@ -138,8 +141,7 @@ def read_records(folder: RunFolder, *, trajectories: bool = True) -> Iterator[Cr
             f"{folder.path} is a run of another version of flowllm; read its samples.parquet, or "
             "run its command again in a new folder"
         )
-    for content in folder.records():
-        yield CrystalRecord.from_json(content, trajectory=trajectories)
+    yield from folder.parsed(functools.partial(CrystalRecord.from_json, trajectory=trajectories))
 
 
 def _rounded(values: NDArray[np.floating]) -> list[Any]:
@@ -156,4 +158,4 @@ def _plain(structure: Structure | None) -> dict[str, Any] | None:
 
 
 def _structure(content: dict[str, Any] | None) -> Structure | None:
-    return None if content is None else Structure.from_dict(content)
+    return None if content is None else make_structure(*geometry_of_dict(content))

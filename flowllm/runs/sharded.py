@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from flowllm.errors import UserError
+from flowllm.errors import UserError, one_line
 from flowllm.runs.identity import claimed, locked, read_identity
+from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each
 from flowllm.system.files import publish, remove_temporaries, write_atomic
 from flowllm.system.progress import progress_bar
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 LAYOUT = 2  # of the records and the draws in shards; a run of another layout is another run
 
 Record = dict[str, Any]
+Parsed = TypeVar("Parsed")
 Setup = Callable[[], Any]
 Progress = Callable[[int], None]
 """Takes the number of records that were finished since its last call."""
@@ -187,19 +189,20 @@ class RunFolder:
             UserError: if the file is not as it was written (disk trouble, or edited by hand).
         """
         file = self.shard(batch.index)
-        remedy = "delete it and run again to have it made again"
+        if not file.is_file():
+            raise _damaged(file, "it is no file")
         *lines, end = file.read_bytes().split(b"\n")
         if end or len(lines) != batch.count:
             found = f"{len(lines)} whole lines" + (" and a broken one" if end else "")
-            raise UserError(f"{file} is damaged: {found}, not {batch.count}; {remedy}")
+            raise _damaged(file, f"{found}, not {batch.count}")
         records = []
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{file} is damaged: line {number} is no JSON object; {remedy}")
+                raise _damaged(file, f"line {number} is no JSON object")
             records.append(record)
         return records
 
@@ -209,9 +212,27 @@ class RunFolder:
         Raises:
             UserError: if shards are missing or damaged.
         """
+        return self.parsed(lambda record: record)
+
+    def parsed(self, parse: Callable[[Record], Parsed]) -> Iterator[Parsed]:
+        """Yield what a function makes of each of `records`.
+
+        Args:
+            parse: makes a value of a record; what it raises on one without a key, or with another
+                type than it expects, counts as damage.
+
+        Raises:
+            UserError: if shards are missing or damaged.
+        """
         self._require_complete()
         for batch in self.batches:
-            yield from self.read_shard(batch)
+            for number, record in enumerate(self.read_shard(batch), start=1):
+                try:
+                    parsed = parse(record)
+                except (ValueError, LookupError, TypeError, AttributeError) as error:
+                    what = f"has no {error}" if isinstance(error, KeyError) else one_line(error)
+                    raise _damaged(self.shard(batch.index), f"line {number}: {what}") from error
+                yield parsed
 
     def publish(self, name: str, write: Callable[[Path], object]) -> Path:
         """Make an output of a complete run, unless it exists; a kill leaves it whole or absent.
@@ -241,6 +262,10 @@ class RunFolder:
                 f"{self.path} is not finished ({done} of {len(self.batches)} shards); "
                 "run the command that made it again"
             )
+
+
+def _damaged(shard: Path, what: str) -> UserError:
+    return UserError(f"{shard} is damaged: {what}; delete it and run again to have it made again")
 
 
 def run_job(
@@ -375,6 +400,8 @@ def no_progress(count: int) -> None:
 def _resume(folder: RunFolder) -> None:
     """Remove what a kill left among the shards, and check every finished one."""
     shards = folder.path / "shards"
+    if not shards.is_dir() and (shards.exists() or shards.is_symlink()):
+        raise UserError(f"{shards} is no folder; remove it, or choose another folder for the run")
     shards.mkdir(exist_ok=True)
     remove_temporaries(shards)
     missing = set(folder.missing)

@@ -6,15 +6,20 @@ a part. `fsync` before it, and `fsync` of the folder after it, extend that to a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowllm.errors import UserError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in the quota, in a file
+_LONGEST_NAME = 100  # characters
+_LONGEST_KEPT = 200  # bytes; file systems take 255
 _TEMPORARY_SUFFIX = ".flowllm-tmp"
 
 
@@ -52,13 +57,63 @@ def write_atomic(path: str | Path, content: str | bytes) -> Path:
 
     Args:
         path: of the file; an existing one is replaced.
-        content: bytes, or text, which is written as UTF-8.
+        content: bytes, or text, which is written as UTF-8; half characters (as Python has them for
+            bytes of a file name that are no text) are escaped, such as `\\udce9`.
 
     Returns:
         `path`.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     return publish(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_failure(error: BaseException) -> str | None:
+    """Return why a file could not be written, if that is what an error comes from.
+
+    The writers of safetensors and torch have errors of their own for a full disk.
+
+    Args:
+        error: any error.
+
+    Returns:
+        The reason, such as `No space left on device`; None for another error.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            return cause.strerror
+        for number in _NO_ROOM:
+            if f"os error {number})" in str(cause) or f"code: {number}," in str(cause):
+                return os.strerror(number)
+        if "PytorchStreamWriter failed" in str(cause):
+            return "a file could not be written to its end"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def file_names(ids: Sequence[str], *, keep: str = "") -> list[str]:
+    """Return a file name for each id, all different and allowed by every file system.
+
+    Args:
+        ids: any strings.
+        keep: a regular expression of the ids that stay as they are; others get the letters,
+            digits, points and dashes of ASCII.
+
+    Returns:
+        The names without a suffix, in order.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for number, name in enumerate(ids):
+        plain = name
+        if not (keep and re.fullmatch(keep, name) and len(name.encode()) <= _LONGEST_KEPT):
+            plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
+            plain = plain if re.match(r"\w", plain) else f"_{plain}"
+        while plain.casefold() in taken:  # some file systems do not distinguish CO from Co
+            plain = f"{plain}_{number}"
+        taken.add(plain.casefold())
+        names.append(plain)
+    return names
 
 
 def is_temporary(path: Path) -> bool:
@@ -140,7 +195,7 @@ def sha256_folder(path: str | Path) -> str:
     lines = [f"{sha256_file(files[name])}  {name}\n" for name in sorted(files)]
     if not lines:
         raise UserError(f"{path}: the folder holds no files; check the path")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _sync_tree(path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from flowllm.errors import UserError
+from flowllm.system.documents import parse_json
 from flowllm.system.files import sha256_file, write_atomic
 
 MARKER = "COMPLETE"
@@ -43,7 +44,7 @@ def verify_checkpoint(checkpoint: Path) -> None:
     """
     remedy = f"delete {checkpoint} to resume from an earlier one"
     try:
-        hashes = dict(json.loads((checkpoint / MARKER).read_bytes()))
+        hashes = dict(parse_json((checkpoint / MARKER).read_bytes()))
     except (ValueError, TypeError) as error:
         raise UserError(f"{checkpoint / MARKER} is damaged; {remedy}") from error
     for name, expected in hashes.items():

@@ -16,7 +16,7 @@ from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
 from flowllm.hub.card import write_card
 from flowllm.runs.identity import claimed
-from flowllm.system.files import publish
+from flowllm.system.files import publish, write_failure
 from flowllm.system.versions import versions
 from flowllm.training.checkpoints import newest_complete, remove_incomplete
 from flowllm.training.config import WITHOUT_EFFECT
@@ -121,7 +121,7 @@ def training_run(
 
     Raises:
         UserError: if a data file is missing, or if the folder holds another run, foreign files, or
-            this run without `resume`.
+            this run without `resume`; or if the disk is full in the middle of the body.
     """
     out = Path(out)
     if int(os.environ.get("RANK", "0")):
@@ -147,7 +147,14 @@ def training_run(
                 f"{out} holds this run already; go on with it by resume=True (--resume)"
             )
         remove_incomplete(out)
-        yield TrainingRun(out, run)
+        try:
+            yield TrainingRun(out, run)
+        except Exception as error:
+            if (reason := write_failure(error)) is None:
+                raise
+            raise UserError(
+                f"{out}: {reason}; make room, and go on with resume=True (--resume)"
+            ) from error
 
 
 def _fingerprint(path: str | Path) -> dict[str, str]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import dacite
-import yaml
 
 from flowllm.errors import UserError, one_line
+from flowllm.system.documents import parse_yaml
 from flowllm.system.options import as_tuple
 from flowllm.training.config import RefinerTrainingConfig, TrainingConfig
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
@@ -98,8 +98,8 @@ def load_recipe(
     """
     content = _read(name)
     try:
-        settings = yaml.safe_load(content)
-    except yaml.YAMLError as error:
+        settings = parse_yaml(content)
+    except ValueError as error:
         raise UserError(f"{name} is not valid YAML: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{name} holds no settings; see configs/ for examples")
@@ -174,8 +174,8 @@ def _apply(settings: dict[str, Any], override: str) -> None:
         if not isinstance(settings, dict):
             raise UserError(f"override {override!r}: {parent} is no section of the config")
     try:
-        settings[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        settings[last] = parse_yaml(value)
+    except ValueError as error:
         raise UserError(f"override {override!r}: {one_line(error)}") from error
 
 

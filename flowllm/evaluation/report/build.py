@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,9 @@ from flowllm.evaluation.report.charts import (
 from flowllm.evaluation.report.gallery import best_crystals
 from flowllm.evaluation.report.glossary import meaning
 from flowllm.evaluation.results import METRICS, REFERENCE, RELAXED, REPORT, STRUCTURES
+from flowllm.system.documents import parse_json
 from flowllm.system.files import write_atomic
+from flowllm.system.parquet import read_parquet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,15 +152,15 @@ def _json(figure: go.Figure) -> Markup:
 def _metrics(path: Path) -> dict[str, Any]:
     _require_file(path)
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        return dict(parse_json(path.read_bytes()))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again") from error
 
 
 def _table(path: Path) -> pd.DataFrame:
     _require_file(path)
     try:
-        return pd.read_parquet(path)
+        return read_parquet(path).to_pandas()
     except pa.ArrowException as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again") from error
 

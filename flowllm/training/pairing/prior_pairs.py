@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE, reduce_cell
+from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal
@@ -88,6 +89,7 @@ def pair_prior(
     return publish_pairs(run, base="llm", remedy=remedy)
 
 
+@ignore_missing_electronegativity()
 def _pair_batch(
     targets: Sequence[Crystal],
     seed: int,

@@ -99,15 +99,15 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     Raises:
         UserError: if there is no pair.
     """
-    records = list(folder.records())
+    records = list(folder.parsed(_counts))
     rejects: Counter[str] = Counter()
-    for entry in records:
-        rejects.update(entry["rejects"])
+    for _, _, of_record in records:
+        rejects.update(of_record)
     outcome = PairingOutcome(
         file=folder.path / PAIRS_FILE,
         requested=len(records),
-        kept=sum(entry["pair"] is not None for entry in records),
-        first_try=sum(entry["pair"] is not None and entry["attempts"] == 1 for entry in records),
+        kept=sum(is_pair for is_pair, _, _ in records),
+        first_try=sum(is_pair and attempts == 1 for is_pair, attempts, _ in records),
         rejects=dict(rejects.most_common()),
     )
     counts = {k: v for k, v in vars(outcome).items() if k != "file"}
@@ -122,9 +122,18 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     return outcome
 
 
+def _counts(entry: dict[str, Any]) -> tuple[bool, int, Counter[str]]:
+    """Return whether a record has a pair, its attempts and its refused samples."""
+    return entry["pair"] is not None, int(entry["attempts"]), Counter(dict(entry["rejects"]))
+
+
+def _pair(entry: dict[str, Any]) -> PairedCrystal | None:
+    if entry["pair"] is None:
+        return None
+    arrays = {name: np.array(entry["pair"][name], dtype=np.float64) for name in ARRAYS}
+    numbers = np.array(entry["pair"]["atomic_numbers"], dtype=np.int64)
+    return PairedCrystal(id=entry["id"], atomic_numbers=numbers, **arrays)
+
+
 def _pairs(folder: RunFolder) -> Iterator[PairedCrystal]:
-    for entry in folder.records():
-        if entry["pair"] is not None:
-            arrays = {name: np.array(entry["pair"][name]) for name in ARRAYS}
-            numbers = np.array(entry["pair"]["atomic_numbers"])
-            yield PairedCrystal(id=entry["id"], atomic_numbers=numbers, **arrays)
+    return (pair for pair in folder.parsed(_pair) if pair is not None)

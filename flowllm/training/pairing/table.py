@@ -6,17 +6,18 @@ Older files do not name it; they hold samples of a prior.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowllm.crystals.io import Crystal
 from flowllm.errors import UserError
 from flowllm.system.files import publish
+from flowllm.system.parquet import read_parquet, write_parquet
 from rfm import PairedCrystal
 
 ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
@@ -48,7 +49,7 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path, *, base: str = "llm"
     for name in ARRAYS:
         columns[name] = [getattr(pair, name).ravel().tolist() for pair in pairs]
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_BASE_KEY: base}))
-    publish(path, lambda file: pq.write_table(table, file, compression="zstd"))
+    publish(path, functools.partial(write_parquet, table))
 
 
 def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCrystal]:
@@ -69,7 +70,7 @@ def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCryst
     if not path.is_file():
         raise UserError(f"there is no file {path}; make it with `flowllm pair`")
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is no parquet file of pairs ({error})") from error
     if missing := [name for name in _SCHEMA.names if name not in table.column_names]:

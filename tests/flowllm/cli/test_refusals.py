@@ -36,6 +36,9 @@ CASES = [
     ("pair nacl.cif --device tpu", "unknown device 'tpu'"),
     ("export-vasp nacl.cif --out thesis", "thesis exists; choose another folder"),
     ("data nowhere.csv out.csv", "nowhere.csv: no such file or folder; check the path"),
+    ("templates build nowhere.csv -o x.parquet", "nowhere.csv: no such file or folder"),
+    ("templates build nacl.cif --out thesis", "thesis exists; choose another name"),
+    ("templates build nacl.cif", "Missing option '-o' / '--out'; see flowllm templates build --h"),
     ("sampel", "No such command 'sampel'"),
     ("--seed 1", "No such option '--seed'; see flowllm --help"),
 ]

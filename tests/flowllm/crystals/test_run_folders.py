@@ -85,7 +85,7 @@ def test_a_bad_row_of_a_run_is_an_error_and_a_failed_one_is_not(run: Path) -> No
     assert read(run, skip_invalid=True).skipped == Counter(failed=1, unreadable=1)
     table.loc[:, "cif"] = None
     table.to_parquet(run / "samples.parquet")
-    with pytest.raises(UserError, match=r"holds no valid crystal \(failed 3\)"):
+    with pytest.raises(UserError, match=r"holds no valid crystal \(failed 3; row 1"):
         read(run)
 
 

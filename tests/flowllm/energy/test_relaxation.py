@@ -22,6 +22,7 @@ from flowllm.cli import cli
 from flowllm.crystals.crystal import to_atoms
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.energy import relaxation as relaxing
+from flowllm.energy.calculators import accepted_elements
 from flowllm.energy.formation import formation_energy_per_atom, read_references
 from flowllm.energy.minimization import RelaxationConfig, relax_structure
 from flowllm.energy.relaxation import RelaxedRun, read_relaxed, relax, relax_crystals
@@ -58,6 +59,7 @@ def ordered(a: float) -> Structure:
     return Structure(Lattice.cubic(a), ["Pt", "Cu", "Cu", "Cu"], [[0, 0, 0], *face])
 
 
+EMT_NAME = "ase.calculators.emt:EMT"
 CRYSTALS = [
     Crystal(id="copper", structure=fcc("Cu", 3.7)),
     Crystal(id="silver", structure=fcc("Ag", 4.1)),
@@ -234,6 +236,33 @@ def test_the_command_reports_what_failed(tmp_path: Path) -> None:
 def test_a_limit_that_is_none_is_refused(tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}"):
         relax_crystals(CRYSTALS, out=tmp_path / "run", **{name: value})
+
+
+def test_an_element_that_the_potential_cannot_compute_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copper = frozenset({"Cu"})
+    monkeypatch.setattr(relaxing, "accepted_elements", lambda name: copper)
+    monkeypatch.setattr("flowllm.energy.elements.known_elements", lambda name: copper)
+    crystals = [
+        Crystal(id="copper", structure=fcc("Cu", 3.7)),
+        Crystal(id="lawrencium", structure=fcc("Lr", 5.0)),
+    ]
+    file = write(crystals, tmp_path / "two.json")
+    with caplog.at_level("WARNING"):
+        found = relax(file, out=tmp_path / "out", potential=EMT_NAME, progress=False)
+    assert [crystal.id for crystal in found.crystals] == ["copper"]
+    assert found.failures == {f"relaxation: {EMT_NAME} does not know Lr": 1}
+    assert f"1 of 2 crystals hold elements that {EMT_NAME} has not learnt (Lr)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("potential", "inside", "outside"), [("chgnet", "Po", "Lr"), ("chgnet", "Pu", "Am")]
+)
+def test_potentials_tell_what_they_compute(potential: str, inside: str, outside: str) -> None:
+    accepted = accepted_elements(potential)
+    assert accepted is not None and inside in accepted and outside not in accepted
+    assert accepted_elements(EMT_NAME) is None
 
 
 def test_no_crystals_and_repeated_ids_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -141,6 +142,56 @@ def test_a_finished_evaluation_is_extended_by_a_potential_and_then_by_a_hull(
     assert (out / "report.html").read_text("utf-8") != page
     with pytest.raises(UserError, match="another run .*potential"):  # what is there is not replaced
         evaluate(samples, out=out, train=named["train"], progress=False)
+
+
+def test_a_corrected_hull_and_corrected_references_keep_the_relaxed_crystals(
+    given: list[str], tmp_path: Path
+) -> None:
+    samples, _, _, *options = given
+    named = dict(zip((word[2:] for word in options[::2]), options[1::2], strict=True))
+    out = tmp_path / "out"
+    evaluate(samples, out=out, potential=EMT, progress=False, **named)
+    shards = {file: file.stat().st_mtime_ns for file in out.glob("relaxed/samples/shards/*")}
+    assert len(shards) == 5
+    hull = tmp_path / "corrected.csv"
+    hull.write_text("composition,formation_energy_per_atom\nCu3Au,-0.05\nCu3Pt,-0.5\n")
+    references = Path(shutil.copytree(named["references"], tmp_path / "others"))
+    corrected = {**named, "hull": hull, "references": references}
+    (after,) = evaluate(samples, out=out, potential=EMT, progress=False, **corrected).sets
+    assert after.metrics["sun"].successes == 0  # Cu3Pt was below the hull before
+    assert {file: file.stat().st_mtime_ns for file in shards} == shards
+    settings = json.loads((out / "metrics.json").read_text())["settings"]
+    assert settings["hull"]["name"] == "corrected.csv"
+    assert settings["references"]["name"] == "others"
+    with pytest.raises(UserError, match="another run .*hull.*not given here"):
+        evaluate(samples, out=out, potential=EMT, train=named["train"], progress=False)
+
+
+@pytest.mark.parametrize("formula", ["{'Na': 1.0}", "\u2081", "Xx2", "Na1Cl"])
+def test_a_damaged_hull_is_refused_before_anything_is_relaxed(
+    given: list[str], tmp_path: Path, formula: str
+) -> None:
+    hull = tmp_path / "hull.csv"
+    hull.write_text(
+        f'composition,formation_energy_per_atom\n"{formula}",{"x" if formula == "Na1Cl" else -1}\n'
+    )
+    samples, *options = given
+    options[options.index("--hull") + 1] = str(hull)
+    ran = CliRunner().invoke(cli, ["evaluate", samples, *options, "--out", str(tmp_path / "out")])
+    assert ran.exit_code == 2 and str(hull) in ran.stderr, ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_elements_without_references_are_named_before_anything_is_relaxed(
+    given: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples, *options = given
+    with caplog.at_level("WARNING"):
+        CliRunner().invoke(cli, ["evaluate", samples, *options, "--out", str(tmp_path / "out")])
+    messages = [record.getMessage() for record in caplog.records]
+    (place,) = [i for i, m in enumerate(messages) if "without a reference in" in m]
+    assert "1 crystals hold elements" in messages[place] and "(Na)" in messages[place]
+    assert not any("relaxations failed" in message for message in messages[:place])
 
 
 def test_a_potential_without_references_is_refused_before_anything_is_written(

@@ -8,6 +8,7 @@ from ase import Atoms
 from pymatgen.core import Lattice, Structure
 
 from flowllm import FlowLLM, RefinementConfig, UserError
+from flowllm.metrics.symmetry import spacegroup_number
 from rfm import Failure
 from support import SALT, disordered, same_bits
 
@@ -106,3 +107,11 @@ def test_the_log_of_a_bad_crystal_gives_its_own_reason(
     (failed, _) = model.refine([disordered(), SALT], **QUICK)
     assert "is disordered" in failed.detail
     assert "no sites" not in caplog.text
+
+
+def test_the_space_group_is_kept_unless_the_crystal_may_move_freely(model: FlowLLM) -> None:
+    rough = SALT.copy()
+    rough.perturb(0.02)
+    kept, free = (model.refine([rough], symmetry=s, **QUICK)[0] for s in ("keep", "free"))
+    assert spacegroup_number(kept.structure, symprec=1e-4) == 225
+    assert spacegroup_number(free.structure, symprec=1e-4) == 1

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pymatgen.core import Lattice, Structure
 
+from flowllm.generation import pipeline
 from flowllm.generation.infilling import infill
 from flowllm.generation.mutation import mutate
 from flowllm.generation.pipeline import FlowLLM
@@ -14,10 +16,11 @@ from flowllm.generation.sampling_run import run_sampling
 from flowllm.generation.scoring import ipt, score
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.prior_pairs import pair_prior
-from llm_prior import BaseModel, Prior, PriorError, TextFormat
+from llm_prior import BaseModel, Prior, PriorError, Proposal, TextFormat
 from llm_prior.wyckoff import actual_group
 from prior_support import TINY
-from support import MP20_SAMPLE, perovskite, table
+from rfm import Refiner
+from support import BUNDLED_REFINER, MP20_SAMPLE, perovskite, table
 
 REQUEST = {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "Pm-3m"}
 
@@ -53,6 +56,26 @@ def test_samples_have_the_requested_group(folder: Path, tmp_path: Path) -> None:
         assert written in (orbits, moved)  # the prior may have chosen the other origin
         cif = (tmp_path / "run" / "cif" / f"{row.id}.cif").read_text()
         assert "_space_group_IT_number   221\n" in cif
+
+
+def test_a_refined_sample_keeps_the_group_of_its_text(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the higher one that a search at the tolerance for rough crystals finds."""
+    shifted = Structure(
+        Lattice.tetragonal(3.9, 3.92),
+        perovskite().species,
+        [[0, 0, 0], [0.5, 0.5, 0.508], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+    )
+    assert [actual_group(shifted, symprec) for symprec in (0.01, 0.1)] == [99, 221]
+    proposal = Proposal(prompt="", structure=shifted, attempts=1)
+    monkeypatch.setattr(pipeline, "propose", lambda *_, **__: [proposal])
+    refiner = Refiner.from_pretrained(BUNDLED_REFINER)
+    model = FlowLLM(Prior.from_pretrained(folder), refiner)
+    (sample,) = model.sample(1, steps=5)
+    assert sample.structure is not None and actual_group(sample.structure, 1e-3) == 99
+    (refined,) = model.refine([shifted], steps=5)
+    assert refined.structure is not None and actual_group(refined.structure, 1e-3) == 221
 
 
 def test_the_best_candidate_is_ranked_by_its_text(folder: Path) -> None:

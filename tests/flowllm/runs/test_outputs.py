@@ -28,9 +28,10 @@ from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.errors import UserError
 from flowllm.runs import outputs
 from flowllm.runs.cif_form import CIF_FORMS
-from flowllm.runs.outputs import CORE_COLUMNS, Outcome, file_names, publish_crystals
+from flowllm.runs.outputs import CORE_COLUMNS, Outcome, publish_crystals
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder, run_job
+from flowllm.system.files import file_names
 from run_jobs import TOTAL, contents, run
 
 SALT = Structure(Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -206,7 +207,7 @@ def test_the_tolerance_of_the_symmetry_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_crystal_whose_symmetry_search_fails_has_none_in_the_table(tmp_path: Path) -> None:
-    piled = Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 1e-3]])
+    piled = Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 5e-3]])
     record = CrystalRecord(id="piled", structure=piled)
     publish_crystals(crystals(tmp_path, [record]), COLUMNS, cif="symmetrized")
     (row,) = pq.read_table(tmp_path / "samples.parquet").to_pylist()

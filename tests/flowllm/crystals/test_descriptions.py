@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.descriptions import describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError
-from flowllm.training.descriptions import describe_crystals
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffLayout
 from support import MP20_SAMPLE
