@@ -124,9 +124,8 @@ def _special(
     near = distances[0] < MIN_DISTANCE
     moved = position + shifts[0, near].mean(axis=0)
     change = moved - position
-    # The trace counts the free coordinates on the symmetry element.
-    is_point = np.trace(operations.rotations[near].mean(axis=0)) < 0.5
-    is_rounded = _rounds_to(moved, position, sites.last_places[index], bool(is_point))
+    is_fixed = np.abs(operations.rotations[near].mean(axis=0)).max(axis=1) < 1e-6  # (3,)
+    is_rounded = _rounds_to(moved, position, sites.last_places[index], is_fixed)
     again = _distances(moved[None], operations, lattice)[0][0]
     on_element = again < _EXACT
     apart = float(distances[0, near].max())
@@ -148,15 +147,15 @@ def _rounds_to(
     exact: NDArray[np.float64],
     written: NDArray[np.float64],
     last_places: NDArray[np.float64],
-    is_point: bool,
+    is_fixed: NDArray[np.bool_],
 ) -> bool:
     """Return whether numbers (3,) are others that were rounded, or cut, at their last places.
 
-    On a line or plane, `exact` is the nearest position and not the one that was rounded, so that
-    one unit is allowed.
+    A coordinate that the symmetry element does not fix is that of the nearest position, and not the
+    one that was rounded, so that one unit is allowed.
     """
     change = exact - written
-    is_round = np.abs(change) <= (0.51 if is_point else 1.01) * last_places + 1e-9
+    is_round = np.abs(change) <= np.where(is_fixed, 0.51, 1.01) * last_places + 1e-9
     is_cut = (np.abs(change) < 1.01 * last_places) & (change * written > 0)
     return bool((is_round | is_cut).all())
 
