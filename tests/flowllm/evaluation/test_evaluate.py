@@ -161,7 +161,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         ([samples, "--hull", samples], "--potential"),
         ([samples, "--potential", "none"], "unknown potential"),
         ([samples, "--min-elements", 0], "min"),
-        ([zipped(tmp_path / "none.zip", {"a.txt": ""})], "holds no crystals"),
+        ([zipped(tmp_path / "none.zip", {"a.txt": ""})], "holds no files of crystals"),
     ):
         ran = CliRunner().invoke(
             cli, ["evaluate", *map(str, arguments), "--out", str(tmp_path / "out")]
