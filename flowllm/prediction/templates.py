@@ -83,8 +83,12 @@ def propose_templates(
         At most `n` proposals; none if there is no template.
 
     Raises:
-        FlowLLMError: if the formula is not one, or no primitive cell within the limit can hold it.
+        FlowLLMError: if the formula is not one, a number is below 1, or no primitive cell within
+            the limit can hold the formula.
     """
+    for name, values in (("n", [n]), ("formula_units", formula_units)):
+        if min(values, default=1) < 1:
+            raise UserError(f"{name} is {min(values)}; give whole numbers at least 1")
     library = bundled() if library is None else library
     ranking = fitted() if ranking is None else ranking
     elements, counts = _slots(formula)

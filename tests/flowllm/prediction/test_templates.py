@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,12 @@ def test_formula_units_and_the_largest_cell() -> None:
     for options, limit in (({"max_atoms": 2}, 2), ({"formula_units": [7]}, 20)):
         with pytest.raises(FlowLLMError, match=f"and the limit is {limit}"):
             propose_templates("TiO2", **options)
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"formula_units": [2, 0]}])
+def test_numbers_below_one_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(FlowLLMError, match="is 0; give whole numbers at least 1"):
+        propose_templates("TiO2", **options)
 
 
 def test_cells_are_scaled_by_the_volume_model() -> None:
