@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from llm_prior.errors import PriorError
@@ -24,6 +26,7 @@ CRYSTAL_SYSTEMS = {  # International Tables for Crystallography A: numbers of th
 # Symbols that the e-glide notation of 1992 replaced and pymatgen does not list.
 _OLD_GLIDES = {"Cmca": 64, "Cmma": 67, "Ccca": 68}
 _CENTROSYMMETRIC_CUBIC = {*range(200, 207), *range(221, 231)}
+_NUMBER = re.compile(r"\s*[0-9]+(\.0*)?\s*", re.ASCII)
 _RANGE = re.compile(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*", re.ASCII)
 
 
@@ -38,10 +41,11 @@ def parse_spacegroup(value: Any) -> int:
     Raises:
         PriorError: if there is no such group, or the symbol stands for several.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = math.nan
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
     if isinstance(value, str) and math.isnan(number):
         known = _numbers_of_symbols().get(_plain(value), set())
         if len(known) > 1:

@@ -145,7 +145,9 @@ class TemplateLibrary:
         self.source = source
         self.licence = licence
         self._table = table
-        self._hull = columns["e_above_hull"].fill_null(0).to_numpy().astype(np.float64)
+        self._hull = np.nan_to_num(
+            columns["e_above_hull"].fill_null(0).to_numpy().astype(np.float64), posinf=0, neginf=0
+        )
         self._groups = columns["spacegroup"].to_numpy()
         self._prototypes = columns["prototype"].to_numpy().astype(np.int64)
         self._lists = {
@@ -368,7 +370,7 @@ def build_library(
 
 @cache
 def bundled() -> TemplateLibrary:
-    """Return the bundled library: the 26,244 crystals of MP-20 train."""
+    """Return the bundled library: 26,243 crystals of MP-20 train."""
     return TemplateLibrary.read(BUNDLED)
 
 
@@ -383,7 +385,7 @@ def _record(
     coords = np.concatenate([np.array(orbit.coords, dtype=float) for orbit in crystal.orbits])
     return {
         "id": name,
-        "e_above_hull": properties.get("e_above_hull"),
+        "e_above_hull": _finite(properties.get("e_above_hull")),
         "spacegroup": group.number,
         "prototype": numbers.setdefault(placement.prototype, len(numbers)),
         "elements": [SYMBOLS.index(element) + 1 for element in placement.elements],
@@ -394,6 +396,15 @@ def _record(
         "cell": np.rint(cell).astype(np.uint32),
         "coords": (np.rint(coords * _COORD) % _COORD).astype(np.uint16),
     }
+
+
+def _finite(value: Any) -> float | None:
+    """Return a value as a number, or None if it is no finite one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _cell_units(spacegroup: int) -> NDArray[np.int64]:

@@ -134,12 +134,7 @@ class WyckoffLayout(TextLayout):
         """
         fmt = self.wyckoff_format
         crystal = describe(structure, fmt.symprec, keep_hand=fmt.keep_hand)
-        if crystal.num_atoms > fmt.max_atoms:
-            raise PriorError(
-                f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
-                f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
-            )
-        return WyckoffDescription(describe_anew(crystal, fmt), fmt, structure)
+        return self._described(describe_anew(crystal, fmt), structure)
 
     def recall(self, structure: Structure, record: str) -> WyckoffDescription:
         """Return the description of a crystal from its record, without a symmetry search.
@@ -147,6 +142,9 @@ class WyckoffLayout(TextLayout):
         Args:
             structure: as given to `describe`.
             record: `WyckoffDescription.record` of that description, under the same `record_key`.
+
+        Raises:
+            PriorError: if the crystal has too many atoms in its primitive cell.
         """
         values = json.loads(record)
         orbits = tuple(
@@ -156,7 +154,17 @@ class WyckoffLayout(TextLayout):
         crystal = WyckoffCrystal(
             spacegroup=values["spacegroup"], orbits=orbits, cell=tuple(values["cell"])
         )
-        return WyckoffDescription(crystal, self.wyckoff_format, structure)
+        return self._described(crystal, structure)
+
+    def _described(self, crystal: WyckoffCrystal, structure: Structure) -> WyckoffDescription:
+        """Return the description of a crystal, or raise `PriorError` if it is too large."""
+        fmt = self.wyckoff_format
+        if crystal.num_atoms > fmt.max_atoms:
+            raise PriorError(
+                f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
+                f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
+            )
+        return WyckoffDescription(crystal, fmt, structure)
 
     def read(self, text: str, *, complete: bool = True) -> Reading:
         """Return the crystal of a text, in its primitive Niggli cell.
