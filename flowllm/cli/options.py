@@ -257,7 +257,8 @@ WORKERS = common_option("--workers", type=int, minimum=1, help="Processes.", def
 FILE = click.argument(
     "file",
     type=PATH,
-    help="Crystals: a run folder, a folder or .zip of CIFs, CSV, parquet, extxyz, JSON or POSCAR.",
+    help="Crystals: CIF, POSCAR, extxyz, JSON, CSV, parquet, ASE database, a folder or archive of "
+    "them, a run folder, or - (standard input).",
 )
 
 

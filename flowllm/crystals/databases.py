@@ -6,7 +6,6 @@ tables into files that lack them.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +17,7 @@ from flowllm.crystals.cells import fractional
 from flowllm.crystals.crystal import UNREADABLE, Geometry
 from flowllm.crystals.rules import check_numbers, check_periodic
 from flowllm.errors import InvalidCrystal, UserError, one_line
+from flowllm.system.documents import parse_json
 
 _TABLE = "systems"
 _QUERY = f"SELECT id, numbers, positions, cell, pbc, energy, key_value_pairs FROM {_TABLE}"
@@ -100,4 +100,4 @@ def _row(
 def _pairs(pairs: Any) -> dict[str, Any]:
     if isinstance(pairs, bytes):  # ASE's binary form: the place of the JSON, arrays, the JSON
         pairs = pairs[int.from_bytes(pairs[:8], "little") :].decode()
-    return dict(json.loads(pairs)) if pairs else {}
+    return dict(parse_json(pairs)) if pairs else {}

@@ -9,7 +9,6 @@ No class is made that a file names: pymatgen's own `from_dict` would import it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from flowllm.crystals.cells import fractional
 from flowllm.crystals.crystal import UNREADABLE, Geometry, check_occupancies
 from flowllm.crystals.rules import atomic_number, check_numbers, check_periodic, site_element
 from flowllm.errors import InvalidCrystal, one_line
+from flowllm.system.documents import parse_json
 
 # Keys of the structure of a document; the first that is there is read.
 STRUCTURE_KEYS = (
@@ -226,8 +226,8 @@ def _is_by_column(content: Mapping[str, Any]) -> bool:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         raise InvalidCrystal("unreadable", f"not JSON: {one_line(error)}") from error
 
 

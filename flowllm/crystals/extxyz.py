@@ -6,7 +6,6 @@ whose columns the key `Properties` names. Of the values only numbers and text ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from flowllm.crystals.columns import WORD_COLUMNS
 from flowllm.crystals.crystal import UNREADABLE, Geometry, check_occupancies
 from flowllm.crystals.rules import atomic_number, check_numbers, check_periodic
 from flowllm.errors import InvalidCrystal, one_line
+from flowllm.system.documents import parse_json
 
 # A key, and a value: quoted, in brackets, or a word.
 _PAIR = re.compile(
@@ -32,6 +32,7 @@ _TRUTH = {
 }
 _JSON = "_JSON "  # ASE's mark of a value in JSON
 _DEFAULT_COLUMNS = "species:S:1:pos:R:3"
+_TYPES = frozenset("SRIL")  # text, real number, integer, truth value
 _SPECIES, _NUMBERS, _POSITIONS = ("species", "symbols"), ("Z", "numbers"), ("pos", "positions")
 
 
@@ -146,7 +147,7 @@ def _geometry(written: dict[str, str | bool], rows: list[list[str]]) -> Geometry
 def _columns(properties: str) -> dict[str, tuple[int, int]]:
     """Return the first column of each property of the atoms, and the one after its last."""
     words = properties.split(":")
-    if len(words) % 3:
+    if len(words) % 3 or not set(words[1::3]) <= _TYPES:
         raise InvalidCrystal("unreadable", f"Properties {properties!r} is not name:type:number ...")
     columns = {}
     first = 0
@@ -173,8 +174,8 @@ def _value(key: str, value: str | bool) -> Any:
         return value
     if value.startswith(_JSON):
         try:
-            return json.loads(value.removeprefix(_JSON))
-        except (ValueError, RecursionError):
+            return parse_json(value.removeprefix(_JSON))
+        except ValueError:
             return value
     words = _words(value)
     if key in WORD_COLUMNS:

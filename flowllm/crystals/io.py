@@ -1,6 +1,6 @@
 """Reading and writing crystals: CSV, parquet, CIF (a file or folder), extxyz, JSON, POSCAR.
 
-Zip archives of CIFs and run folders are read only.
+Compressed files, archives, ASE databases, run folders and standard input are read only.
 
 `readers` turns every format into `Row`s, `cif` parses those that are CIFs, and `_admit` decides
 which rows become crystals. From there on all formats are alike. Large files are cached by content.
@@ -82,30 +82,44 @@ def read(
 ) -> Crystals:
     """Return the crystals of a file or folder; the suffix tells the format.
 
-    - `.csv`, `.parquet`: a column `cif`, an id in `material_id` or `id` (else the number of the
-      row, from 1), and properties.
-    - `.cif`, or a folder or `.zip` of them: one structure per file; the id is the file name.
-    - `.extxyz`, `.xyz`: properties from the comment line.
-    - `.json`, `.jsonl`: pymatgen structure dicts (one, a list, or one per line), with properties
-      from their `properties`.
-    - `.vasp`, or a name that begins with `POSCAR` or `CONTCAR`: one structure, with its elements
-      named.
+    - `.csv`, `.tsv`, `.parquet`: crystals in a column `cif` (or `structure`), an id in
+      `material_id` or another of `columns.ID_COLUMNS` (else the number of the row, from 1), and
+      properties under the names of `columns.FIELD_OF_COLUMN`.
+    - `.cif`, `.mcif`: a crystal for each data block; the id is the file name, followed by the name
+      of the data block if a file has several crystals. A crystal that a file gives in two settings
+      is read once.
+    - `.vasp`, `.poscar`, or a name that begins with `POSCAR` or `CONTCAR`: one crystal.
+    - `.extxyz`, `.xyz`: frames, with properties from the comment line.
+    - `.json`, `.jsonl`: structures or documents with one, such as those of Materials Project; see
+      `documents`.
+    - `.db`: a database of ASE in SQLite.
+    - Each of them compressed by gzip, bzip2 or xz (`.gz`, `.bz2`, `.xz`).
+    - A folder with its subfolders, `.zip` or `.tar` (also compressed): their files of crystals; the
+      ids are file names, with folders where two are the same.
+    - `-`: standard input, whose content tells the format.
     - The folder of a finished run of sample, refine, mutate or relax, or of an evaluation (its
       relaxed crystals if it has some): ids and properties as the run has them. Crystals that the
       run lists as failed are counted and left out.
 
-    CIFs give the same as pymatgen's parser: sites sorted by electronegativity, coordinates within
-    a ten-thousandth of 1/3 or 2/3 made exact. Deuterium and tritium become hydrogen. Missing and
-    non-finite property values and columns without scalars are left out.
+    A CIF is checked against itself: its symmetry operations, space group, formula, Z,
+    multiplicities, cell and volume must agree. What has to be assumed is a warning that names file
+    and block. Sites are sorted by electronegativity; coordinates within a ten-thousandth of 1/3 or
+    2/3 are made exact, and positions that were rounded are moved onto symmetry elements.
+
+    Texts are UTF-8, or UTF-16 or UTF-32 with a byte-order mark. Deuterium and tritium become
+    hydrogen. Properties never decide whether a crystal is read: those without meaning are counted
+    in a warning and left out, like missing and non-finite ones and those that are no scalars. A
+    link in a folder that points to nothing is named, counted and left out.
 
     Args:
-        path: of the file or folder.
+        path: of the file or folder, or `-`.
         skip_invalid: leave out and count bad rows, instead of stopping at the first.
         reduce: bring every crystal into its Niggli cell; see `cells.reduce_basis`.
         max_atoms: a crystal with more atoms is a bad row.
         limit: read at most this many rows.
-        workers: number of processes for CIFs that need the full parser; None: one per core if
-            there are many. Processes are spawned, so a script needs `if __name__ == "__main__":`.
+        workers: number of processes for CIFs other than those that pymatgen writes without
+            symmetry; None: one per core if there are many. Processes are spawned, so a script
+            needs `if __name__ == "__main__":`.
 
     Returns:
         The crystals, in the order of the file.
@@ -113,10 +127,10 @@ def read(
     Raises:
         UserError: if there is no such file, its suffix is unknown, it is damaged as a whole, holds
             no valid crystal or has no column `cif`, or a run is not finished.
-        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, sites that do
-            not add up to the formula of the CIF, disorder, an unknown element, a cell that is not
-            finite or has no volume, too many atoms, a property that is not a number, an id that
-            occurs twice.
+        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, a CIF that
+            contradicts itself, disorder, an unknown element, a cell that is not finite or has no
+            volume, two atoms at one place, not periodic in three directions, too many atoms, an id
+            that occurs twice.
     """
     path = Path(path)
     if max_atoms is not None and max_atoms < 1:

@@ -6,7 +6,6 @@ The source of a row is the text of a CIF, a `Geometry`, or an `InvalidCrystal` w
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from flowllm.crystals.formats import READABLE, Format, format_of, format_of_cont
 from flowllm.crystals.poscar import parse_poscar
 from flowllm.crystals.tables import TableRow, crystal_column, csv_rows, parquet_rows, table_row
 from flowllm.errors import InvalidCrystal, UserError, one_line
+from flowllm.system.documents import parse_json
 from flowllm.system.names import printable
 from flowllm.system.parquet import column_names, read_parquet
 
@@ -314,10 +314,10 @@ def _poscar_row(text: str, row_id: str) -> Row:
 def _json_rows(text: str, name: str, row_id: str, found: Format) -> Iterator[Row]:
     try:
         if found is Format.JSONL:
-            content = [json.loads(line) for line in text.split("\n") if line.strip()]
+            content = [parse_json(line) for line in text.split("\n") if line.strip()]
         else:
-            content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{name}: not a readable {found} file: {one_line(error)}") from error
     number = 0
     for number, item in enumerate(documents(content), start=1):

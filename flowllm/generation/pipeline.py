@@ -34,7 +34,7 @@ from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
-from llm_prior.wyckoff.supergroups import SYMPREC as STATED_SYMPREC
+from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
 from rfm import Failure, Refinement, Refiner, find_symmetry
 from rfm import refine as refine_structures
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +34,7 @@ from flowllm.errors import UserError
 from support import SHARED
 
 DATA = SHARED / "data"
+CASES = SHARED / "cases"
 MP = References(energies={"Na": -1.0, "Cl": -2.0}, potential=None, source="mp.json")
 
 
@@ -134,9 +138,74 @@ def test_corrected_entries_are_read_as_a_hull_with_references(tmp_path: Path, co
     assert read_references(path).energies == hull.references.energies
 
 
+PD_ENTRIES = [
+    {"@class": "PDEntry", "composition": {"Na": 1.0}, "energy": -1.0, "name": "Na"},
+    {"@class": "PDEntry", "composition": {"Cl": 1.0}, "energy": -2.0, "name": "Cl"},
+    {"@class": "PDEntry", "composition": {"Na": 1.0, "Cl": 1.0}, "energy": -7.0, "name": "NaCl"},
+]
+
+
+@pytest.mark.parametrize("name", ["h.json", "h.jsonl", "h.json.gz", "h.json.bz2", "h.jsonl.xz"])
+@pytest.mark.parametrize("content", ["list", "diagram", "marked"])
+def test_pd_entries_are_read_as_final_energies(
+    tmp_path: Path, name: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    if content == "diagram" and "jsonl" not in name:
+        text = json.dumps({"@class": "PhaseDiagram", "all_entries": PD_ENTRIES, "elements": []})
+    elif "jsonl" in name:
+        text = "\n".join(map(json.dumps, PD_ENTRIES))
+    else:
+        text = json.dumps(PD_ENTRIES)
+    data = text.encode("utf-16" if content == "marked" else "utf-8")
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    path = tmp_path / name
+    path.write_bytes(packers.get(path.suffix, bytes)(data))
+    hull = read_hull(path)
+    assert hull.energy_per_atom(Composition("NaCl")) == pytest.approx(-3.5 + 1.5)
+    assert "the energies of 3 entries are taken as corrected" in caplog.text
+
+
+def test_the_formulas_of_a_hull_are_read_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "hull.csv"
+    rows = ["CaSO4.2H2O,-1.9", "NaN,-0.5", "LiFePO₄,-2", "Li0.5CoO2,-1.5", "D2O,-1"]
+    path.write_text("composition,formation_energy_per_atom\n" + "\n".join(rows) + "\n")
+    hull = read_hull(path)
+    assert hull.energy_per_atom(Composition("CaSH4O6")) == pytest.approx(-1.9)
+    assert hull.energy_per_atom(Composition("NaN")) == pytest.approx(-0.5)
+    assert hull.energy_per_atom(Composition("LiCo2O4")) == pytest.approx(-1.5)
+    assert hull.energy_per_atom(Composition("H2O")) == pytest.approx(-1)
+    # Nothing in the file has the composition that a decimal point would give.
+    assert hull.energy_per_atom(Composition({"Ca": 1, "S": 1, "H": 2, "O": 5.2})) > -1.9
+
+
+@pytest.mark.parametrize("formula", ["(Fe,Mn)O", "Fe3+", "Li1-xCoO2", "CaCl2.6NH3"])
+def test_a_formula_that_leaves_something_open_is_refused_by_name(
+    tmp_path: Path, formula: str
+) -> None:
+    path = tmp_path / "hull.csv"
+    path.write_text(f'composition,formation_energy_per_atom\n"{formula}",-1\n')
+    with pytest.raises(UserError, match=re.escape(repr(formula))):
+        read_hull(path)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the cases at ../shared/cases")
+def test_the_cases_of_hulls() -> None:
+    hydrate = read_hull(CASES / "21-hydrate" / "hull.csv")
+    assert hydrate.energy_per_atom(Composition("CaSH4O6")) == pytest.approx(-1.9)
+    with pytest.raises(UserError, match="has no entry of the element Cl"):
+        read_hull(CASES / "25-hull-of-pdentries" / "hull.json")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        (
+            "hull.json",
+            '[{"@class": "GrandPotPDEntry"}]',
+            "GrandPotPDEntry is none of Comp",
+        ),
+        ("hull.json", '[{"composition": {"Na": 1}}]', "is no pymatgen entry: it has no 'energy'"),
+        ("hull.csv", "formula,formation_energy_per_atom\nNa,Cl,1", "row 1: 3 fields, but the head"),
         ("hull.parquet", "nonsense", "is damaged"),
         ("hull.csv", "formula,energy\nNaCl,1", "needs the columns composition and formation"),
         (

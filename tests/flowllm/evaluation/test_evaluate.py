@@ -105,7 +105,7 @@ def test_the_symmetry_of_known_crystals_is_that_of_the_reference(tmp_path):
 
 
 def test_crystals_without_a_space_group_are_counted_and_named(tmp_path):
-    piled = Structure(Lattice.cubic(4.12), ["Cs", "Cs"], [[0, 0, 0], [0, 0, 1e-4]])
+    piled = Structure(Lattice.cubic(4.12), ["Cs", "Cs"], [[0, 0, 0], [0, 0, 5e-3]])
     samples = stored(tmp_path / "samples.json", SALT, piled)
     (measured,) = evaluate(samples, out=tmp_path / "out", train=samples).sets
     assert measured.metrics["symmetry_found"].value == 0.5
@@ -152,7 +152,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     samples = stored(tmp_path / "samples.json", SALT)
     (tmp_path / "empty").mkdir()
     for arguments, words in (
-        ([tmp_path / "empty"], "holds no .cif files"),
+        ([tmp_path / "empty"], "holds no files of crystals"),
         ([tmp_path / "absent"], "no such file"),
         ([samples, "--reference", tmp_path / "absent.csv"], "no such file"),
         ([samples, "--oxidation-states", "mine"], "not one of 'smact14'"),

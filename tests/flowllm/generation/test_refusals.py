@@ -76,7 +76,7 @@ salt.cif is a file; choose a new folder for the run
 thesis is not empty (it holds thesis.tex) and has no manifest.json
 nowhere.cif: no such file or folder; check the path
 notes.txt: cannot read '.txt' files
-thesis: the folder holds no .cif files and is not a run folder
+thesis: the folder holds no files of crystals and is not a run folder
 steps is 0; give a whole number at least 1
 limit is 0; give a whole number at least 1
 workers is 0; give a whole number at least 1

@@ -84,6 +84,7 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "layout": LAYOUT,
         "niggli_tolerance": 1e-5,
         "cif": "symmetrized",
+        "symmetry": "keep",
     }
     folders = {"prior": BUNDLED_PRIOR, "refiner": BUNDLED_REFINER}
     parameters = {  # tied weights are in the file once
