@@ -295,7 +295,8 @@ def _alike(one: Structure, other: Structure) -> bool:
 
 
 def _found(site: Any, structure: Structure) -> bool:
-    distances = structure.lattice.get_all_distances([site.frac_coords], structure.frac_coords)[0]
+    apart = structure.frac_coords - site.frac_coords  # (N, 3)
+    distances = np.linalg.norm((apart - np.round(apart)) @ structure.lattice.matrix, axis=1)
     return any(
         distance < _POSITION and number == site.specie.Z
         for distance, number in zip(distances, structure.atomic_numbers, strict=True)
