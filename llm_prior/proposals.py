@@ -145,7 +145,9 @@ def propose(
         cursors[place] = asked.cursor
         return asked
 
-    queue = deque(question(place, 0) for place in range(len(requested)))
+    # Long texts first: the last ones to be finished have few companions.
+    order = sorted(range(len(requested)), key=lambda place: -requested[place].room)
+    queue = deque(question(place, 0) for place in order)
     for place, text, complete in generate_texts(
         prior, queue, slots=slots, temperature=temperature, top_p=top_p
     ):

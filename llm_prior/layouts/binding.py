@@ -19,6 +19,7 @@ from llm_prior.errors import PriorError
 from llm_prior.layouts.token_table import Choices, TokenTable
 from llm_prior.layouts.wyckoff import LETTERS, WyckoffLayout
 from llm_prior.tries import Legal, legal_of
+from llm_prior.wyckoff.feasibility import sizes
 from llm_prior.wyckoff.grammar import Choice, Cursor, Grammar, Kind
 from llm_prior.wyckoff.table import space_group
 from llm_prior.wyckoff.text import hidden_places
@@ -77,10 +78,13 @@ class TokenConstraint:
         self._table = table
         self._fields = fields
         longest = table.longest
+        # Orbits of the group with the smallest positions.
+        smallest = min(min(sizes(number).atoms) for number in fields.requested)
+        most_orbits = max(self.rule.max_atoms // smallest, 1)
         orbit = longest["element"] + longest["letter"]
         orbit += longest["first_coord"] + 2 * longest["coord"]
         cell = longest["first_length"] + 2 * longest["length"] + 3 * longest["angle"]
-        self.max_tokens = longest["group"] + self.rule.max_atoms * orbit + cell + 1
+        self.max_tokens = longest["group"] + most_orbits * orbit + cell + 1
 
     def cursor(self) -> TokenCursor:
         """Return a cursor before the first token of a new sequence."""
