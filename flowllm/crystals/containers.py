@@ -187,9 +187,10 @@ def chosen(members: list[Member], name: str, kind: str) -> Container:
     if not crystals and len(tables) == 1:
         crystals, tables = tables, []
     if not crystals:
+        no_run = " and is not a run folder" if kind == "folder" else ""
         raise UserError(
-            f"{name}: the {kind} holds no files of crystals and is not a run folder; it holds "
-            f"{_content(members)}" + ("; name one of them" if tables or archives else "")
+            f"{name}: the {kind} holds no files of crystals{no_run}; it holds {_content(members)}"
+            + ("; name one of them" if tables or archives else "")
         )
     others = [member.name for member in (*tables, *archives)]
     notes = [f"{len(others)} files are not read: {_some(others)}"] if others else []

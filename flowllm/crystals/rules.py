@@ -184,8 +184,8 @@ def coinciding_pair(
         neighbors = _neighbors(lattice, frac_coords, radius)  # (N, K)
         apart = frac_coords[:, None] - frac_coords[neighbors]  # (N, K, 3)
     # Where atoms coincide, rounding finds the nearest image in every cell with a volume.
-    apart = (apart - np.round(apart)) @ lattice
-    near = np.einsum("ijk,ijk->ij", apart, apart) <= radius**2
+    vectors = (apart - np.rint(apart)).reshape(-1, 3) @ lattice
+    near = (np.einsum("ij,ij->i", vectors, vectors) <= radius**2).reshape(apart.shape[:2])
     if num_atoms <= _SMALL:
         if np.count_nonzero(near) == num_atoms:  # the diagonal is always there
             return None

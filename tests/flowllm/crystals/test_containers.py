@@ -268,7 +268,7 @@ def test_a_single_table_in_an_archive_is_read_and_several_are_not(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.txt": "x"}, "the archive holds no files of crystals .*; it holds a.txt"),
+        ({"a.txt": "x"}, "the archive holds no files of crystals; it holds a.txt"),
         ({}, "it holds no files"),
         ({f"{n}.png": "x" for n in range(5)}, "it holds 5 other files: 5 of .png"),
         ({"x.zip": "x"}, "it holds x.zip; name one of them"),
