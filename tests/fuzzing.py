@@ -227,7 +227,7 @@ def _without_comments(text: str) -> str:
 
     VASP ignores it in the cell and after the positions.
     """
-    lines = text.splitlines()
+    lines = re.split("\r\n|\r|\n", text)  # no other character ends a line
     for place, line in enumerate(lines):
         numbers = list(itertools.takewhile(_NUMBER.fullmatch, line.split()))
         if place in range(1, 5) or (place > 6 and len(numbers) >= 3):
