@@ -23,8 +23,8 @@ import click
 import numpy as np
 import torch
 
+from flowllm.crystals.descriptions import describe_crystals
 from flowllm.crystals.io import read
-from flowllm.training.descriptions import describe_crystals
 from flowllm.training.epochs import VirtualEpochs
 from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset, Prior

@@ -32,8 +32,8 @@ from pymatgen.core import Element, Lattice, Structure
 from flowllm.crystals.cells import make_structure
 from flowllm.crystals.cif import parse_cif
 from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.formats import Format, format_of
 from flowllm.crystals.io import read_all
-from flowllm.crystals.readers import is_poscar
 from flowllm.errors import InvalidCrystal
 
 _CIFS = (".cif", ".mcif")
@@ -61,9 +61,7 @@ def main() -> None:
     counts: dict[str, Counter[str]] = {"ASE": Counter(), "gemmi": Counter()}
     num_files = num_crystals = 0
     for path in sorted(path for folder in arguments.folders for path in folder.rglob("*")):
-        if not path.is_file() or not (path.suffix.lower() in _CIFS or is_poscar(path)):
-            continue
-        if path.suffix == ".py":
+        if not path.is_file() or not _is_compared(path):
             continue
         num_files += 1
         for name, ours, others in _readings(path):
@@ -79,6 +77,11 @@ def main() -> None:
         for verdict, count in verdicts.most_common():
             print(f"  {count:4d} {verdict}")
     sys.stdout.flush()
+
+
+def _is_compared(path: Path) -> bool:
+    is_poscar = format_of(path.name) is Format.POSCAR and path.suffix != ".py"
+    return is_poscar or path.suffix.lower() in _CIFS
 
 
 def _readings(path: Path) -> list[tuple[str, Reading, dict[str, Reading]]]:

@@ -29,9 +29,10 @@ class InvalidCrystal(UserError):
     """A crystal that cannot be used.
 
     Attributes:
-        reason: code to count by: `unreadable`, `wrong_formula`, `disorder`, `unknown_element`,
-            `bad_cell`, `not_periodic`, `coinciding_atoms`, `too_many_atoms`, `no_reduced_cell`,
-            `duplicate_id`, `dead_link`, or `failed` for a crystal that a run lists as failed.
+        reason: code to count by: `unreadable`, `wrong_formula`, `wrong_symmetry`, `disorder`,
+            `unknown_element`, `bad_cell`, `not_periodic`, `coinciding_atoms`, `too_many_atoms`,
+            `no_reduced_cell`, `duplicate_id`, `dead_link`, or `failed` for a crystal
+            that a run lists as failed.
         detail: the message.
     """
 

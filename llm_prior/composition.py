@@ -232,8 +232,8 @@ def _element_set(symbols: Iterable[str], name: str) -> int:
 def _check_size(problem: str, num_atoms: int, max_atoms: int, name: str) -> None:
     if num_atoms > max_atoms:
         raise PriorError(
-            f"{problem}, this model writes at most {max_atoms}; give a smaller {name} or another "
-            "model"
+            f"{problem}, this model writes at most {max_atoms} in the primitive cell; give a "
+            f"smaller {name} or another model"
         )
 
 

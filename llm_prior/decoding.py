@@ -35,10 +35,26 @@ _ROW_COST = 0.5
 
 
 class TokenRule(Protocol):
-    """A rule for the next token, such as a `llm_prior.grammar.Cursor`."""
+    """A rule for the next token, such as a `llm_prior.grammar.Cursor`.
+
+    To examine all tokens may cost much more than to examine one. So a token is drawn among
+    candidates; if it may not come, another one is drawn among the candidates that are left. With
+    the whole softmax that is a draw from the softmax over the tokens that may come. The nucleus is
+    that of the candidates that are left.
+    """
 
     def legal(self) -> Legal:
         """Return the tokens that may come next."""
+
+    def candidates(self) -> Legal:
+        """Return tokens of which some may come next; all that may are among them."""
+
+    def accepts(self, token: int) -> bool:
+        """Return whether one of the candidates may come next; if not, it is no candidate any more.
+
+        Args:
+            token: the token.
+        """
 
     def advance(self, token: int) -> None:
         """Take a token as written.
@@ -118,7 +134,7 @@ def decode_answers(
 
 def draw(
     logits: torch.Tensor, uniforms: torch.Tensor, *, temperature: float, top_p: float
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one index per row by temperature and nucleus (Holtzman et al. 2019, arXiv 1904.09751).
 
     The nucleus is the smallest set of likeliest tokens whose probabilities add up to `top_p`;
@@ -132,10 +148,11 @@ def draw(
         top_p: in (0, 1].
 
     Returns:
-        (B,) indices into K.
+        (indices, rests): (B,) indices into K, and (B,) float64 in [0, 1), where the uniform number
+        lies in the interval of the index: uniform too, and independent of the index.
     """
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.argmax(-1), uniforms
     weights = torch.softmax(logits.float() / temperature, -1)  # (B, K)
     if top_p < 1:
         ranked = _descending(weights)
@@ -147,7 +164,10 @@ def draw(
     # Never the total itself, past which no token is left.
     below = torch.nextafter(total, torch.zeros_like(total))
     target = torch.minimum(uniforms[:, None] * total, below)
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    places = torch.searchsorted(cumulative, target, right=True)  # (B, 1)
+    mass = weights.double().gather(-1, places)
+    rests = (target - cumulative.gather(-1, places) + mass) / mass
+    return places[:, 0], rests[:, 0].clamp(0, 1 - 2**-53)
 
 
 def _descending(weights: torch.Tensor) -> torch.Tensor:
@@ -310,13 +330,9 @@ class _Batch(Generic[AnyAnswer]):
             device=self.device,
         )
         if all(answer.cursor is None for answer in answers):
-            drawn = draw(logits, uniforms, **self.sampling).tolist()
+            drawn = draw(logits, uniforms, **self.sampling)[0].tolist()
         else:
-            choices = _choices(answers, logits.shape[1])  # (B, K)
-            legal = torch.from_numpy(choices).to(self.device)
-            scores = logits.gather(1, legal.clamp_min(0)).masked_fill_(legal < 0, -torch.inf)
-            places = draw(scores, uniforms, **self.sampling).tolist()
-            drawn = choices[np.arange(len(places)), places].tolist()
+            drawn = self._draw_by_rule(answers, logits, uniforms)
         finished = []
         for slot, answer, token in zip(slots, answers, drawn, strict=True):
             self._append(slot, answer, token)
@@ -324,6 +340,38 @@ class _Batch(Generic[AnyAnswer]):
                 self.answers[slot] = None
                 finished.append(answer)
         return finished
+
+    def _draw_by_rule(
+        self, answers: Sequence[AnyAnswer], logits: torch.Tensor, uniforms: torch.Tensor
+    ) -> list[int]:
+        """Draw a token for each answer that may come next, see `TokenRule`."""
+        everything = np.arange(logits.shape[1])
+        drawn = np.zeros(len(answers), dtype=np.int64)
+        rows = list(range(len(answers)))  # without a token
+        while rows:
+            cursors = [answers[row].cursor for row in rows]
+            choices = [everything if c is None else c.candidates().ids.numpy() for c in cursors]
+            left = logits if len(rows) == len(logits) else logits[rows]
+            drawn[rows], uniforms[rows] = self._draw_among(choices, left, uniforms[rows])
+            rows = [
+                row
+                for row, cursor in zip(rows, cursors, strict=True)
+                if cursor is not None and not cursor.accepts(int(drawn[row]))
+            ]
+        tokens: list[int] = drawn.tolist()
+        return tokens
+
+    def _draw_among(
+        self, choices: Sequence[np.ndarray], logits: torch.Tensor, uniforms: torch.Tensor
+    ) -> tuple[np.ndarray, torch.Tensor]:
+        """Draw one of the tokens (k,) of each row; also return what is left of the uniforms."""
+        table = np.full((len(choices), max(map(len, choices))), -1)  # (B, K)
+        for row, choice in zip(table, choices, strict=True):
+            row[: len(choice)] = choice
+        tokens = torch.from_numpy(table).to(self.device)
+        scores = logits.gather(1, tokens.clamp_min(0)).masked_fill_(tokens < 0, -torch.inf)
+        places, rests = draw(scores, uniforms, **self.sampling)
+        return table[np.arange(len(table)), places.cpu().numpy()], rests
 
     def _append(self, slot: int, answer: AnyAnswer, token: int | None) -> None:
         cursor = answer.cursor
@@ -338,7 +386,9 @@ class _Batch(Generic[AnyAnswer]):
             self.lengths[slot] += 1
             if cursor is None or len(answer.tokens) == len(answer.uniforms):
                 return
-            token = cursor.legal().only
+            token = cursor.candidates().only
+            if token is not None and not cursor.accepts(token):
+                return  # the next pass draws another
 
     def _close_gaps(self) -> None:
         """Move the last answers into free slots."""
@@ -352,15 +402,3 @@ class _Batch(Generic[AnyAnswer]):
             for source, target in zip(sources, targets, strict=True):
                 self.answers[target] = self.answers[source]
         del self.answers[len(used) :]
-
-
-def _choices(answers: Sequence[Answer], num_tokens: int) -> np.ndarray:
-    """Return the legal tokens of each answer (B, K), padded with -1."""
-    rows = [
-        np.arange(num_tokens) if answer.cursor is None else answer.cursor.legal().ids.numpy()
-        for answer in answers
-    ]
-    choices = np.full((len(rows), max(map(len, rows))), -1)
-    for choice, row in zip(choices, rows, strict=True):
-        choice[: len(row)] = row
-    return choices

@@ -131,6 +131,22 @@ class Cursor:
             raise ValueError("the sequence is finished")
         return self._tries.legal_at_end(node, self._following(node.value))
 
+    def candidates(self) -> Legal:
+        """Return `legal()`, which costs little in this layout.
+
+        Raises:
+            ValueError: if the sequence is finished.
+        """
+        return self.legal()
+
+    def accepts(self, token: int) -> bool:
+        """Return whether one of the `candidates` may come next: each of them may.
+
+        Args:
+            token: the token.
+        """
+        return True
+
     def advance(self, token: int) -> None:
         """Take a token as written.
 

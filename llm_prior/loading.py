@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
 
 PAD_TOKEN = "<pad>"
 _BAR_AFTER = 3  # seconds
+# What transformers, tokenizers and gguf raise on damaged files.
+_DAMAGED = (
+    *(OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError),
+    *(LookupError, ArithmeticError, AssertionError, struct.error),
+)
 _ATTENTION = {None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"}
 
 
@@ -111,7 +117,7 @@ def load_pretrained(
         raise PriorError(
             f"the weights in {name} are damaged ({error}); copy or train them again"
         ) from error
-    except (OSError, ValueError, ImportError, RuntimeError, AttributeError) as error:
+    except _DAMAGED as error:
         reason = first_line(error)
         if gguf or path.is_dir():
             message = f"cannot load a language model from {name}: {reason}"

@@ -19,7 +19,7 @@ from pymatgen.core import Composition, Structure
 
 from llm_prior.errors import PriorError
 from llm_prior.formulas import ISOTOPES, parse_formula
-from llm_prior.spacegroups import parse_spacegroup
+from llm_prior.spacegroups import parse_spacegroups, render_spacegroups
 from llm_prior.text import SYMBOLS, LayoutName
 
 GENERATION_HEAD = "Below is a description of a bulk material. "
@@ -51,7 +51,7 @@ class Attribute:
             `PriorError`.
         derive: returns the value of a structure; None if a structure does not tell it.
         stated: returns True if prompts contain this canonical text. The models are trained with
-            single values, so a range constrains sampling only.
+            single values, so a range or a set constrains sampling only.
         agree: returns True if the canonical text of a structure satisfies the requested one.
         help: one line for the command line.
     """
@@ -263,8 +263,10 @@ ATTRIBUTES: tuple[Attribute, ...] = (
     Attribute(
         name="spacegroup",
         sentence="The spacegroup number is ",
-        render=lambda value: str(parse_spacegroup(value)),
-        help="Space group, by number (1 to 230) or symbol such as Fm-3m.",
+        render=lambda value: render_spacegroups(parse_spacegroups(value)),
+        stated=str.isdigit,
+        help="Space group, by number (1 to 230) or symbol such as Fm-3m, or a set of them such as "
+        "225,227 or 195-230.",
     ),
     Attribute(
         name="e_above_hull",
@@ -307,7 +309,8 @@ def generation_prompt(conditions: Mapping[str, Any], layout: LayoutName = "sites
 
     Args:
         conditions: values of any subset of `ATTRIBUTES`, by name; the prompt states them in the
-            order of that table. A range of numbers of atoms is checked and not stated.
+            order of that table. A range of numbers of atoms and a set of space groups are checked
+            and not stated.
         layout: layout of the crystal's text.
 
     Raises:

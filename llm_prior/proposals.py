@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Room beyond the longest crystal's tokens, for numbers that take more tokens than usual.
 _SPARE_TOKENS = 8
+_SETTLED = 0  # spawn key of the draws of conditions; those of texts are one shorter
 
 
 @dataclass(kw_only=True)
@@ -88,8 +89,8 @@ def propose(
             arXiv 1904.09751).
         max_attempts: draws per request.
         constrain: let the model write only text that decodes to a crystal with the requested
-            formula, elements and number of atoms. Without it, a crystal that misses them is drawn
-            again.
+            formula, elements and number of atoms, in the layout `wyckoff` with the requested space
+            group too. Without it, a crystal that misses them is drawn again.
         exclude_elements: symbols of elements that no crystal may have.
         refuse: returns a reason to draw a crystal again that meets all conditions, or None to
             accept it.
@@ -120,7 +121,9 @@ def propose(
     kinds: dict[str, _Kind] = {}
     requested = []
     free_room = longest_answer(prior)
-    for conditions in requests:
+    for index, request in zip(indices, requests, strict=True):
+        sequence = np.random.SeedSequence(seed, spawn_key=(index, _SETTLED, 0))
+        conditions = prior.layout.settle(request, np.random.default_rng(sequence), exclude_elements)
         key = repr(conditions)
         if key not in kinds:
             constraint = None
@@ -142,7 +145,9 @@ def propose(
         cursors[place] = asked.cursor
         return asked
 
-    queue = deque(question(place, 0) for place in range(len(requested)))
+    # Long texts first: the last ones to be finished have few companions.
+    order = sorted(range(len(requested)), key=lambda place: -requested[place].room)
+    queue = deque(question(place, 0) for place in order)
     for place, text, complete in generate_texts(
         prior, queue, slots=slots, temperature=temperature, top_p=top_p
     ):

@@ -1,19 +1,33 @@
-"""Space groups by number and by Hermann-Mauguin symbol."""
+"""Space groups by number and by Hermann-Mauguin symbol, and sets of them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from llm_prior.errors import PriorError
 
 NUM_SPACEGROUPS = 230
+CRYSTAL_SYSTEMS = {  # International Tables for Crystallography A: numbers of the groups
+    "triclinic": range(1, 3),
+    "monoclinic": range(3, 16),
+    "orthorhombic": range(16, 75),
+    "tetragonal": range(75, 143),
+    "trigonal": range(143, 168),
+    "hexagonal": range(168, 195),
+    "cubic": range(195, 231),
+}
 # Symbols that the e-glide notation of 1992 replaced and pymatgen does not list.
 _OLD_GLIDES = {"Cmca": 64, "Cmma": 67, "Ccca": 68}
 _CENTROSYMMETRIC_CUBIC = {*range(200, 207), *range(221, 231)}
+_NUMBER = re.compile(r"\s*[0-9]+(\.0*)?\s*", re.ASCII)
+_RANGE = re.compile(r"\s*([0-9]+)\s*-\s*([0-9]+)\s*", re.ASCII)
 
 
 def parse_spacegroup(value: Any) -> int:
@@ -27,10 +41,11 @@ def parse_spacegroup(value: Any) -> int:
     Raises:
         PriorError: if there is no such group, or the symbol stands for several.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = math.nan
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
     if isinstance(value, str) and math.isnan(number):
         known = _numbers_of_symbols().get(_plain(value), set())
         if len(known) > 1:
@@ -46,6 +61,51 @@ def parse_spacegroup(value: Any) -> int:
             "Hermann-Mauguin symbol such as Fm-3m"
         )
     return int(number)
+
+
+def parse_spacegroups(value: Any) -> tuple[int, ...]:
+    """Return the numbers of one or several space groups, ascending.
+
+    Args:
+        value: a group as `parse_spacegroup` takes it, several of them in a sequence or a set, or
+            text with commas and ranges of numbers, such as `Fm-3m, 227` or `195-230`.
+
+    Raises:
+        PriorError: if there is none, one of them does not exist, or a range is empty.
+    """
+    parts: Iterable[Any] = (value,)
+    if isinstance(value, str):
+        parts = value.split(",")
+    elif isinstance(value, Iterable):
+        parts = value
+    found: set[int] = set()
+    for part in parts:
+        match = _RANGE.fullmatch(part) if isinstance(part, str) else None
+        first, last = (parse_spacegroup(end) for end in (match.groups() if match else (part, part)))
+        if first > last:
+            raise PriorError(
+                f"spacegroup {part!r} is an empty range; write the smaller number first, as in "
+                f"{last}-{first}"
+            )
+        found.update(range(first, last + 1))
+    if not found:
+        raise PriorError(f"spacegroup {value!r} names no group; give one, such as 225")
+    return tuple(sorted(found))
+
+
+def render_spacegroups(numbers: Sequence[int]) -> str:
+    """Return numbers of space groups in short, such as `1-3, 5`; `parse_spacegroups` reads it.
+
+    Args:
+        numbers: ascending.
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 @cache

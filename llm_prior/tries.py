@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_prior.fields import FieldTokens, Kind, angle_ticks
@@ -34,6 +35,16 @@ class Legal:
 
     ids: Tensor
     only: int | None
+
+
+def legal_of(ids: NDArray[np.int64]) -> Legal:
+    """Return token ids as legal tokens.
+
+    Args:
+        ids: (k,) token ids, in any order, maybe repeated.
+    """
+    ids = np.unique(ids)
+    return Legal(torch.from_numpy(ids), int(ids[0]) if len(ids) == 1 else None)
 
 
 class Node:

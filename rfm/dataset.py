@@ -28,6 +28,8 @@ from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
 _SMALLEST_VOLUME = 1e-6
 # A spread below this means the cells do not vary there; dividing by it would only amplify rounding.
 _SMALLEST_STD = 1e-6
+# Periods; a way that is not its own average over the group is off by much more.
+_SYMMETRIC_WAY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,9 @@ class PairedCrystal:
         """Return the pair made exactly symmetric, with the symmetry of the base.
 
         Returns:
-            The pair as it is, and None, if the base has no symmetry or the target does not share
-            it.
+            The pair as it is, and None, if the base has no symmetry, the target does not share it,
+            or the shortest path between them is not symmetric (for atoms that are half a period
+            apart along some axis).
         """
         base, target = self.base, self.target
         symmetry = None if base is None else find_symmetry(base)
@@ -78,6 +81,10 @@ class PairedCrystal:
             return self, None
         assert base is not None
         base, target = symmetry.symmetrised(base), symmetry.symmetrised(target)
+        way = target.frac_coords - base.frac_coords
+        way -= np.rint(way)
+        if np.abs(symmetry.blocks.average(way) - way).max() > _SYMMETRIC_WAY:
+            return self, None
         pair = replace(
             self,
             base_frac_coords=base.frac_coords,

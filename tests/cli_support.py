@@ -9,8 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from click.testing import Result
 
+from flowllm.cli import cli
 from support import ROOT
 
 # Enough arguments for every command; `nacl.cif` is a file of the fixture `files`.
@@ -28,8 +30,20 @@ NEEDED = {
     "pair": "nacl.cif",
     "train-rfm": "--config rfm/uniform --data nacl.cif",
     "data": "nacl.cif out.csv",
+    "templates build": "nacl.cif --out library.parquet",
     "doctor": "",
 }
+
+
+def commands() -> dict[str, click.Command]:
+    """Return every command by name; that of a group within `flowllm` has two words."""
+    found: dict[str, click.Command] = {}
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            found |= {f"{name} {part}": inner for part, inner in command.commands.items()}
+        else:
+            found[name] = command
+    return found
 
 
 @dataclass(frozen=True)

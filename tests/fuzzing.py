@@ -8,10 +8,13 @@ the given minutes.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import random
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ _POSITION = 0.1  # Angstrom, by which a rounded position may move to its special
 _CELL = 0.02  # Angstrom and degrees
 
 # What damaged, foreign and hostile files hold. Half of all insertions are one of these.
-_TOKENS = [
+TOKENS = [
     *(b"0", b"-1", b"1e999", b"-0.0", b"nan", b"inf", b"?", b".", b"0.333", b"0.3333(2)", b"1/3"),
     *(b"1e-30", b"99999999999999999999", b"9" * 5000, b"0x10", b"1_0", b"1d0", b"\xd9\xa3"),
     *(b"\n", b"\r", b"\r\n", b"\t", b" ", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\x1a"),
@@ -53,7 +56,8 @@ _TOKENS = [
     *(b"_cell_length_a 5", b"_atom_site_occupancy", b"_symmetry_equiv_pos_as_xyz"),
     *(b'"@module": "os", "@class": "system"', b"__import__('os')", b"%s%n", b"<script>"),
 ]
-_KINDS = ("flip", "delete", "repeat", "insert", "number", "swap", "drop", "double", "cut", "splice")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eEdD][-+]?\d+)?", re.ASCII)
+KINDS = ("flip", "delete", "repeat", "insert", "number", "swap", "drop", "double", "cut", "splice")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Damage:
     """One change to the bytes of a file.
 
     Attributes:
-        kind: one of `_KINDS`.
+        kind: one of `KINDS`.
         place: where, as a part of the file, in [0, 1).
         length: number of bytes that a change of many bytes has.
         token: what is inserted.
@@ -75,9 +79,9 @@ class Damage:
 
 def random_damage(rng: random.Random) -> Damage:
     """Return a change drawn at random."""
-    token = rng.choice(_TOKENS) if rng.random() < 0.5 else rng.randbytes(rng.randint(1, 4))
+    token = rng.choice(TOKENS) if rng.random() < 0.5 else rng.randbytes(rng.randint(1, 4))
     length = 1 << rng.randint(0, 8)
-    return Damage(rng.choice(_KINDS), rng.random(), length, token)
+    return Damage(rng.choice(KINDS), rng.random(), length, token)
 
 
 def damaged(content: bytes, changes: Sequence[Damage]) -> bytes:
@@ -122,13 +126,17 @@ def _changed(content: bytes, change: Damage) -> bytes:
 @cache
 def whole_files(suffix: str) -> list[bytes]:
     """Return real crystals as whole files of a format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pymatgen, about rounded coordinates
+        return [text.encode() for text in _texts(suffix)]
+
+
+def _texts(suffix: str) -> list[str]:
     table = pd.read_parquet(MP20_SAMPLE)
     structures = [Structure.from_str(text, fmt="cif") for text in table["cif"][:24]]
     match suffix:
         case ".cif":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pymatgen, about rounded coordinates
-                symmetric = [str(CifWriter(s, symprec=0.1)) for s in structures]
+            symmetric = [str(CifWriter(s, symprec=0.1)) for s in structures]
             texts = [*table["cif"][:12], *symmetric, SYMMETRIC_CIF, symmetric[0] + symmetric[1]]
         case ".vasp":
             texts = [str(Poscar(s.get_sorted_structure())) for s in structures]
@@ -140,7 +148,7 @@ def whole_files(suffix: str) -> list[bytes]:
             texts = [json.dumps(content) for content in (*dicts[:8], dicts[8:11])]
         case ".csv":
             texts = [table[i : i + 3].to_csv(index=False) for i in range(0, 12, 3)]
-    return [text.encode() for text in texts]
+    return texts
 
 
 def _poscar_variant(text: str) -> str:
@@ -203,16 +211,39 @@ def _other_readings(content: bytes, suffix: str, file: Path) -> Iterator[Structu
                     [site["species"][0]["element"] for site in item["sites"]],
                     [site["abc"] for site in item["sites"]],
                 )
+        case ".vasp":
+            text = _without_comments(_text(content))
+            clean = file.with_name("clean.vasp")
+            clean.write_text(text, encoding="utf-8")
+            yield from _ase_readings(clean, "vasp")
+            with contextlib.suppress(Exception):
+                yield Poscar.from_str(text, read_velocities=False).structure
         case _:
-            yield from _ase_readings(file, "vasp" if suffix == ".vasp" else "extxyz")
+            yield from _ase_readings(file, "extxyz")
+
+
+def _without_comments(text: str) -> str:
+    """Return a POSCAR without what follows the first three numbers of a line, labels and flags.
+
+    VASP ignores it in the cell and after the positions.
+    """
+    lines = re.split("\r\n|\r|\n", text)  # no other character ends a line
+    for place, line in enumerate(lines):
+        numbers = list(itertools.takewhile(_NUMBER.fullmatch, line.split()))
+        if place in range(1, 5) or (place > 6 and len(numbers) >= 3):
+            lines[place] = " ".join(numbers[:3])
+    return "\n".join(line for line in lines if not line.strip().lower().startswith("sel")) + "\n"
 
 
 def _cif_readings(text: str, folder: Path) -> Iterator[Structure]:
     try:
-        blocks = list(gemmi.cif.read_string(text))
+        blocks = list(gemmi.cif.read_string(text, check_level=0))  # a tag may occur twice
     except (ValueError, RuntimeError):
         blocks = []
     for block in blocks:
+        for tag in ("_cell_angle_alpha", "_cell_angle_beta", "_cell_angle_gamma"):
+            if block.find_value(tag) is None:  # the default of the CIF dictionary
+                block.set_pair(tag, "90")
         small = gemmi.make_small_structure_from_block(block)
         sites = small.get_all_unit_cell_sites()
         try:
@@ -264,7 +295,8 @@ def _alike(one: Structure, other: Structure) -> bool:
 
 
 def _found(site: Any, structure: Structure) -> bool:
-    distances = structure.lattice.get_all_distances([site.frac_coords], structure.frac_coords)[0]
+    apart = structure.frac_coords - site.frac_coords  # (N, 3)
+    distances = np.linalg.norm((apart - np.round(apart)) @ structure.lattice.matrix, axis=1)
     return any(
         distance < _POSITION and number == site.specie.Z
         for distance, number in zip(distances, structure.atomic_numbers, strict=True)

@@ -146,11 +146,14 @@ class Script:
             yield question.place, text, complete
 
 
-def ask(script: Script, requests: list[dict[str, Any]], **options: Any) -> list[Proposal]:
+def ask(
+    script: Script, requests: list[dict[str, Any]], *, prior: Prior | None = None, **options: Any
+) -> list[Proposal]:
     """Propose crystals with the texts of a script, by default without constraint."""
+    prior = one_layer_prior(512) if prior is None else prior
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "generate_texts", script)
-        return propose(one_layer_prior(512), requests, seed=0, **({"constrain": False} | options))
+        return propose(prior, requests, seed=0, **({"constrain": False} | options))
 
 
 # --- crystals ------------------------------------------------------------------------------------

@@ -27,7 +27,6 @@ from flowllm.training.folder import RUN_FILE
 from llm_prior import Prior
 from rfm import Refiner
 
-NAMES = {"prior": "flowllm-mp20-prior", "refiner": "flowllm-mp20-refiner"}
 SUMMARIES = {
     "prior": "A LLaMA decoder that writes inorganic crystals as text (CrystalLLM, arXiv "
     "2402.04379): the first half of FlowLLM (arXiv 2410.23405).",
@@ -136,7 +135,7 @@ def cards(
     ):
         card = write_card(
             out / name,
-            name=NAMES[name],
+            name=f"flowllm-mp20-{out.name}-{name}",
             license="mit",
             datasets=["mp_20"],
             tags=["crystals", "materials", tag],

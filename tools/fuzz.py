@@ -64,7 +64,7 @@ def main(minutes: float, seed: int, out: Path) -> None:
             tried[suffix] += 1
             if found is None:
                 continue
-            kind = f"{suffix} {re.sub(r'[0-9.]+', '0', found)[:60]}"
+            kind = f"{suffix} {re.sub(r'([A-Z][a-z]?)?[0-9.]+ ?', '', found)[:60]}"
             faults[kind] += 1
             if faults[kind] == 1:
                 out.mkdir(parents=True, exist_ok=True)

@@ -8,5 +8,6 @@
 - `run_folders`: the crystals of a finished run as an input;
 - `crystal`, `cells`: a crystal with its id and properties; Niggli cells;
 - `symmetry`: space group, Wyckoff orbits and prototype; `symmetrized_cif`: CIFs with them;
+- `descriptions`: crystals as a text layout writes them, cached on disk;
 - `formulas`: reduced formulas, and the formulas of known crystals.
 """

@@ -32,6 +32,7 @@ _TRUTH = {
 }
 _JSON = "_JSON "  # ASE's mark of a value in JSON
 _DEFAULT_COLUMNS = "species:S:1:pos:R:3"
+_TYPES = frozenset("SRIL")  # text, real number, integer, truth value
 _SPECIES, _NUMBERS, _POSITIONS = ("species", "symbols"), ("Z", "numbers"), ("pos", "positions")
 
 
@@ -146,7 +147,7 @@ def _geometry(written: dict[str, str | bool], rows: list[list[str]]) -> Geometry
 def _columns(properties: str) -> dict[str, tuple[int, int]]:
     """Return the first column of each property of the atoms, and the one after its last."""
     words = properties.split(":")
-    if len(words) % 3:
+    if len(words) % 3 or not set(words[1::3]) <= _TYPES:
         raise InvalidCrystal("unreadable", f"Properties {properties!r} is not name:type:number ...")
     columns = {}
     first = 0

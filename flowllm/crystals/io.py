@@ -85,7 +85,9 @@ def read(
     - `.csv`, `.tsv`, `.parquet`: crystals in a column `cif` (or `structure`), an id in
       `material_id` or another of `columns.ID_COLUMNS` (else the number of the row, from 1), and
       properties under the names of `columns.FIELD_OF_COLUMN`.
-    - `.cif`, `.mcif`: a crystal for each data block; the id is the file name.
+    - `.cif`, `.mcif`: a crystal for each data block; the id is the file name, followed by the name
+      of the data block if a file has several crystals. A crystal that a file gives in two settings
+      is read once.
     - `.vasp`, `.poscar`, or a name that begins with `POSCAR` or `CONTCAR`: one crystal.
     - `.extxyz`, `.xyz`: frames, with properties from the comment line.
     - `.json`, `.jsonl`: structures or documents with one, such as those of Materials Project; see
@@ -99,6 +101,11 @@ def read(
       relaxed crystals if it has some): ids and properties as the run has them. Crystals that the
       run lists as failed are counted and left out.
 
+    A CIF is checked against itself: its symmetry operations, space group, formula, Z,
+    multiplicities, cell and volume must agree. What has to be assumed is a warning that names file
+    and block. Sites are sorted by electronegativity; coordinates within a ten-thousandth of 1/3 or
+    2/3 are made exact, and positions that were rounded are moved onto symmetry elements.
+
     Texts are UTF-8, or UTF-16 or UTF-32 with a byte-order mark. Deuterium and tritium become
     hydrogen. Properties never decide whether a crystal is read: those without meaning are counted
     in a warning and left out, like missing and non-finite ones and those that are no scalars. A
@@ -110,8 +117,9 @@ def read(
         reduce: bring every crystal into its Niggli cell; see `cells.reduce_basis`.
         max_atoms: a crystal with more atoms is a bad row.
         limit: read at most this many rows.
-        workers: number of processes for CIFs that need the full parser; None: one per core if
-            there are many. Processes are spawned, so a script needs `if __name__ == "__main__":`.
+        workers: number of processes for CIFs other than those that pymatgen writes without
+            symmetry; None: one per core if there are many. Processes are spawned, so a script
+            needs `if __name__ == "__main__":`.
 
     Returns:
         The crystals, in the order of the file.
@@ -119,10 +127,10 @@ def read(
     Raises:
         UserError: if there is no such file, its suffix is unknown, it is damaged as a whole, holds
             no valid crystal or has no column `cif`, or a run is not finished.
-        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, sites that do
-            not add up to the formula of the CIF, disorder, an unknown element, a cell that is not
-            finite or has no volume, two atoms at one place, not periodic in three directions, too
-            many atoms, an id that occurs twice.
+        InvalidCrystal: if a row is bad and `skip_invalid` is not set: unreadable, a CIF that
+            contradicts itself, disorder, an unknown element, a cell that is not finite or has no
+            volume, two atoms at one place, not periodic in three directions, too many atoms, an id
+            that occurs twice.
     """
     path = Path(path)
     if max_atoms is not None and max_atoms < 1:

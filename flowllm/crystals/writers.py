@@ -123,7 +123,13 @@ def _write_parquet(crystals: list[Crystal], path: Path) -> None:
     write_parquet(pa.table(columns), path)
 
 
-def _write_extxyz(crystals: list[Crystal], path: Path) -> None:
+def write_extxyz(crystals: list[Crystal], path: Path) -> None:
+    """Write crystals to an extxyz file, those too that `read` would refuse.
+
+    Args:
+        crystals: any.
+        path: the file; an existing one is replaced.
+    """
     import ase.io  # slow to import, and no other format needs it
 
     frames = []
@@ -184,8 +190,8 @@ _WRITERS = {
     ".cif": _write_cif,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
-    ".extxyz": _write_extxyz,
-    ".xyz": _write_extxyz,
+    ".extxyz": write_extxyz,
+    ".xyz": write_extxyz,
     ".json": _write_json,
     ".jsonl": _write_jsonl,
 }

@@ -6,15 +6,38 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowllm.errors import UserError
-from llm_prior import check_conditions, warn_of_untrained
+from llm_prior import check_conditions, stated_conditions
 from llm_prior.text import SYMBOLS
 
 if TYPE_CHECKING:
     from flowllm.generation.config import SamplingConfig
     from flowllm.generation.selection import RankingPotential
-    from llm_prior import Prior
+    from llm_prior import Prior, TextFormat
     from rfm import Refiner
+
+
+def check_request(config: SamplingConfig, fmt: TextFormat) -> None:
+    """Check that a prior's texts can meet the conditions of a request; needs no weights.
+
+    Args:
+        config: the request.
+        fmt: the text format of the prior.
+
+    Raises:
+        UserError: if the composition has more atoms than the prior writes.
+        PriorError: if no crystal that the prior writes can meet the conditions.
+    """
+    conditions = config.conditions
+    if config.composition is not None and int(conditions["num_atoms"]) > fmt.max_atoms:
+        raise UserError(
+            f"composition {config.composition} has {conditions['num_atoms']} atoms, this model "
+            f"writes at most {fmt.max_atoms} in the primitive cell; give fewer atoms or another "
+            "model"
+        )
+    check_conditions(conditions, fmt, exclude_elements=config.exclude_elements)
 
 
 def check_models(
@@ -38,13 +61,8 @@ def check_models(
     """
     if prior is None:
         raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
+    check_request(config, prior.fmt)
     conditions = config.conditions
-    if config.composition is not None and int(conditions["num_atoms"]) > prior.fmt.max_atoms:
-        raise UserError(
-            f"composition {config.composition} has {conditions['num_atoms']} atoms, this model "
-            f"writes at most {prior.fmt.max_atoms}; give fewer atoms or another model"
-        )
-    check_conditions(conditions, prior.fmt, exclude_elements=config.exclude_elements)
     if config.refine:
         if refiner is None:
             raise UserError("refine needs a refiner; load one, or sample with refine=False")
@@ -62,7 +80,12 @@ def check_models(
                     f"the potential {potential.name} has not learnt {symbol}; rank by the "
                     "prior, or with another potential"
                 )
-    warn_of_untrained(prior, sorted(config.prompt_conditions))
+    from llm_prior import warn_of_untrained  # imports torch
+
+    settled = prior.layout.settle(
+        conditions, np.random.default_rng(config.seed), config.exclude_elements
+    )
+    warn_of_untrained(prior, sorted({*config.prompt_conditions, *stated_conditions(settled)}))
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

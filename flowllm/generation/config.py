@@ -22,6 +22,7 @@ from llm_prior import (
     stated_conditions,
 )
 from llm_prior.prompts import render_elements
+from llm_prior.spacegroups import CRYSTAL_SYSTEMS
 from rfm.config import INTEGRATION_METHODS, SYMMETRIES
 
 Rank = Literal["prior", "energy", "flow"]
@@ -187,6 +188,12 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
     composition: str | None = option(
         None, "Exactly these atoms in the cell, such as Na4Cl4.", section="Conditions"
     )
+    crystal_system: str | None = option(
+        None,
+        "Any space group of this crystal system.",
+        section="Conditions",
+        choices=tuple(CRYSTAL_SYSTEMS),
+    )
     exclude_elements: tuple[str, ...] = option(
         (),
         "Elements that no crystal has, such as Pb,Cd.",
@@ -264,6 +271,8 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         if config is not None and config.composition is not None:
             for name in ("formula", "num_atoms"):  # these come from the composition
                 del conditions[name]
+        if config is not None and config.crystal_system is not None:
+            del conditions["spacegroup"]
         conditions |= arguments.pop("conditions", None) or {}
         for name, value in arguments.items():
             if name in names:
@@ -284,6 +293,12 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             if "num_atoms" in merged:
                 raise UserError("composition fixes the number of atoms; leave num_atoms out")
             merged |= composition_conditions(self.composition)
+        if self.crystal_system is not None:
+            if "spacegroup" in merged:
+                raise UserError(
+                    "spacegroup and crystal_system exclude each other; give one of them"
+                )
+            merged["spacegroup"] = CRYSTAL_SYSTEMS[self.crystal_system]
         generation_prompt(merged)  # raises PriorError for an unknown name
         return {name: a.render(merged[name]) for name, a in _CONDITIONS.items() if name in merged}
 
@@ -296,7 +311,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
 
     @property
     def prompt_conditions(self) -> set[str]:
-        """The names of the conditions in the prompts; a range of atoms is not among them."""
+        """The names of the conditions in the prompts; ranges and sets are not among them."""
         return {
             *stated_conditions(self.conditions),
             *(("formula", "num_atoms") if self.best_of > 1 else ()),
@@ -316,9 +331,10 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
     def identity(self) -> dict[str, Any]:
         """Return the request as plain JSON for manifests; equal requests give equal JSON.
 
-        `novel_to` is left out, as the caller hashes its files. `composition` is in the conditions.
+        `novel_to` is left out, as the caller hashes its files. `composition` and `crystal_system`
+        are in the conditions.
         """
-        left_out = ("novel_to", "composition", "batch_size")
+        left_out = ("novel_to", "composition", "crystal_system", "batch_size")
         values = {name: getattr(self, name) for name in specs(self) if name not in left_out}
         return {
             **values,

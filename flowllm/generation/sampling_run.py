@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
+from flowllm.generation.capabilities import check_request
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
 from flowllm.runs.cif_form import CifForm, check_cif_form
@@ -20,7 +21,7 @@ from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size,
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.options import check_count, from_arguments
 from flowllm.system.versions import versions
-from llm_prior import TextFormat, check_conditions
+from llm_prior import TextFormat
 from llm_prior.settings import read_settings
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ def run_sampling(
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.energy.calculators import potential_identity
 
-    if config.composition is None:  # `prepare` names it in its message
-        fmt = TextFormat(**read_settings(str(prior_folder))["text"])
-        check_conditions(config.conditions, fmt, exclude_elements=config.exclude_elements)
+    check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
     potential = config.ranking_potential

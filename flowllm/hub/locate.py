@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX = "bundled:"
-_DEFAULT_PAIR = "sites"
+_DEFAULT_PAIR = "wyckoff"
 _BUNDLED = Path(__file__).parent / "bundled"  # PAIR/prior and PAIR/refiner
 BUNDLED_PRIOR = _BUNDLED / _DEFAULT_PAIR / "prior"
 BUNDLED_REFINER = _BUNDLED / _DEFAULT_PAIR / "refiner"

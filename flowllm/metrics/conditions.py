@@ -12,7 +12,7 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, rate
 from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior.prompts import BY_NAME, parse_composition
-from llm_prior.spacegroups import parse_spacegroup
+from llm_prior.spacegroups import parse_spacegroups
 
 SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 use the first
 HULL_TOLERANCE = 0.1  # eV/atom
@@ -31,7 +31,7 @@ def conditions_met(
     - elements: the sets of elements are equal.
     - num_atoms: the number of atoms in the cell as generated is the number or in the range.
     - spacegroup: the number at a tolerance of 0.2 Angstrom, as in Gruver et al. 2024 (arXiv
-      2402.04379); with the name `spacegroup_0.1`, at 0.1 Angstrom.
+      2402.04379), or one of a set of numbers; with the name `spacegroup_0.1`, at 0.1 Angstrom.
     - e_above_hull: at most 0.1 eV/atom above the requested value; left out where the energy is
       unknown.
 
@@ -62,7 +62,7 @@ def conditions_met(
                 for symprec in SYMPRECS:
                     key = name if symprec == SYMPRECS[0] else f"{name}_{symprec}"
                     found[key] = structure is not None and (
-                        spacegroup_number(structure, symprec=symprec) == parse_spacegroup(value)
+                        spacegroup_number(structure, symprec=symprec) in parse_spacegroups(value)
                     )
             case "e_above_hull":
                 if structure is None or e_above_hull is not None:

@@ -23,9 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from flowllm.crystals.crystal import UNREADABLE
 from flowllm.crystals.symmetry import SYMPREC, symmetry_of
-from flowllm.metrics.uniqueness import comparable, unskewed
 
 
 class Prototype(NamedTuple):
@@ -51,18 +49,10 @@ def prototype(structure: Structure, symprec: float = SYMPREC) -> Prototype | Non
         symprec: distance in Angstrom within which atoms count as symmetric.
 
     Returns:
-        The prototype; None if the symmetry search fails, or a lattice vector is shorter than 1
-        Angstrom: spglib would take hours for such a cell.
+        The prototype; None where `symmetry_of` finds none.
     """
-    if not comparable(structure):
-        return None
-    try:
-        found = symmetry_of(unskewed(structure), symprec)
-        if found is None:
-            return None
-        return Prototype(found.spacegroup, found.num_free, found.gene)
-    except UNREADABLE:  # for cells of a diverging generator
-        return None
+    found = symmetry_of(structure, symprec)
+    return None if found is None else Prototype(found.spacegroup, found.num_free, found.gene)
 
 
 def is_first(genes: Sequence[str]) -> NDArray[np.bool_]:

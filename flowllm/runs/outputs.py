@@ -19,9 +19,10 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
-from flowllm.crystals.io import Crystal, write
+from flowllm.crystals.io import Crystal
 from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
+from flowllm.crystals.writers import write_extxyz
 from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
@@ -126,7 +127,7 @@ def publish_crystals(
         lambda path: _write_table(records, cifs(), symmetries(), columns, path),
     )
     if crystals:
-        folder.publish("samples.extxyz", lambda path: write(crystals, path))
+        folder.publish("samples.extxyz", lambda path: write_extxyz(crystals, path))
         folder.publish("cif", lambda path: _write_cifs(names, cif_files(), path))
     if any(record.trajectory is not None for record in records):
         folder.publish(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -251,9 +252,15 @@ def train(
     bar = TrainingBar()
     trainer.add_callback(bar)
     with contextlib.closing(bar), logging_redirect_tqdm():  # log lines go above the bar
-        result = trainer.train(
-            resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-        )
+        try:
+            result = trainer.train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
+            )
+        except pickle.UnpicklingError as error:  # torch reads tensors and numbers, and no more
+            raise UserError(
+                f"{checkpoint} was not written by flowllm: a file holds more than plain data; "
+                f"delete {checkpoint} to resume from an earlier one"
+            ) from error
     if average is not None:
         average.copy_to(model)
     if trainer.is_fsdp_enabled:

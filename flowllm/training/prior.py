@@ -96,8 +96,8 @@ def _train(
     device: str,
 ) -> None:
     """Train the prior of a run and publish it."""
+    from flowllm.crystals.descriptions import CrystalRow, describe_crystals
     from flowllm.crystals.io import read
-    from flowllm.training.descriptions import CrystalRow, describe_crystals
     from flowllm.training.engine import train, training_device
     from llm_prior import Collator, CrystalTextDataset, Prior
 

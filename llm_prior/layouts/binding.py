@@ -1,8 +1,8 @@
 """The fields of a `wyckoff` text as tokens: `llm_prior.wyckoff.grammar` for one tokenizer.
 
-A table holds the tokens with which the tokenizer writes each value of each field. While a field is
-being written, the values that agree with its tokens so far are the rows of that table that are
-left, so any tokenizer is followed: one token per field, one per digit, or anything between.
+While a field is being written, the values that agree with its tokens so far are the rows of the
+table that are left, so any tokenizer is followed: one token per field, one per digit, or anything
+between.
 """
 
 from __future__ import annotations
@@ -11,30 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
-from llm_prior.fields import read_tokens
+from llm_prior.layouts.token_table import Choices, TokenTable
 from llm_prior.layouts.wyckoff import LETTERS, WyckoffLayout
-from llm_prior.prompts import GENERATION_TAILS
-from llm_prior.text import SYMBOLS
-from llm_prior.tries import Legal
-from llm_prior.wyckoff.grammar import Cursor, Grammar
-from llm_prior.wyckoff.spacing import ANGLE_BOUNDS, LENGTH_BOUNDS, ticks_between
-from llm_prior.wyckoff.table import NUM_GROUPS, space_group
-from llm_prior.wyckoff.text import WyckoffFormat, hidden_places
+from llm_prior.tries import Legal, legal_of
+from llm_prior.wyckoff.feasibility import sizes
+from llm_prior.wyckoff.grammar import Choice, Cursor, Grammar, Kind
+from llm_prior.wyckoff.table import space_group
+from llm_prior.wyckoff.text import hidden_places
 
-_MOST_VALUES = 20_000
-_SHAPES = (  # of trial texts: the largest cell, and fields that others follow
-    ("group", *("element", "letter") * 2, "first_length", *("length",) * 2, *("angle",) * 3,
-     *("first_coord", "coord", "coord") * 2),
-    ("group", "element", "letter", "first_length", "first_coord", "first_coord"),
-    ("group", "element", "letter", "first_length", "length", "first_coord", "coord"),
-)  # fmt: skip
-_STRIDES = (1, 3, 7)  # of the values of neighbouring fields, so that their pairs vary
+_MOST_REFUSED = 16  # tokens in one place, before all are examined
 
 
 class TokenGrammar:
@@ -88,10 +78,13 @@ class TokenConstraint:
         self._table = table
         self._fields = fields
         longest = table.longest
+        # Orbits of the group with the smallest positions.
+        smallest = min(min(sizes(number).atoms) for number in fields.requested)
+        most_orbits = max(self.rule.max_atoms // smallest, 1)
         orbit = longest["element"] + longest["letter"]
         orbit += longest["first_coord"] + 2 * longest["coord"]
         cell = longest["first_length"] + 2 * longest["length"] + 3 * longest["angle"]
-        self.max_tokens = longest["group"] + self.rule.max_atoms * orbit + cell + 1
+        self.max_tokens = longest["group"] + most_orbits * orbit + cell + 1
 
     def cursor(self) -> TokenCursor:
         """Return a cursor before the first token of a new sequence."""
@@ -117,6 +110,8 @@ class TokenCursor:
         self._rows: NDArray[np.int64] | None = None  # values that agree with the tokens so far
         self._depth = 0  # tokens of the present field
         self._legal: Legal | None = None
+        self._accepted: tuple[int, int] | None = None  # a token and the row of its value
+        self._refused: list[int] = []  # tokens that may not come next
 
     @property
     def is_certain(self) -> bool:
@@ -137,9 +132,42 @@ class TokenCursor:
             if ended.any():  # as N may become Nb, or a group of 2 one of 22
                 following = self._table.tokens[self._following().rows(self._table), 0]
                 ids = np.concatenate([ids[~ended], following])
-            ids = np.unique(ids)
-            self._legal = Legal(torch.from_numpy(ids), int(ids[0]) if len(ids) == 1 else None)
+            self._legal = legal_of(ids)
         return self._legal
+
+    def candidates(self) -> Legal:
+        """Return tokens of which some may come next; all that may are among them.
+
+        They are found at once, and `accepts` examines one of them, while `legal` examines all
+        values. After many refusals they are those of `legal`.
+
+        Raises:
+            ValueError: if the sequence is finished.
+        """
+        examined = self._rows is not None or self._legal is not None
+        if self.finished or examined or len(self._refused) > _MOST_REFUSED:
+            return self.legal()
+        found = self._text.candidates(self._table)
+        if self._refused:
+            found = legal_of(np.setdiff1d(found.ids.numpy(), self._refused))
+        return found if len(found.ids) else self.legal()
+
+    def accepts(self, token: int) -> bool:
+        """Return whether one of the `candidates` may come next; if not, it is none any more.
+
+        Args:
+            token: the token.
+        """
+        row = None if self._rows is not None else self._text.row_of(self._table, token)
+        if row is None:
+            return bool((self.legal().ids == token).any())
+        # The token is a whole value, which is examined alone.
+        accepted = self._text.accepts(*self._table.field(row))
+        if accepted:
+            self._accepted = token, row
+        else:
+            self._refused.append(token)
+        return accepted
 
     def advance(self, token: int) -> None:
         """Take a token as written.
@@ -152,6 +180,9 @@ class TokenCursor:
         """
         if self.finished:
             raise ValueError("the sequence is finished")
+        if self._accepted is not None and self._accepted[0] == token:
+            self._write(self._accepted[1])
+            return
         column = self._column()
         assert self._rows is not None  # `_column` sets them
         rows = self._rows[column == token]
@@ -169,9 +200,15 @@ class TokenCursor:
         self._legal = None
         self._rows, self._depth = rows, depth + 1
         if len(rows) == 1 and self._table.tokens[rows[0], self._depth] < 0:
-            self._text.write(*self._table.field(int(rows[0])))
-            self.finished = self._text.finished
-            self._rows, self._depth = None, 0
+            self._write(int(rows[0]))
+
+    def _write(self, row: int) -> None:
+        """Close the present field with a value."""
+        self._text.write(*self._table.field(row))
+        self.finished = self._text.finished
+        self._rows, self._depth = None, 0
+        self._legal = self._accepted = None
+        self._refused = []
 
     def _column(self) -> NDArray[np.int64]:
         """Return the next token of each value that is left; -1 where it has ended."""
@@ -209,15 +246,21 @@ class _FieldText:
 
     def rows(self, table: TokenTable) -> NDArray[np.int64]:
         """Return the rows of the table that may come next."""
-        parts = []
-        for choice in self._cursor.legal():
-            kind: str = choice.kind
-            if kind == "length" and not self._has_cell:
-                kind = "first_length"
-            elif kind == "coord" and self._num_coords in self._starts:
-                kind = "first_coord"
-            parts.append(table.rows(kind, choice.values))
-        return np.concatenate(parts)
+        return table.rows(self._named(self._cursor.legal()))
+
+    def candidates(self, table: TokenTable) -> Legal:
+        """Return first tokens of fields of which some may come next, see `TokenCursor`."""
+        return table.first_tokens(self._named(self._cursor.candidates()))
+
+    def row_of(self, table: TokenTable, token: int) -> int | None:
+        """Return the row of the value that is written with this token alone, if there is one."""
+        kinds = (kind for kind, _ in self._named(self._cursor.candidates()))
+        rows = (table.single(kind, token) for kind in kinds)
+        return next((row for row in rows if row is not None), None)
+
+    def accepts(self, kind: str, value: int) -> bool:
+        """Return whether a field may come next."""
+        return self._cursor.accepts(_field_kind(kind), value)
 
     def write(self, kind: str, value: int) -> None:
         """Write a field."""
@@ -227,7 +270,19 @@ class _FieldText:
             self._starts = frozenset(self._line_starts())
         elif kind in ("first_coord", "coord"):
             self._num_coords += 1
-        self._cursor.advance(_KIND_OF.get(kind, kind), value)  # type: ignore[arg-type]  # a `Kind`
+        self._cursor.advance(_field_kind(kind), value)
+
+    def _named(self, choices: Sequence[Choice]) -> Choices:
+        """Return (kind, values) with the kinds of the table, which tell the places in a line."""
+        found = []
+        for kind, values in choices:
+            name: str = kind
+            if kind == "length" and not self._has_cell:
+                name = "first_length"
+            elif kind == "coord" and self._num_coords in self._starts:
+                name = "first_coord"
+            found.append((name, values))
+        return tuple(found)
 
     def _line_starts(self) -> Iterator[int]:
         group = space_group(self.written[0][1])
@@ -239,95 +294,7 @@ class _FieldText:
             start += group.position(letter).num_free - len(hidden)
 
 
-_KIND_OF = {"first_length": "length", "first_coord": "coord"}
-
-
-class TokenTable:
-    """The tokens of every value of every field.
-
-    Args:
-        tokenizer: a fast tokenizer with an end-of-sequence token.
-        fmt: precision of the text.
-
-    Attributes:
-        tokens: (M, L + 1) token ids of each value, filled up with -1.
-        longest: most tokens of a value, by kind of field.
-
-    Raises:
-        PriorError: if the tokenizer does not reproduce the text field by field, or the format has
-            too many decimals.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, fmt: WyckoffFormat) -> None:
-        words = _words(fmt)
-        found: dict[str, dict[int, tuple[int, ...]]] = {
-            **read_tokens(tokenizer, _trials(words), GENERATION_TAILS["wyckoff"]),
-            "end": {0: (tokenizer.eos_token_id,)},
-        }
-        self.longest = {kind: max(map(len, values.values())) for kind, values in found.items()}
-        self._fields = [(kind, value) for kind in found for value in sorted(found[kind])]
-        self.tokens = np.full((len(self._fields), max(self.longest.values()) + 1), -1)
-        for row, (kind, value) in enumerate(self._fields):
-            self.tokens[row, : len(found[kind][value])] = found[kind][value]
-        self._first: dict[str, int] = {}  # row of a kind's value 0, if it had one
-        for row, (kind, value) in enumerate(self._fields):
-            self._first.setdefault(kind, row - value)  # the values of a kind have no gap
-
-    def rows(self, kind: str, values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of values.
-
-        Args:
-            kind: kind of field.
-            values: (k,) values.
-        """
-        return self._first[kind] + values
-
-    def field(self, row: int) -> tuple[str, int]:
-        """Return the kind and the value of a row.
-
-        Args:
-            row: place in `tokens`.
-        """
-        return self._fields[row]
-
-
-def _words(fmt: WyckoffFormat) -> dict[str, list[tuple[int, str]]]:
-    """Return (value, text with the white space before it) of the values of each field."""
-
-    def numbers(name: str, bounds: tuple[float, float], decimals: int) -> list[tuple[int, str]]:
-        ticks = ticks_between(bounds, decimals).tolist()
-        if len(ticks) > _MOST_VALUES:
-            raise PriorError(
-                f"text.{name}_decimals {decimals} is too fine for the text to be constrained; "
-                "sample without constraint"
-            )
-        return [(tick, f"{tick / 10**decimals:.{decimals}f}") for tick in ticks]
-
-    lengths = numbers("length", LENGTH_BOUNDS, fmt.length_decimals)
-    angles = numbers("angle", ANGLE_BOUNDS, fmt.angle_decimals)
-    coords = [(k, f"{k / fmt.coord_bins:.{fmt.coord_decimals}f}") for k in range(fmt.coord_bins)]
-    return {
-        "group": [(number, str(number)) for number in range(1, NUM_GROUPS + 1)],
-        "element": [(place, "\n" + symbol) for place, symbol in enumerate(SYMBOLS)],
-        "letter": [(place, " " + letter) for place, letter in enumerate(LETTERS)],
-        "first_length": [(value, "\n" + word) for value, word in lengths],
-        "length": [(value, " " + word) for value, word in lengths],
-        "angle": [(value, " " + word) for value, word in angles],
-        "first_coord": [(value, "\n" + word) for value, word in coords],
-        "coord": [(value, " " + word) for value, word in coords],
-    }
-
-
-def _trials(words: Mapping[str, Sequence[tuple[int, str]]]) -> list[list[tuple[str, int, str]]]:
-    """Return texts as (kind, value, text) of each field; every value occurs at every place."""
-    trials = []
-    for shape in _SHAPES:
-        for step in range(max(len(words[kind]) for kind in shape)):
-            trial = []
-            for place, kind in enumerate(shape):
-                count = len(words[kind])
-                stride = _STRIDES[place % len(_STRIDES)]
-                stride = 1 if np.gcd(stride, count) > 1 else stride
-                trial.append((kind, *words[kind][(step * stride + place) % count]))
-            trials.append(trial)
-    return trials
+def _field_kind(name: str) -> Kind:
+    kind: Any = {"first_length": "length", "first_coord": "coord"}.get(name, name)
+    found: Kind = kind
+    return found

@@ -103,6 +103,14 @@ class TextCursor(Protocol):
         """Return the tokens that may come next."""
         ...
 
+    def candidates(self) -> Legal:
+        """Return tokens of which some may come next; all that may are among them."""
+        ...
+
+    def accepts(self, token: int) -> bool:
+        """Return whether one of the candidates may come next; if not, it is none any more."""
+        ...
+
     def advance(self, token: int) -> None:
         """Take a token as written."""
         ...
@@ -237,6 +245,24 @@ class TextLayout(ABC):
             PriorError: if a condition is unknown or a value is bad.
         """
         return generation_prompt(conditions, self.fmt.layout)
+
+    def settle(
+        self,
+        conditions: Mapping[str, Any],
+        rng: np.random.Generator,
+        exclude_elements: Sequence[str] = (),
+    ) -> Mapping[str, Any]:
+        """Return the conditions of one text of a request: values that the layout needs are drawn.
+
+        Args:
+            conditions: values by name.
+            rng: source of the draws.
+            exclude_elements: symbols of elements that must not occur.
+
+        Raises:
+            PriorError: if no crystal within the size limit meets the conditions.
+        """
+        return conditions
 
     def refusal(
         self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None

@@ -13,6 +13,7 @@ from llm_prior.config import TaskMix
 from llm_prior.errors import PriorError
 from llm_prior.layouts.interface import Description, Reading, TextLayout, Vocabulary
 from llm_prior.prompts import known_conditions
+from llm_prior.spacegroups import parse_spacegroups
 from llm_prior.text import SYMBOLS, TextFormat, decode, encode, site_symbols
 
 if TYPE_CHECKING:
@@ -102,11 +103,49 @@ class SitesLayout(TextLayout):
             exclude_elements: symbols of elements that must not occur.
 
         Raises:
-            PriorError: if none can.
+            PriorError: if none can, with the space groups that can.
         """
-        CompositionRule.from_conditions(
+        rule = CompositionRule.from_conditions(
             conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
         )
+        self._groups(rule, conditions)
+
+    def settle(
+        self,
+        conditions: Mapping[str, Any],
+        rng: np.random.Generator,
+        exclude_elements: Sequence[str] = (),
+    ) -> Mapping[str, Any]:
+        """Return the conditions of one text: of a set of space groups one is drawn.
+
+        The prompt states one group, and the text, which does not, tells nothing of how likely each
+        is. So those that can hold the atoms are drawn evenly.
+
+        Args:
+            conditions: values by name.
+            rng: source of the draw.
+            exclude_elements: symbols of elements that must not occur.
+
+        Raises:
+            PriorError: if no crystal within the size limit meets the conditions.
+        """
+        rule = CompositionRule.from_conditions(
+            conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
+        )
+        groups = self._groups(rule, conditions)
+        return {**conditions, "spacegroup": int(rng.choice(groups))} if groups else conditions
+
+    def _groups(self, rule: CompositionRule, conditions: Mapping[str, Any]) -> list[int]:
+        """Return the requested groups that can hold the atoms; none if none is requested."""
+        if conditions.get("spacegroup") is None:
+            return []
+        from llm_prior.wyckoff.requests import grammar_of  # imports spglib
+        from llm_prior.wyckoff.text import WyckoffFormat
+
+        asked = parse_spacegroups(conditions["spacegroup"])
+        return grammar_of(
+            WyckoffFormat(max_atoms=self.fmt.max_atoms, keep_hand=True), rule, asked
+        ).groups
 
     def longest_text(self) -> str:
         """Return a text with about the most tokens."""

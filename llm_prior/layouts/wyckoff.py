@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import lru_cache
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,14 +23,15 @@ from llm_prior.layouts.interface import (
 )
 from llm_prior.layouts.sites import check_precision
 from llm_prior.prompts import known_conditions
-from llm_prior.spacegroups import parse_spacegroup
+from llm_prior.spacegroups import parse_spacegroups
 from llm_prior.text import SYMBOLS, TextFormat
 from llm_prior.wyckoff.analysis import describe
-from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, element_order, find_symmetry
+from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, find_symmetry
 from llm_prior.wyckoff.grammar import Grammar
+from llm_prior.wyckoff.lattices import ANGLE_TOLERANCES, SYMPREC
+from llm_prior.wyckoff.requests import grammar_of
 from llm_prior.wyckoff.spacing import ANGLE_BOUNDS, MIN_DISTANCE
-from llm_prior.wyckoff.supergroups import ANGLE_TOLERANCES, SYMPREC
-from llm_prior.wyckoff.table import NUM_GROUPS, space_group
+from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat, decode, describe_anew, to_text
 
 if TYPE_CHECKING:
@@ -134,12 +134,7 @@ class WyckoffLayout(TextLayout):
         """
         fmt = self.wyckoff_format
         crystal = describe(structure, fmt.symprec, keep_hand=fmt.keep_hand)
-        if crystal.num_atoms > fmt.max_atoms:
-            raise PriorError(
-                f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
-                f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
-            )
-        return WyckoffDescription(describe_anew(crystal, fmt), fmt, structure)
+        return self._described(describe_anew(crystal, fmt), structure)
 
     def recall(self, structure: Structure, record: str) -> WyckoffDescription:
         """Return the description of a crystal from its record, without a symmetry search.
@@ -147,6 +142,9 @@ class WyckoffLayout(TextLayout):
         Args:
             structure: as given to `describe`.
             record: `WyckoffDescription.record` of that description, under the same `record_key`.
+
+        Raises:
+            PriorError: if the crystal has too many atoms in its primitive cell.
         """
         values = json.loads(record)
         orbits = tuple(
@@ -156,7 +154,17 @@ class WyckoffLayout(TextLayout):
         crystal = WyckoffCrystal(
             spacegroup=values["spacegroup"], orbits=orbits, cell=tuple(values["cell"])
         )
-        return WyckoffDescription(crystal, self.wyckoff_format, structure)
+        return self._described(crystal, structure)
+
+    def _described(self, crystal: WyckoffCrystal, structure: Structure) -> WyckoffDescription:
+        """Return the description of a crystal, or raise `PriorError` if it is too large."""
+        fmt = self.wyckoff_format
+        if crystal.num_atoms > fmt.max_atoms:
+            raise PriorError(
+                f"{structure.composition.formula} has {crystal.num_atoms} atoms in the primitive "
+                f"cell, the text format allows {fmt.max_atoms}; drop it or raise max_atoms"
+            )
+        return WyckoffDescription(crystal, fmt, structure)
 
     def read(self, text: str, *, complete: bool = True) -> Reading:
         """Return the crystal of a text, in its primitive Niggli cell.
@@ -198,9 +206,9 @@ class WyckoffLayout(TextLayout):
         rule = CompositionRule.from_conditions(
             conditions, self.fmt.max_atoms, exclude_elements=exclude_elements
         )
-        unit = None if rule.unit is None else tuple(rule.unit.items())
-        return _grammar(
-            self.wyckoff_format, replace(rule, unit=None), unit, self._written_group(conditions)
+        groups = conditions.get("spacegroup")
+        return grammar_of(
+            self.wyckoff_format, rule, None if groups is None else parse_spacegroups(groups)
         )
 
     def prompt(self, conditions: Mapping[str, Any]) -> str:
@@ -208,22 +216,21 @@ class WyckoffLayout(TextLayout):
 
         Args:
             conditions: values by name. Of two enantiomorphic groups the prompt states the one that
-                the texts have.
+                the texts have. A set of groups is not stated: the group is the first field of the
+                text, so a draw among the groups of the set is one from p(text | group in the set).
 
         Raises:
             PriorError: if a condition is unknown or a value is bad.
         """
-        group = self._written_group(conditions)
-        return super().prompt(conditions if group is None else {**conditions, "spacegroup": group})
+        groups = self._written_groups(conditions)
+        return super().prompt(conditions if not groups else {**conditions, "spacegroup": groups})
 
-    def _written_group(self, conditions: Mapping[str, Any]) -> int | None:
-        """Return the group in the texts of a request, or None if it names no group."""
+    def _written_groups(self, conditions: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Return the groups that the texts of a request may have, or None if it names none."""
         if conditions.get("spacegroup") is None:
             return None
-        group = space_group(parse_spacegroup(conditions["spacegroup"]))
-        if group.enantiomorph is None or self.fmt.keep_hand:
-            return group.number
-        return min(group.number, group.enantiomorph)
+        numbers = parse_spacegroups(conditions["spacegroup"])
+        return tuple(sorted({self.wyckoff_format.written_group(number) for number in numbers}))
 
     def refusal(
         self, reading: Reading, conditions: Mapping[str, Any], cursor: TextCursor | None = None
@@ -232,26 +239,33 @@ class WyckoffLayout(TextLayout):
 
         Args:
             reading: the crystal.
-            conditions: values by name. The space group must be that of the text, and the one that
-                spglib finds.
-            cursor: the place at the end of the text if it was constrained.
+            conditions: values by name. If they name space groups, that of the text must be one of
+                them, and the one that spglib finds.
+            cursor: the place at the end of the text if it was constrained. What is certain by the
+                grammar is not looked for again.
 
         Returns:
             `other_NAME` for a condition NAME that is not met, or `near_atoms` where the constraint
             could not keep the atoms apart.
         """
-        group = self._written_group(conditions)
-        if group is not None:
+        groups = self._written_groups(conditions)
+        if groups is not None:
             assert reading.crystal is not None  # every text of this layout has one
-            found = (reading.crystal.spacegroup, *_found_groups(reading.structure))
-            if any(f is None or self._written_group({"spacegroup": f}) != group for f in found):
+            written = self.wyckoff_format.written_group
+            group = written(reading.crystal.spacegroup)
+            if group not in groups:
+                return "other_spacegroup"
+            if (cursor is None or not cursor.is_certain) and any(
+                found is None or written(found) != group
+                for found in _found_groups(reading.structure)
+            ):
                 return "other_spacegroup"
         if cursor is not None and not cursor.is_certain and _has_near_atoms(reading.structure):
             return "near_atoms"
         return super().refusal(reading, conditions, cursor)
 
     def as_requested(self, reading: Reading, conditions: Mapping[str, Any]) -> Reading:
-        """Return a crystal, or its mirror image if that is in the requested space group.
+        """Return a crystal, or its mirror image if only that has a requested space group.
 
         Args:
             reading: a crystal that meets the conditions.
@@ -260,7 +274,7 @@ class WyckoffLayout(TextLayout):
         crystal = reading.crystal
         if crystal is None or conditions.get("spacegroup") is None:
             return reading
-        if parse_spacegroup(conditions["spacegroup"]) == crystal.spacegroup:
+        if crystal.spacegroup in parse_spacegroups(conditions["spacegroup"]):
             return reading
         given = reading.structure
         mirrored = Structure(given.lattice, given.species, -given.frac_coords)
@@ -330,11 +344,7 @@ class WyckoffLayout(TextLayout):
 
 
 def _found_groups(structure: Structure) -> Iterator[int | None]:
-    """Yield the groups that spglib finds at its own angle tolerance and at pymatgen's.
-
-    The grammar looks at spglib's own while coordinates are written; in one of 2,000 samples the
-    other finds a higher group.
-    """
+    """Yield the groups that spglib finds at its own angle tolerance and at pymatgen's."""
     numbers = [site.specie.Z for site in structure]
     lattice, coords = structure.lattice.matrix, structure.frac_coords
     for tolerance in ANGLE_TOLERANCES:
@@ -348,52 +358,3 @@ def _has_near_atoms(structure: Structure) -> bool:
         return True
     apart = structure.distance_matrix
     return bool((apart[~np.eye(len(apart), dtype=bool)] < MIN_DISTANCE).any())
-
-
-@lru_cache(maxsize=256)
-def _grammar(
-    fmt: WyckoffFormat,
-    rule: CompositionRule,
-    unit: tuple[tuple[int, int], ...] | None,
-    group: int | None,
-) -> Grammar:
-    """Return the fields of a request; `unit` is that of the rule, which cannot be hashed with it.
-
-    Batches of one request share what the grammar remembers.
-    """
-    rule = replace(rule, unit=None if unit is None else dict(unit))
-    groups: Sequence[int] | None = None if group is None else [group]
-    if groups is None and unit is not None:
-        rank = element_order()
-        counts = [count for _, count in sorted(unit, key=lambda item: rank[SYMBOLS[item[0]]])]
-        groups = _groups_of_numbers(
-            fmt, tuple(counts), rule.multiples, rule.min_atoms, rule.max_atoms
-        )
-    return Grammar(fmt, rule, groups)
-
-
-@lru_cache(maxsize=4096)
-def _groups_of_numbers(
-    fmt: WyckoffFormat,
-    counts: tuple[int, ...],
-    multiples: frozenset[int],
-    min_atoms: int,
-    max_atoms: int,
-) -> tuple[int, ...]:
-    """Return the groups that can hold a formula, which its numbers alone decide.
-
-    Looking for them takes half a second.
-    """
-    rank = element_order()
-    elements = sorted(range(len(SYMBOLS)), key=lambda element: rank[SYMBOLS[element]])
-    unit = dict(zip(elements, counts, strict=False))
-    every = sum(1 << element for element in unit)
-    rule = CompositionRule(
-        allowed=every,
-        required=every,
-        unit=unit,
-        multiples=multiples,
-        min_atoms=min_atoms,
-        max_atoms=max_atoms,
-    )
-    return tuple(Grammar(fmt, rule).groups)

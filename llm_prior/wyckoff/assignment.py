@@ -42,23 +42,62 @@ class Assignment:
     orbits: _Orbits = ()
     element: int | None = field(default=None)
 
-    def elements(self) -> tuple[list[int], bool]:
-        """Return the elements that may come next, and whether the orbits may end here.
+    @property
+    def key(self) -> tuple[int, _Orbits, int | None]:
+        """What tells assignments of one rule apart."""
+        return self.number, self.orbits, self.element
+
+    def possible_elements(self) -> list[int]:
+        """Return the elements among which the next one is, by their numbers of atoms alone.
 
         Raises:
             ValueError: if a letter is due.
         """
         if self.element is not None:
             raise ValueError("a letter comes next")
-        candidates = self._candidates()
-        found = [e for e in candidates if self._is_required(e) and self._has_letters(e)]
-        optional = [e for e in candidates if not self._is_required(e)]
-        # What follows the last of these may follow any other of them too.
-        if optional and self._has_letters(optional[-1]):
+        smallest = min(sizes(self.number).atoms)
+        current = self.orbits[-1][0] if self.orbits else None
+        found = []
+        for element in self._candidates():
+            fits = element == current or self._is_whole
+            if fits and self._room(element) >= smallest:
+                found.append(element)
+        return sorted(found)
+
+    def possible_letters(self) -> list[int]:
+        """Return the letters, by place, among which the next one is.
+
+        Raises:
+            ValueError: if an element is due.
+        """
+        if self.element is None:
+            raise ValueError("an element comes next")
+        of_group = sizes(self.number)
+        room = self._room(self.element)
+        start = self._start if self.orbits and self.orbits[-1][0] == self.element else 0
+        return [
+            place
+            for place in range(start, len(of_group.atoms))
+            if of_group.atoms[place] <= room
+            and not (of_group.once[place] and self._used >> place & 1)
+        ]
+
+    def elements(self) -> list[int]:
+        """Return the elements that may come next.
+
+        Raises:
+            ValueError: if a letter is due.
+        """
+        possible = self.possible_elements()
+        found = [e for e in possible if self._is_required(e) and self._may_follow(e)]
+        optional = [e for e in possible if not self._is_required(e)]
+        # What follows the last of these by electronegativity may follow any other of them too.
+        optional.sort(key=lambda element: element_order()[SYMBOLS[element]])
+        if optional and self._may_follow(optional[-1]):
             found += optional
         else:
-            found += [e for e in optional[:-1] if self._has_letters(e)]
-        return sorted(found), bool(self.orbits) and self._may_end()
+            found += [e for e in optional[:-1] if self._may_follow(e)]
+        return sorted(found)
 
     def letters(self) -> list[int]:
         """Return the letters, by place, that the element just written may take.
@@ -66,9 +105,23 @@ class Assignment:
         Raises:
             ValueError: if an element is due.
         """
-        if self.element is None:
-            raise ValueError("an element comes next")
-        return [p for p in range(len(sizes(self.number).atoms)) if self._allows(p)]
+        return [p for p in self.possible_letters() if self.with_letter(p).can_complete()]
+
+    def may_end(self) -> bool:
+        """Return whether the orbits so far are a crystal of the conditions with exactly the
+        group."""
+        return self.could_end() and self._keeps_group(())
+
+    def could_end(self) -> bool:
+        """Return whether the orbits so far have the atoms of the conditions."""
+        if not self.orbits or self.element is not None:
+            return False
+        if self.rule.unit is not None:
+            return len(self._counts) == len(self.rule.unit) and self._is_whole
+        present = sum(1 << element for element in self._counts)
+        return (
+            sum(self._counts.values()) >= self.rule.min_atoms and not self.rule.required & ~present
+        )
 
     def with_element(self, element: int) -> Assignment:
         """Return the assignment after an element.
@@ -92,6 +145,9 @@ class Assignment:
 
         Only the completions that the search visits first count, see the module's text.
         """
+        if self.element is not None:
+            places = reversed(self.possible_letters())
+            return any(self.with_letter(place).can_complete() for place in places)
         return any(self._some_keeps_group(completions_) for completions_ in self._completions())
 
     def _some_keeps_group(self, completions_: Iterator[_Orbits | None]) -> bool:
@@ -105,22 +161,8 @@ class Assignment:
                     break
         return False
 
-    def _has_letters(self, element: int) -> bool:
-        of_group = sizes(self.number)
-        after = self.with_element(element)
-        return any(after._allows(place) for place in range(len(of_group.atoms) - 1, -1, -1))
-
-    def _allows(self, place: int) -> bool:
-        """Whether the element just written may take a letter."""
-        assert self.element is not None
-        of_group = sizes(self.number)
-        if self.orbits and self.orbits[-1][0] == self.element and place < self.orbits[-1][1]:
-            return False
-        if of_group.once[place] and self._used >> place & 1:
-            return False
-        if of_group.atoms[place] > self._room(self.element):
-            return False
-        return self.with_letter(place).can_complete()
+    def _may_follow(self, element: int) -> bool:
+        return self.with_element(element).can_complete()
 
     def _is_required(self, element: int) -> bool:
         present = element in self._counts
@@ -188,21 +230,14 @@ class Assignment:
                 break
         return found
 
-    def _may_end(self) -> bool:
-        if self.rule.unit is not None:
-            whole = len(self._counts) == len(self.rule.unit) and any(
-                self._counts[element] == units * self.rule.unit[element]
-                for units in self._multiples
-                for element in list(self._counts)[-1:]
-            )
-            return whole and self._keeps_group(())
-        total = sum(self._counts.values())
-        present = sum(1 << element for element in self._counts)
-        return (
-            total >= self.rule.min_atoms
-            and not self.rule.required & ~present
-            and self._keeps_group(())
-        )
+    @cached_property
+    def _is_whole(self) -> bool:
+        """Whether no atoms of the last element are missing; True without a formula."""
+        if self.rule.unit is None or not self.orbits:
+            return True
+        element = self.orbits[-1][0]
+        share = self.rule.unit[element]
+        return any(self._counts[element] == units * share for units in self._multiples)
 
     @cached_property
     def _multiples(self) -> tuple[int, ...]:
@@ -263,6 +298,37 @@ class Assignment:
                     continue
                 following = place + 1 if once else place
                 yield from self._open_completions((*orbits, (element, place)), following)
+
+
+def has_crystal(rule: CompositionRule, number: int) -> bool:
+    """Return whether some crystal meets the conditions and has exactly a group.
+
+    Args:
+        rule: what the conditions ask of the atoms of the primitive cell.
+        number: space group.
+    """
+    if rule.unit is None:
+        return Assignment(rule=rule, number=number).can_complete()
+    counts = tuple(rule.unit[element] for element in _by_rank(sum(1 << e for e in rule.unit)))
+    return _has_crystal(number, counts, rule.multiples, rule.min_atoms, rule.max_atoms)
+
+
+@lru_cache(maxsize=200_000)
+def _has_crystal(
+    number: int, counts: tuple[int, ...], multiples: frozenset[int], min_atoms: int, max_atoms: int
+) -> bool:
+    """`has_crystal` for a formula, whose numbers alone decide: any elements in their order do."""
+    unit = dict(zip(_by_rank((1 << len(SYMBOLS)) - 1), counts, strict=False))
+    every = sum(1 << element for element in unit)
+    rule = CompositionRule(
+        allowed=every,
+        required=every,
+        unit=unit,
+        multiples=multiples,
+        min_atoms=min_atoms,
+        max_atoms=max_atoms,
+    )
+    return Assignment(rule=rule, number=number).can_complete()
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 The automaton knows fields, not tokens. A field is a kind and a value: the number of a group, an
 element by its place in `SYMBOLS`, a letter by its place in the group, a length or an angle in units
 of its last decimal, a coordinate by its bin. Whatever is written has exactly the composition and
-the group of the conditions (spglib at `supergroups.SYMPREC`), takes a position without free
+the group of the conditions (spglib at `lattices.SYMPREC`), takes a position without free
 coordinates once, has no coordinate on a more special position, and no two atoms closer than
 `spacing.MIN_DISTANCE`; what is legal can always be completed. Where the cell that was written turns
 out to be too crowded for that, the bin with the largest distance remains, and `Cursor.crowded` says
@@ -12,7 +12,8 @@ so: about 1 in 70 crystals of uniformly random fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
+from llm_prior.spacegroups import render_spacegroups
 from llm_prior.text import SYMBOLS
-from llm_prior.wyckoff.assignment import Assignment
+from llm_prior.wyckoff.assignment import Assignment, has_crystal
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
-from llm_prior.wyckoff.parameters import CellPart, CoordPart
-from llm_prior.wyckoff.table import NUM_GROUPS, space_group
+from llm_prior.wyckoff.parameters import CellPart, CoordPart, cell_ticks
+from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
 
 Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
@@ -72,13 +74,14 @@ class Grammar:
     Args:
         fmt: precision and size limit.
         rule: what the conditions ask of the atoms of the primitive cell.
-        groups: numbers of the groups that may be written; None for all.
+        groups: numbers of the groups that are requested; None for all.
 
     Attributes:
-        groups: those of them that can hold a crystal of the rule, ascending.
+        requested: the groups that are requested, ascending, as texts write them: of two
+            enantiomorphic groups they have one.
 
     Raises:
-        PriorError: if none can.
+        PriorError: if none of them can hold a crystal of the rule.
     """
 
     def __init__(
@@ -86,35 +89,39 @@ class Grammar:
     ) -> None:
         self.fmt = fmt
         self.rule = rule
-        asked = sorted({space_group(n).number for n in groups or range(1, NUM_GROUPS + 1)})
-        self.groups = self._holding(asked)
-        if not self.groups:
-            others = self._holding(range(1, NUM_GROUPS + 1)) if groups is not None else []
-            names = ", ".join(map(str, asked))
-            raise PriorError(
-                f"no crystal of these conditions has exactly space group {names}; "
-                f"groups that can: {_ranges(others) or 'none'}"
-            )
-        self._elements: dict[object, tuple[list[int], bool]] = {}
+        every = range(1, NUM_GROUPS + 1)
+        asked = sorted(every if groups is None else set(groups))
+        self.requested = sorted({fmt.written_group(number) for number in asked})
+        self._elements: dict[object, list[int]] = {}
         self._letters: dict[object, list[int]] = {}
+        self._completes: dict[object, bool] = {}
+        if not any(has_crystal(rule, number) for number in self.requested):
+            others = [n for n in every if has_crystal(rule, fmt.written_group(n))]
+            several = "one of the space groups" if len(asked) > 1 else "space group"
+            raise PriorError(
+                f"no crystal of these conditions, atoms counted in the primitive cell, has exactly "
+                f"{several} {render_spacegroups(asked)}; groups that can: "
+                f"{render_spacegroups(others) or 'none'}"
+            )
 
-    def _holding(self, numbers: Iterable[int]) -> list[int]:
-        return [n for n in numbers if Assignment(rule=self.rule, number=n).can_complete()]
+    @cached_property
+    def groups(self) -> list[int]:
+        """Those of the requested groups that can hold a crystal of the rule, ascending."""
+        return [number for number in self.requested if has_crystal(self.rule, number)]
 
     def cursor(self) -> Cursor:
         """Return a new sequence, before its first field."""
         return Cursor(self)
 
-    def elements(self, assignment: Assignment) -> tuple[list[int], bool]:
+    def elements(self, assignment: Assignment) -> list[int]:
         """Return `assignment.elements()`, remembered.
 
         Args:
             assignment: orbits so far.
         """
-        key = assignment.number, assignment.orbits
-        if key not in self._elements:
-            self._elements[key] = assignment.elements()
-        return self._elements[key]
+        if assignment.key not in self._elements:
+            self._elements[assignment.key] = assignment.elements()
+        return self._elements[assignment.key]
 
     def letters(self, assignment: Assignment) -> list[int]:
         """Return `assignment.letters()`, remembered.
@@ -122,10 +129,19 @@ class Grammar:
         Args:
             assignment: orbits so far, and an element.
         """
-        key = assignment.number, assignment.orbits, assignment.element
-        if key not in self._letters:
-            self._letters[key] = assignment.letters()
-        return self._letters[key]
+        if assignment.key not in self._letters:
+            self._letters[assignment.key] = assignment.letters()
+        return self._letters[assignment.key]
+
+    def completes(self, assignment: Assignment) -> bool:
+        """Return `assignment.can_complete()`, remembered.
+
+        Args:
+            assignment: orbits so far, maybe an element.
+        """
+        if assignment.key not in self._completes:
+            self._completes[assignment.key] = assignment.can_complete()
+        return self._completes[assignment.key]
 
 
 class Cursor:
@@ -148,6 +164,8 @@ class Cursor:
         self._cell: CellPart | None = None
         self._coords: CoordPart | None = None
         self._legal: tuple[Choice, ...] | None = None
+        self._possible: tuple[Choice, ...] | None = None
+        self._accepted: tuple[Kind, int] | None = None
 
     def legal(self) -> tuple[Choice, ...]:
         """Return the fields that may come next, at least one value.
@@ -161,6 +179,38 @@ class Cursor:
             self._legal = tuple(self._choices())
         return self._legal
 
+    def candidates(self) -> tuple[Choice, ...]:
+        """Return fields of which some may come next; all that may are among them.
+
+        They are found at once, and `accepts` examines one of them, while `legal` examines all.
+
+        Raises:
+            ValueError: if the sequence is finished.
+        """
+        if self.finished or self._legal is not None:
+            return self.legal()
+        if self._possible is None:
+            self._possible = tuple(self._candidates())
+        return self._possible
+
+    def accepts(self, kind: Kind, value: int) -> bool:
+        """Return whether one of the `candidates` may come next.
+
+        Where none of them is as good as it should be, so that `legal` has others, all are refused.
+
+        Args:
+            kind: its kind.
+            value: its value.
+        """
+        if self._accepted == (kind, value):
+            return True
+        if not _among(self.candidates(), kind, value):
+            return False
+        if self._legal is None and not self._fits(kind, value):
+            return False
+        self._accepted = kind, value
+        return True
+
     def advance(self, kind: Kind, value: int) -> None:
         """Write a field.
 
@@ -171,9 +221,9 @@ class Cursor:
         Raises:
             ValueError: if it is not among `legal()`.
         """
-        if not any(c.kind == kind and value in c.values for c in self.legal()):
+        if not self.accepts(kind, value) and not _among(self.legal(), kind, value):
             raise ValueError(f"{kind} {value} may not come here")
-        self._legal = None
+        self._legal = self._possible = self._accepted = None
         if kind == "end":
             self.finished = True
         elif kind == "group":
@@ -210,38 +260,76 @@ class Cursor:
             yield _choice("group", self._grammar.groups)
         elif self._coords is not None:
             if self._coords.complete:
-                yield _choice("end", [0])
+                yield _END
             else:
                 values, crowded = self._coords.allowed()
                 self.crowded |= crowded
                 yield Choice("coord", values)
         elif self._cell is not None:
-            yield Choice(*self._cell.allowed())
+            yield Choice(self._cell.kind, self._cell.allowed())
             self.crowded |= self._cell.crowded
         elif assignment.element is not None:
             yield _choice("letter", self._grammar.letters(assignment))
         else:
-            elements, may_end = self._grammar.elements(assignment)
+            elements = self._grammar.elements(assignment)
             if elements:
                 yield _choice("element", elements)
-            if may_end:
-                yield Choice(*self._new_cell().allowed())
+            if assignment.may_end():
+                cell = self._new_cell()
+                yield Choice(cell.kind, cell.allowed())
+
+    def _candidates(self) -> Iterable[Choice]:
+        assignment, fmt = self._assignment, self._grammar.fmt
+        if assignment is None:
+            yield _choice("group", self._grammar.requested)
+        elif self._coords is not None:
+            yield _END if self._coords.complete else _every_coordinate(fmt.coord_bins)
+        elif self._cell is not None:
+            yield _every_parameter(self._cell.kind, fmt.length_decimals, fmt.angle_decimals)
+        elif assignment.element is not None:
+            yield _choice("letter", assignment.possible_letters())
+        else:
+            if elements := assignment.possible_elements():
+                yield _choice("element", elements)
+            if assignment.could_end():
+                yield _every_parameter("length", fmt.length_decimals, fmt.angle_decimals)
+
+    def _fits(self, kind: Kind, value: int) -> bool:
+        """Whether one of the candidates may come next, as far as it alone tells."""
+        assignment = self._assignment
+        if assignment is None:
+            return has_crystal(self._grammar.rule, value)
+        if self._coords is not None:
+            return kind == "end" or self._coords.accepts(value)
+        if self._cell is not None:
+            return self._cell.accepts(value)
+        if kind == "letter":
+            return self._grammar.completes(assignment.with_letter(value))
+        if kind == "element":
+            return self._grammar.completes(assignment.with_element(value))
+        return assignment.may_end() and self._new_cell().accepts(value)
 
     def _new_cell(self) -> CellPart:
         assert self._assignment is not None
         return CellPart(self._assignment.number, self._assignment.orbits, self._grammar.fmt)
 
 
+def _among(choices: Iterable[Choice], kind: Kind, value: int) -> bool:
+    return any(choice.kind == kind and value in choice.values for choice in choices)
+
+
 def _choice(kind: Kind, values: Iterable[int]) -> Choice:
     return Choice(kind, np.array(sorted(values), dtype=np.int64))
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers in short, such as `1-3, 5`."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+_END = _choice("end", [0])
+
+
+@lru_cache(maxsize=16)
+def _every_coordinate(bins: int) -> Choice:
+    return Choice("coord", np.arange(bins))
+
+
+@lru_cache(maxsize=16)
+def _every_parameter(kind: Kind, *decimals: int) -> Choice:
+    return Choice(kind, cell_ticks(kind, decimals))

@@ -175,8 +175,26 @@ def differences(number: int, letter: str) -> CoordinateMaps:
     )
 
 
+@lru_cache(maxsize=16384)
+def decided(number: int, letter: str, place: int) -> CoordinateMaps:
+    """Return those of `differences` that a free coordinate decides: the last they depend on.
+
+    Args:
+        number: space group.
+        letter: Wyckoff letter.
+        place: place of the free coordinate.
+    """
+    maps = differences(number, letter)
+    decides = last_dependence(maps) == place
+    return CoordinateMaps(linear=maps.linear[decides], shift=maps.shift[decides])
+
+
 def special_bins(
-    number: int, letter: str, bins: int, ticks: tuple[int, ...] = ()
+    number: int,
+    letter: str,
+    bins: int,
+    ticks: tuple[int, ...] = (),
+    values: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
     """Return the bins of the next free coordinate that lie on a more special position.
 
@@ -188,19 +206,21 @@ def special_bins(
         letter: Wyckoff letter.
         bins: number of bins of a coordinate; bin k is at k / bins.
         ticks: bins of the free coordinates before this one.
+        values: (k,) the bins that are looked at; None for all.
 
     Returns:
-        (bins,) True where the coordinate must not be.
+        (k,) True where the coordinate must not be.
     """
-    maps = differences(number, letter)
     place = len(ticks)
     position = space_group(number).position(letter)
     if place >= position.num_free:
         raise ValueError(f"position {letter} of group {number} has {position.num_free} coordinates")
-    decides = last_dependence(maps) == place
-    linear, shift = maps.linear[decides], maps.shift[decides]
+    maps = decided(number, letter, place)
+    linear, shift = maps.linear, maps.shift
+    if values is None:
+        values = np.arange(bins)
     known = linear[:, :, :place] @ np.array(ticks, dtype=np.int64)  # (m, 3)
-    every = linear[:, None, :, place] * np.arange(bins)[:, None] + known[:, None]  # (m, bins, 3)
+    every = linear[:, None, :, place] * values[:, None] + known[:, None]  # (m, k, 3)
     whole = (GRID * every + bins * shift[:, None]) % (GRID * bins) == 0
     return whole.all(-1).any(0)
 

@@ -4,6 +4,7 @@ and in its group."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import FREE_CELL, Orbit, WyckoffCrystal
+from llm_prior.wyckoff.lattices import may_be_higher, metric_of
 from llm_prior.wyckoff.orbits import images, special_bins
 from llm_prior.wyckoff.spacing import (
     ANGLE_BOUNDS,
@@ -22,18 +24,11 @@ from llm_prior.wyckoff.spacing import (
     self_distances,
     ticks_between,
 )
-from llm_prior.wyckoff.supergroups import (
-    SYMPREC,
-    extra_operations,
-    has_group,
-    may_be_higher,
-    primitive_lattice,
-)
-from llm_prior.wyckoff.table import GRID, SpaceGroup, space_group
+from llm_prior.wyckoff.supergroups import ExtraSymmetry
+from llm_prior.wyckoff.table import GRID, space_group
 from llm_prior.wyckoff.text import WyckoffFormat, hidden_places
 
 _DRAWS = 2  # sets of values for the coordinates to come
-_MARGIN = 2.0  # times SYMPREC: an operation that moves atoms less is taken for one
 _SLENDER = 20.0  # longest over shortest edge of a very slender cell
 
 
@@ -60,17 +55,9 @@ class CellPart:
         self.values: list[float] = []
         self.crowded = False
         self._free = FREE_CELL[self.group.family]
-        decimals = (fmt.length_decimals, fmt.angle_decimals)
-        self._scales = tuple(10**d for d in decimals)
-        self._ticks = (
-            ticks_between(LENGTH_BOUNDS, decimals[0]),
-            ticks_between(ANGLE_BOUNDS, decimals[1]),
-        )
-        self._mask = CellMask(
-            self.group,
-            [letter for _, letter in self.names],
-            (self._ticks[0] / self._scales[0], self._ticks[1] / self._scales[1]),
-        )
+        self._decimals = (fmt.length_decimals, fmt.angle_decimals)
+        letters = tuple(sorted(letter for _, letter in self.names))
+        self._mask = _cell_mask(number, letters, self._decimals)
         self._has_coords = any(
             self.group.position(letter).num_free
             > len(hidden_places(self.group, letter, first=number == 0))
@@ -82,34 +69,51 @@ class CellPart:
         """Whether nothing is left to write."""
         return len(self.values) == len(self._free)
 
+    @property
+    def kind(self) -> Literal["length", "angle"]:
+        """The kind of the next parameter."""
+        return "angle" if self._free[len(self.values)] > 2 else "length"
+
+    @property
+    def _scale(self) -> int:
+        return int(10 ** self._decimals[self.kind == "angle"])
+
     def add(self, tick: int) -> None:
         """Write the next parameter.
 
         Args:
             tick: its value in units of the last decimal.
         """
-        self.values.append(tick / self._scales[self._next_is_angle])
+        self.values.append(tick / self._scale)
 
-    @property
-    def _next_is_angle(self) -> bool:
-        return self._free[len(self.values)] > 2
+    def allowed(self) -> NDArray[np.int64]:
+        """Return the values of the next parameter, in units of the last decimal."""
+        every = cell_ticks(self.kind, self._decimals)
+        ticks = every[self._mask.allowed(self.values)]
+        exact = ticks[self._keeps_group(ticks)]
+        self.crowded = not len(exact)
+        return ticks if self.crowded else exact
 
-    def allowed(self) -> tuple[Literal["length", "angle"], NDArray[np.int64]]:
-        """Return the kind of the next parameter and its values, in units of the last decimal."""
-        angle = self._next_is_angle
-        ticks = self._ticks[angle][self._mask.allowed(self.values)]
-        if len(self.values) + 1 == len(self._free) and not self._has_coords:
-            ticks = self._exact(ticks)
-        return "angle" if angle else "length", ticks
+    def accepts(self, tick: int) -> bool:
+        """Return whether a value of the next parameter keeps atoms apart and the group exact.
 
-    def _exact(self, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those with which the crystal, whose atoms are all in place, has exactly the group.
+        Args:
+            tick: the value in units of the last decimal.
+        """
+        apart = self._mask.allowed(self.values, np.array([tick / self._scale]))
+        return bool(apart[0] and self._keeps_group(np.array([tick]))[0])
+
+    def _keeps_group(self, ticks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where the crystal has exactly its group, as far as the next parameter decides that.
 
         Doubtful cells that are very slender are left out: spglib takes long for them.
         """
+        kept = np.ones(len(ticks), dtype=bool)
+        if len(self.values) + 1 < len(self._free) or self._has_coords:
+            return kept  # what follows decides
         if self.group.family == "cubic":
-            return ticks
-        values = ticks / self._scales[self._next_is_angle]
+            return kept
+        values = ticks / self._scale
         cells = np.zeros((len(ticks), 6))
         cells[:, 3:] = 90.0
         cells[:, self._free[:-1]] = self.values
@@ -118,14 +122,12 @@ class CellPart:
         kept = ~doubtful
         lengths = cells[:, [place for place in self._free if place < 3]]
         doubtful &= lengths.max(1) <= _SLENDER * lengths.min(1)
-        points, kinds = atoms_of(
-            self.group, [(element, letter, ()) for element, letter in self.names], pad=True
-        )
+        coords = [(0.0,) * self.group.position(letter).num_free for _, letter in self.names]
+        points, kinds = _atoms(self.group.number, self.names, coords)
         for place in np.flatnonzero(doubtful).tolist():
-            lattice = primitive_lattice(self.group, (*self.values, float(values[place])))
-            kept[place] = has_group(self.group, lattice, points, kinds)
-        self.crowded = not kept.any()
-        return ticks if self.crowded else ticks[kept]
+            extra = ExtraSymmetry(self.group.number, (*self.values, float(values[place])))
+            kept[place] = not extra.found(points[None], kinds)[0]
+        return kept
 
 
 class CoordPart:
@@ -141,9 +143,7 @@ class CoordPart:
         self._names = cell.names
         self._cell = tuple(cell.values)
         self._bins = fmt.coord_bins
-        every = np.full((1, 6), 90.0)
-        every[0, list(FREE_CELL[cell.group.family])] = cell.values
-        self._metric = cell_metrics(cell.group.family, every)[0]
+        self._metric = metric_of(cell.group.number, self._cell)
         self._ticks = [[0] * cell.group.position(letter).num_free for _, letter in cell.names]
         self._shown = [
             (orbit, place)
@@ -162,9 +162,13 @@ class CoordPart:
         self._next = 0
         # An orbit is in place when its last coordinate is; some are from the start.
         self._open = {orbit for orbit, _ in self._shown}
-        self._extra: dict[tuple[str, int], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._num_settled = -1  # orbits in place when `_is_settled` was computed
+        self._settled = False
         self._atoms = np.concatenate(
-            [np.zeros((0, 3)), *(self._cell_points(o) for o in self._placed())]
+            [
+                np.zeros((0, 3)),
+                *(self._cell_points(o) for o in range(len(self._names)) if o not in self._open),
+            ]
         )
 
     @property
@@ -197,126 +201,147 @@ class CoordPart:
 
     def allowed(self) -> tuple[NDArray[np.int64], bool]:
         """Return the bins of the next coordinate, and whether none is as good as it should be."""
+        bins = np.arange(self._bins)
+        nearest = self._clearance(bins)
+        good = bins[nearest >= MIN_DISTANCE + 1e-9]
+        if len(good):
+            exact = good[self._keeps_group(good)]
+            return (exact, False) if len(exact) else (good, True)
+        return bins[nearest == nearest.max()], True
+
+    def accepts(self, tick: int) -> bool:
+        """Return whether a bin of the next coordinate keeps atoms apart and the group exact.
+
+        Args:
+            tick: the bin.
+        """
+        bins = np.array([tick])
+        apart = self._clearance(bins)[0] >= MIN_DISTANCE + 1e-9
+        return bool(apart and self._keeps_group(bins)[0])
+
+    def _clearance(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Distance (k,) to the next atom that bins of the next coordinate decide, in Angstrom; -1
+        on a more special position."""
         orbit, place = self._shown[self._next]
         number, letter = self._group.number, self._names[orbit][1]
-        ticks = tuple(self._ticks[orbit][:place])
         known = self._coords[orbit][:place]
-        nearest = self_distances(number, letter, self._metric, self._bins, known)
+        nearest = self_distances(number, letter, self._metric, known, bins / self._bins)
         last = self._next + 1 == len(self._shown) or self._shown[self._next + 1][0] != orbit
         if last:
-            nearest = np.minimum(nearest, self._distances_to_placed(orbit, place))
-        special = special_bins(number, letter, self._bins, ticks)
-        good = (nearest >= MIN_DISTANCE + 1e-9) & ~special
-        if good.any():
-            bins = np.flatnonzero(good)
-            keeps = np.zeros(len(bins), dtype=bool)
-            for draw in range(1 if self._next + 1 == len(self._shown) else _DRAWS):
-                keeps[~keeps] = self._keep_group(orbit, place, bins[~keeps], draw)
-            exact = bins[keeps]
-            return (exact, False) if len(exact) else (np.flatnonzero(good), True)
-        nearest[special] = -1.0
-        return np.flatnonzero(nearest == nearest.max()), True
+            representative = self._orbit_points(orbit, place, bins, self._coords)[:, 0]
+            nearest = np.minimum(nearest, distances_to(representative, self._atoms, self._metric))
+        ticks = tuple(self._ticks[orbit][:place])
+        nearest[special_bins(number, letter, self._bins, ticks, bins)] = -1.0
+        return nearest
 
-    def _placed(self) -> list[int]:
-        return [orbit for orbit in range(len(self._names)) if orbit not in self._open]
-
-    def _points(
-        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int = 0
+    def _orbit_points(
+        self, orbit: int, place: int, bins: NDArray[np.int64], coords: list[list[float]]
     ) -> NDArray[np.float64]:
-        """Atoms (b, p, 3) of the primitive cell for values of one coordinate of an orbit."""
-        coords = np.tile(np.array(self._draws[draw][orbit]), (len(bins), 1))
-        coords[:, place] = bins / self._bins
-        return images(self._group.number, self._names[orbit][1])(coords)
+        """Atoms (k, p, 3) of the primitive cell for bins of one coordinate of an orbit."""
+        own = np.tile(np.array(coords[orbit]), (len(bins), 1))
+        own[:, place] = bins / self._bins
+        return images(self._group.number, self._names[orbit][1])(own)
 
     def _cell_points(self, orbit: int) -> NDArray[np.float64]:
         """Atoms (n, 3) of an orbit in the conventional cell."""
         found = images(self._group.number, self._names[orbit][1])(np.array(self._coords[orbit]))
         return (found[:, None] + self._group.centring / GRID).reshape(-1, 3)
 
-    def _distances_to_placed(self, orbit: int, place: int) -> NDArray[np.float64]:
-        representative = self._points(orbit, place, np.arange(self._bins))[:, 0]
-        return distances_to(representative, self._atoms, self._metric)
+    # --- the group -----------------------------------------------------------------------------
 
-    def _keep_group(
-        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int
-    ) -> NDArray[np.bool_]:
-        """Where the crystal has exactly its group, for some values of the coordinates to come.
+    def _keeps_group(self, bins: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where (k,) the crystal has exactly its group, for some values of the coordinates to
+        come."""
+        orbit, place = self._shown[self._next]
+        kept = np.zeros(len(bins), dtype=bool)
+        if self._is_settled or any(self._decides(o) for o in self._open if o > orbit):
+            return ~kept
+        # Without coordinates to come both draws are the same.
+        for coords in self._draws[: 1 if self._next + 1 == len(self._shown) else _DRAWS]:
+            left = bins[~kept]
+            if len(left):
+                points, kinds = _atoms(self._group.number, self._names, coords)
+                start = sum(self._num_atoms[:orbit])
+                every = np.tile(points, (len(left), 1, 1))  # (k, n, 3)
+                every[:, start : start + self._num_atoms[orbit]] = self._orbit_points(
+                    orbit, place, left, coords
+                )
+                kept[~kept] = ~self._extra.found(every, kinds)
+        return kept
 
-        If the atoms of all other elements have the group, so has the crystal; else a bin is refused
-        where the operations that they have beyond the group also map the atoms of this element
-        onto one another.
+    def _decides(self, orbit: int) -> bool:
+        """Whether an orbit without any coordinate yet makes the group exact for almost all values.
+
+        In a lattice without further symmetry those of a characteristic position do, in any other
+        those of the general position: an operation that keeps their orbits is one of the group.
         """
-        if not len(bins):
-            return np.zeros(0, dtype=bool)
-        own = self._atoms_of_element(orbit, place, bins, draw)  # (b, n, 3)
-        if all(element == self._names[orbit][0] for element, _ in self._names):
-            later = {self._group.position(self._names[o][1]) for o in self._open if o > orbit}
-            if any(position.characteristic and position.num_free for position in later):
-                return np.ones(len(bins), dtype=bool)  # the orbits that follow decide
-            lattice = primitive_lattice(self._group, self._cell)
-            kinds = [1] * own.shape[1]
-            return np.array([has_group(self._group, lattice, p, kinds) for p in own], dtype=bool)
-        higher = np.zeros(len(bins), dtype=bool)
-        for rotation, shift in zip(*self._extra_operations(orbit, draw), strict=True):
-            todo = np.flatnonzero(~higher)
-            moved = own[todo] @ rotation.T + shift
-            gaps = moved[:, :, None, None] - own[todo][:, None, :, None]
-            gaps = gaps - self._group.centring / GRID  # (b, n, n, l, 3)
-            gaps -= np.rint(gaps)
-            apart = ((gaps @ self._metric) * gaps).sum(-1).min((2, 3)).max(1)
-            higher[todo] = apart < (_MARGIN * SYMPREC) ** 2
-        return ~higher
+        position = self._group.position(self._names[orbit][1])
+        if self._extra.is_generic:
+            return position.characteristic and position.num_free > 0
+        return position.num_free == 3
 
-    def _atoms_of_element(
-        self, orbit: int, place: int, bins: NDArray[np.int64], draw: int
-    ) -> NDArray[np.float64]:
-        """Atoms (b, n, 3) of an orbit's element, for values of one coordinate of that orbit."""
-        parts = [self._points(orbit, place, bins, draw)]
-        for other, (element, letter) in enumerate(self._names):
-            if element == self._names[orbit][0] and other != orbit:
-                points = images(self._group.number, letter)(np.array(self._draws[draw][other]))
-                parts.append(np.broadcast_to(points, (len(bins), *points.shape)))
-        return np.concatenate(parts, axis=1)
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the atoms of the elements that are complete have exactly the group."""
+        pending = {self._names[orbit][0] for orbit in self._open}
+        done = [o for o, (element, _) in enumerate(self._names) if element not in pending]
+        if len(done) != self._num_settled and not self._settled:
+            self._num_settled = len(done)
+            if done:
+                names, coords = zip(*((self._names[o], self._coords[o]) for o in done), strict=True)
+                points, kinds = _atoms(self._group.number, names, coords)
+                self._settled = not self._extra.found(points[None], kinds)[0]
+        return self._settled
 
-    def _extra_operations(
-        self, orbit: int, draw: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Operations beyond the group of the atoms of other elements than an orbit's; they do not
-        change while the coordinates of this element are written."""
-        element = self._names[orbit][0]
-        if (element, draw) not in self._extra:
-            others = [
-                (e, letter, tuple(coords))
-                for (e, letter), coords in zip(self._names, self._draws[draw], strict=True)
-                if e != element
-            ]
-            lattice = primitive_lattice(self._group, self._cell)
-            self._extra[element, draw] = extra_operations(
-                self._group, lattice, *atoms_of(self._group, others)
-            )
-        return self._extra[element, draw]
+    @cached_property
+    def _extra(self) -> ExtraSymmetry:
+        return ExtraSymmetry(self._group.number, self._cell)
+
+    @cached_property
+    def _num_atoms(self) -> list[int]:
+        """Atoms of each orbit in the primitive cell."""
+        return [self._group.position(letter).num_atoms for _, letter in self._names]
 
 
-def atoms_of(
-    group: SpaceGroup,
-    orbits: Sequence[tuple[str, str, tuple[float, ...]]],
-    *,
-    pad: bool = False,
+def _atoms(
+    number: int,
+    names: Sequence[tuple[str, str]],
+    coords: Sequence[Sequence[float]],
 ) -> tuple[NDArray[np.float64], list[int]]:
     """Return the atoms of the primitive cell.
 
     Args:
-        group: the space group.
-        orbits: element, letter and free coordinates of each orbit.
-        pad: take 0 for coordinates that are not given.
+        number: space group.
+        names: element and letter of each orbit.
+        coords: free coordinates of each orbit.
 
     Returns:
         Coordinates (n, 3) in the conventional cell, and a number for each one's element.
     """
     points, kinds = [], []
-    for element, letter, coords in orbits:
-        if pad:
-            coords = (0.0,) * group.position(letter).num_free
-        points.append(images(group.number, letter)(np.array(coords, dtype=float)))
-        kinds += [SYMBOLS.index(element) + 1] * len(points[-1])
+    for (element, letter), free in zip(names, coords, strict=True):
+        points.append(images(number, letter)(np.array(free, dtype=float)))
+        kinds += [SYMBOLS.index(element)] * len(points[-1])
     return np.concatenate(points), kinds
+
+
+@lru_cache(maxsize=64)
+def cell_ticks(kind: Literal["length", "angle"], decimals: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the values of a cell parameter that may be written, in units of the last decimal.
+
+    Args:
+        kind: of the parameter.
+        decimals: of lengths and of angles.
+    """
+    if kind == "length":
+        return ticks_between(LENGTH_BOUNDS, decimals[0])
+    return ticks_between(ANGLE_BOUNDS, decimals[1])
+
+
+@lru_cache(maxsize=4096)
+def _cell_mask(number: int, letters: tuple[str, ...], decimals: tuple[int, int]) -> CellMask:
+    lengths, angles = (
+        cell_ticks(kind, decimals) / 10**places
+        for kind, places in zip(("length", "angle"), decimals, strict=True)
+    )
+    return CellMask(space_group(number), letters, (lengths, angles))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llm_prior.text import SMALLEST_UNIT_VOLUME_SQUARED
 from llm_prior.wyckoff.crystal import FREE_CELL
-from llm_prior.wyckoff.orbits import differences, equivalents, last_dependence
+from llm_prior.wyckoff.orbits import decided, differences, equivalents, last_dependence
 from llm_prior.wyckoff.table import GRID, Family, SpaceGroup
 
 MIN_DISTANCE = 0.5  # Angstrom, between any two atoms
@@ -53,17 +53,21 @@ class CellMask:
         self._vectors = _constant_vectors(group, letters)
         self._lines, self._room = _lines(group, letters)
 
-    def allowed(self, known: Sequence[float]) -> NDArray[np.bool_]:
+    def allowed(
+        self, known: Sequence[float], values: NDArray[np.float64] | None = None
+    ) -> NDArray[np.bool_]:
         """Return which values of the next free parameter may be written.
 
         Args:
             known: the free parameters before it, in Angstrom and degrees.
+            values: (k,) the values that are looked at; None for all ticks of a length or an angle.
 
         Returns:
-            (k,) booleans for the ticks of a length or an angle.
+            (k,) booleans.
         """
         free = FREE_CELL[self._family]
-        values = self._ticks[free[len(known)] > 2]
+        if values is None:
+            values = self._ticks[free[len(known)] > 2]
         cell = np.empty((len(values), 6))
         cell[:, 3:] = 90.0
         for place, value in zip(free, known, strict=False):
@@ -150,8 +154,8 @@ def self_distances(
     number: int,
     letter: str,
     metric: NDArray[np.float64],
-    bins: int,
     known: Sequence[float],
+    values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return how near a point is to those of its images that the next coordinate decides.
 
@@ -159,21 +163,18 @@ def self_distances(
         number: space group.
         letter: Wyckoff letter.
         metric: (3, 3) metric tensor of the conventional cell, Angstrom^2.
-        bins: bins of a coordinate.
         known: free coordinates before this one, fractional.
+        values: (k,) values of this one, fractional.
 
     Returns:
-        (bins,) distances in Angstrom, infinite where no image depends on it.
+        (k,) distances in Angstrom, infinite where no image depends on it.
     """
-    maps = differences(number, letter)
     place = len(known)
-    decides = last_dependence(maps) == place
-    if not decides.any():
-        return np.full(bins, np.inf)
-    linear, shift = maps.linear[decides], maps.shift[decides]
-    fixed = linear[:, :, :place] @ np.array(known, dtype=float) + shift / GRID  # (m, 3)
-    values = np.arange(bins) / bins
-    gaps = fixed[None] + linear[None, :, :, place] * values[:, None, None]  # (bins, m, 3)
+    maps = decided(number, letter, place)
+    if not len(maps.linear):
+        return np.full(len(values), np.inf)
+    fixed = maps.linear[:, :, :place] @ np.array(known, dtype=float) + maps.shift / GRID  # (m, 3)
+    gaps = fixed[None] + maps.linear[None, :, :, place] * values[:, None, None]  # (k, m, 3)
     return _shortest(gaps, metric)
 
 

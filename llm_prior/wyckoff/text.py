@@ -100,6 +100,15 @@ class WyckoffFormat:
         """Decimals with which a coordinate is written."""
         return next(d for d in range(1, 4) if 10**d % self.coord_bins == 0)
 
+    def written_group(self, number: int) -> int:
+        """Return the group in the texts of the crystals of a group.
+
+        Args:
+            number: space group.
+        """
+        partner = space_group(number).enantiomorph
+        return number if partner is None or self.keep_hand else min(number, partner)
+
 
 def encode(structure: Structure, fmt: WyckoffFormat, rng: np.random.Generator | None = None) -> str:
     """Write a crystal as text.

@@ -93,6 +93,17 @@ def test_a_formula_that_pymatgen_doubles_can_be_asked_for(formula: str, atoms: l
         ({"elements": "Na,Cl", "num_atoms": 1}, "1 atoms cannot have the elements Cl, Na; give"),
         ({"colour": "red"}, "unknown condition 'colour'; known are formula, elements"),
         ({"spacegroup": 231}, "spacegroup 231 is not a whole number from 1 to 230"),
+        ({"spacegroup": "225, 231"}, "spacegroup ' 231' is not a whole number from 1 to 230"),
+        ({"spacegroup": "9-5"}, "spacegroup '9-5' is an empty range; .* as in 5-9"),
+        ({"spacegroup": []}, r"spacegroup \[\] names no group; give one, such as 225"),
+        (
+            {"formula": "NaCl", "num_atoms": 2, "spacegroup": "Ia-3d"},
+            "primitive cell, has exactly space group 230; groups that can: .*225",
+        ),
+        (
+            {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "222-230"},
+            "exactly one of the space groups 222-230; groups that can: .*221$",
+        ),
     ],
 )
 def test_what_no_crystal_can_meet_is_refused_before_a_draw(
@@ -115,6 +126,7 @@ def test_what_no_crystal_can_meet_is_refused_before_a_draw(
         {"num_atoms": (1, 20), "formula": "TiO2"},
         {"elements": "Na,Cl", "num_atoms": [1, 2]},
         {"spacegroup": "Fm-3m"},
+        {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "221-230"},
     ],
 )
 def test_what_a_crystal_can_meet_passes(conditions: dict[str, Any]) -> None:
@@ -153,6 +165,31 @@ def test_a_range_of_one_number_is_that_number(prior: Prior) -> None:
         propose(prior, [{"num_atoms": 4}], seed=1),
     )
     assert one == other and "The number of atoms is 4. " in one[0].prompt
+
+
+# --- sets of space groups ------------------------------------------------------------------------
+
+
+def test_each_prompt_states_a_group_of_the_set_that_can_hold_the_atoms() -> None:
+    """Of these cubic groups only 215 and 221 hold SrTiO3, whatever the batch."""
+    request = {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "214, 215, 221-230"}
+    holding = [g for g in (214, 215, *range(221, 231)) if _holds({**request, "spacegroup": g})]
+    assert 221 in holding and len(holding) < 12
+    script = Script(["no crystal"] * 40)
+    found = ask(script, [request] * 40, max_attempts=1)
+    prompts = Counter(proposal.prompt for proposal in found)
+    expected = [generation_prompt({**request, "spacegroup": group}) for group in holding]
+    assert prompts.keys() == set(expected)
+    alone = ask(Script(["no crystal"]), [request], indices=[17], max_attempts=1)
+    assert alone[0].prompt == found[17].prompt
+
+
+def _holds(conditions: dict[str, Any]) -> bool:
+    try:
+        check_conditions(conditions, FMT)
+    except PriorError:
+        return False
+    return True
 
 
 # --- what the model was not trained with ---------------------------------------------------------

@@ -20,7 +20,7 @@ for name in (
 ).split():
     getattr(llm_prior, name)
 llm_prior.check_conditions({"formula": "NaCl", "spacegroup": "Fm-3m"}, llm_prior.TextFormat())
-heavy = {"torch", "transformers", "tokenizers", "scipy", "pandas", "spglib"} & sys.modules.keys()
+heavy = {"torch", "transformers", "tokenizers", "scipy", "pandas"} & sys.modules.keys()
 assert not heavy, heavy
 """
 

@@ -4,6 +4,7 @@ else is in the batch."""
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm_prior.decoding import Answer, decode_answers, draw
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt
+from llm_prior.tries import Legal
 from support import BUNDLED_PRIOR
 
 ROOM = 96
@@ -149,7 +151,7 @@ def test_each_token_is_the_draw_from_a_plain_forward_pass(grammar: bool) -> None
                 cursor.advance(token)
             logits = logits + legal
         uniforms = torch.from_numpy(answer.uniforms[: len(written)])
-        assert draw(logits, uniforms, temperature=0.9, top_p=0.8).tolist() == written
+        assert draw(logits, uniforms, temperature=0.9, top_p=0.8)[0].tolist() == written
 
 
 def test_the_companions_of_an_answer_do_not_matter() -> None:
@@ -275,16 +277,59 @@ def test_draws_have_the_distribution_of_transformers(
         scores = TopPLogitsWarper(top_p)(None, scores)
     shares = torch.softmax(scores, -1)[0].numpy()
     grid = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    drawn = draw(logits.expand(2000, -1), grid, temperature=temperature, top_p=top_p)
+    drawn, rests = draw(logits.expand(2000, -1), grid, temperature=temperature, top_p=top_p)
     counts = np.bincount(drawn.numpy(), minlength=30)
     assert np.abs(counts - 2000 * shares).max() <= 1.01
     assert not counts[shares == 0].any()
+    for token in np.flatnonzero(counts > 20):  # what is left of the uniforms is uniform
+        left = np.sort(rests[drawn == token].numpy())
+        assert np.abs(left - (np.arange(len(left)) + 0.5) / len(left)).max() <= 1.01 / len(left)
 
 
 def test_the_ends_of_the_unit_interval_draw_what_is_possible() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]]).expand(2, -1)
     ends = torch.tensor([0.0, np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert draw(logits, ends, temperature=1.0, top_p=1.0).tolist() == [1, 2]
+    drawn, rests = draw(logits, ends, temperature=1.0, top_p=1.0)
+    assert drawn.tolist() == [1, 2]
+    assert ((rests >= 0) & (rests < 1)).all()
+
+
+@dataclass
+class FewAccepted:
+    """A rule whose candidates are all tokens."""
+
+    few: torch.Tensor
+    vocabulary: int
+
+    def legal(self) -> Legal:
+        return Legal(self.few, None)
+
+    def candidates(self) -> Legal:
+        return Legal(torch.arange(self.vocabulary), None)
+
+    def accepts(self, token: int) -> bool:
+        return token in self.few
+
+    def advance(self, token: int) -> None:
+        assert token in self.few
+
+
+def test_candidates_do_not_change_the_distribution() -> None:
+    """Over an even grid each legal token is drawn as often as by a softmax over the legal ones."""
+    model = prior(torch.float64)
+    legal = torch.arange(3, len(model.tokenizer), 37)
+    grid = (np.arange(2000) + 0.5) / 2000
+    rule = FewAccepted(legal, len(model.tokenizer))
+    answers = [Answer(prompt=(1, 5), uniforms=np.array([u]), cursor=rule) for u in grid]
+    drawn = run(model.model, answers, slots=2000, temperature=1.5, top_p=1.0)
+    with torch.inference_mode():
+        logits = model.model(torch.tensor([[1, 5]])).logits[0, -1]
+    shares = torch.softmax(logits[legal] / 1.5, -1).numpy()
+    counts = np.bincount([row[0] for row in drawn], minlength=len(logits))[legal.numpy()]
+    assert counts.sum() == 2000
+    # Each refused token spreads its own part of the grid over all legal ones.
+    assert np.abs(counts / 2000 - shares).max() < 0.02
+    assert shares.max() > 0.025
 
 
 # --- versions of transformers --------------------------------------------------------------------

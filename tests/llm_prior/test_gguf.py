@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers.trainer_utils import validate_quantization_for_training
 
-from llm_prior import BaseModel, Prior
+from llm_prior import BaseModel, Prior, PriorError
 from prior_support import FMT, logits, refused, with_trained_adapter
 
 
@@ -49,6 +50,31 @@ def test_the_gguf_file_of_a_package_is_a_base_wherever_the_package_lies(
     shutil.move(tmp_path / "here", tmp_path / "there")
     monkeypatch.syspath_prepend(str(tmp_path / "there"))
     assert torch.equal(logits(Prior.from_pretrained(tmp_path / "adapter")), logits(prior))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.0005, 0.01, 0.2, 0.5, 0.9, 0.999])
+def test_a_gguf_file_that_is_cut_off_is_refused(tmp_path: Path, part: float) -> None:
+    gguf = pytest.importorskip("gguf", reason="reading GGUF files needs the package gguf")
+    file = tmp_path / "tiny.gguf"
+    write_gguf(gguf, file)
+    file.write_bytes(file.read_bytes()[: int(part * file.stat().st_size)])
+    refused(lambda: Prior.build(BaseModel(name=str(file)), FMT), str(file))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_gguf_file_is_refused_or_loads(tmp_path: Path, seed: int) -> None:
+    gguf = pytest.importorskip("gguf", reason="reading GGUF files needs the package gguf")
+    file = tmp_path / "tiny.gguf"
+    write_gguf(gguf, file)
+    content = bytearray(file.read_bytes())
+    rng = random.Random(seed)
+    for _ in range(4):
+        content[rng.randrange(min(2000, len(content)))] = rng.randrange(256)
+    file.write_bytes(content)
+    try:
+        Prior.build(BaseModel(name=str(file)), FMT)
+    except PriorError as error:
+        assert str(file) in str(error) and len(str(error).splitlines()) == 1
 
 
 def write_gguf(gguf, file: Path) -> None:

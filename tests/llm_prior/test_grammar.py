@@ -298,8 +298,16 @@ def test_a_crystal_may_end_at_every_number_of_atoms_in_a_range(elements: str | N
         ({"formula": "Na20Cl"}, [], "21 atoms, this model writes at most 20"),
         ({"formula": "Na2O", "num_atoms": 4}, [], "give a multiple of 3"),
         ({"num_atoms": 21}, [], "too many"),
-        ({"num_atoms": "15-25"}, [], "num_atoms 15-25 ends at 25 atoms, .* at most 20; .* range"),
-        ({"num_atoms": (22, 25)}, [], "num_atoms 22-25 ends at 25 atoms, .* at most 20; .* range"),
+        (
+            {"num_atoms": "15-25"},
+            [],
+            "num_atoms 15-25 ends at 25 atoms, .* at most 20 .*; .* range",
+        ),
+        (
+            {"num_atoms": (22, 25)},
+            [],
+            "num_atoms 22-25 ends at 25 atoms, .* at most 20 .*; .* range",
+        ),
         ({"formula": "TiO2", "num_atoms": "4-5"}, [], "4-5 atoms are no .* a range that holds one"),
         ({"elements": "Na,Cl,K", "num_atoms": "1-2"}, [], "cannot have the elements Cl, K, Na"),
         ({"elements": "Na,Cl,K", "num_atoms": 2}, [], "cannot have the elements"),

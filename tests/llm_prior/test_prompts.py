@@ -12,6 +12,7 @@ import spglib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.symmetry.groups import SpaceGroup
 
 from llm_prior.errors import PriorError
 from llm_prior.prompts import (
@@ -25,7 +26,12 @@ from llm_prior.prompts import (
     render_formula,
     stated_conditions,
 )
-from llm_prior.spacegroups import parse_spacegroup
+from llm_prior.spacegroups import (
+    CRYSTAL_SYSTEMS,
+    parse_spacegroup,
+    parse_spacegroups,
+    render_spacegroups,
+)
 from llm_prior.text import SYMBOLS
 
 HEAD = "Below is a description of a bulk material. "
@@ -252,7 +258,7 @@ def test_a_number_is_rendered_in_one_way(name: str, value, rendered: str) -> Non
 @pytest.mark.parametrize(
     "value",
     [0, -1, 12.5, "12.5", float("nan"), "nan", float("inf"), "-inf", "1e400", 10**400, "x", "",
-     None, [1]],
+     None, [0]],
     ids=lambda value: str(value)[:8],
 )  # fmt: skip
 def test_what_is_no_whole_number_in_range_is_refused(name: str, value) -> None:
@@ -337,6 +343,44 @@ def test_the_standard_symbols_are_those_of_spglib() -> None:
 )
 def test_other_ways_to_write_a_symbol_are_known(symbol: str, number: int) -> None:
     assert parse_spacegroup(symbol) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers", "text"),
+    [
+        ("225,227", (225, 227), "225, 227"),
+        ("F d -3 m, 225,Fm-3m", (225, 227), "225, 227"),
+        ("195-197, 199", (195, 196, 197, 199), "195-197, 199"),
+        (["Fm-3m", np.int64(227)], (225, 227), "225, 227"),
+        (range(1, 3), (1, 2), "1-2"),
+        ({225}, (225,), "225"),
+        ("7-7", (7,), "7"),
+    ],
+)
+def test_a_set_of_groups_is_a_list_or_a_range(
+    value: Any, numbers: tuple[int, ...], text: str
+) -> None:
+    assert parse_spacegroups(value) == numbers
+    assert BY_NAME["spacegroup"].render(value) == text
+
+
+@given(st.sets(st.integers(1, 230), min_size=1))
+def test_the_short_text_of_a_set_of_groups_is_read_back(numbers: set[int]) -> None:
+    assert parse_spacegroups(render_spacegroups(sorted(numbers))) == tuple(sorted(numbers))
+
+
+def test_a_prompt_states_no_set_of_groups() -> None:
+    assert generation_prompt({"spacegroup": "225,227"}) == generation_prompt({})
+    assert generation_prompt({"spacegroup": "225,Fm-3m"}) == generation_prompt({"spacegroup": 225})
+    assert stated_conditions({"spacegroup": range(195, 231), "formula": "NaCl"}) == ["formula"]
+
+
+def test_crystal_systems_are_those_of_pymatgen() -> None:
+    for system, numbers in CRYSTAL_SYSTEMS.items():
+        for number in numbers:
+            symbol = SpaceGroup.from_int_number(number).symbol
+            assert SpaceGroup(symbol).crystal_system == system
+    assert [n for numbers in CRYSTAL_SYSTEMS.values() for n in numbers] == list(range(1, 231))
 
 
 @pytest.mark.parametrize("name", ["e_above_hull", "formation_energy_per_atom", "band_gap"])

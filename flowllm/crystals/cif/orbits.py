@@ -1,7 +1,8 @@
 """Atoms of the cell from atom sites and symmetry operations.
 
 A position on a symmetry element is rarely written exactly: 0.333 is not 1/3, and a threefold axis
-then makes three atoms of one. Such a site is moved onto the element first.
+then makes three atoms of one. Such a site is moved onto the element first, unless its multiplicity
+says that it is not on one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from flowllm.crystals.cif.operations import Operations
 from flowllm.crystals.cif.sites import MAX_ATOMS, Sites
+from flowllm.crystals.rules import COINCIDENCE
 from flowllm.errors import InvalidCrystal
 
-MIN_DISTANCE = 0.5  # Angstrom; no two images of a site are nearer
+MIN_DISTANCE = 0.5  # Angstrom; no two atoms of a crystal are nearer
 _EXACT = 1e-3  # Angstrom; images of a site on a symmetry element, after the move
 _MOVE = 0.01  # Angstrom; a site may move by that much, or as far as its rounding explains
 _QUIET_MOVE = 1e-4  # fractional; larger moves are noted
@@ -63,9 +65,9 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
         The atoms, those of one site together, in the order of the sites.
 
     Raises:
-        InvalidCrystal: if images of a site are less than 0.5 Angstrom apart and its position is
-            not a rounded one (reason `coinciding_atoms`), or there are more than 100,000 atoms
-            (`too_many_atoms`).
+        InvalidCrystal: if images of a site are less than 0.5 Angstrom apart, its position is not
+            a rounded one, and its multiplicity does not say so (reason `coinciding_atoms`), or
+            there are more than 100,000 atoms (`too_many_atoms`).
     """
     num_sites, order = len(sites.labels), len(operations)
     if num_sites * order > 10 * MAX_ATOMS:  # even if most sites are special
@@ -84,8 +86,9 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
         special[chunk] = np.count_nonzero(near, axis=1) > 1  # the identity is always near
     positions = sites.frac_coords.copy()
     kept: list[NDArray[np.int64] | None] = [None] * num_sites
-    for index in np.flatnonzero(special):
-        positions[index], kept[index] = _special(sites, int(index), operations, lattice)
+    for index in np.flatnonzero(special).tolist():
+        if not _is_general(sites, index, operations, lattice):
+            positions[index], kept[index] = _special(sites, index, operations, lattice)
     everything = np.arange(order)
     chosen = [everything if some is None else some for some in kept]
     multiplicities = np.array([len(some) for some in chosen])
@@ -102,6 +105,16 @@ def expand(sites: Sites, operations: Operations, lattice: NDArray[np.float64]) -
     return Atoms(owners, images, multiplicities, moves)
 
 
+def _is_general(
+    sites: Sites, index: int, operations: Operations, lattice: NDArray[np.float64]
+) -> bool:
+    """Return whether a site is a general position by its multiplicity, and no images coincide."""
+    if sites.multiplicities[index] != len(operations):
+        return False
+    distances, _ = _distances(sites.frac_coords[index][None], operations, lattice)
+    return np.count_nonzero(distances <= COINCIDENCE) == 1  # the identity
+
+
 def _special(
     sites: Sites, index: int, operations: Operations, lattice: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -111,7 +124,8 @@ def _special(
     near = distances[0] < MIN_DISTANCE
     moved = position + shifts[0, near].mean(axis=0)
     change = moved - position
-    is_rounded = _rounds_to(moved, position, sites.last_places[index])
+    is_fixed = np.abs(operations.rotations[near].mean(axis=0)).max(axis=1) < 1e-6  # (3,)
+    is_rounded = _rounds_to(moved, position, sites.last_places[index], is_fixed)
     again = _distances(moved[None], operations, lattice)[0][0]
     on_element = again < _EXACT
     apart = float(distances[0, near].max())
@@ -130,11 +144,18 @@ def _special(
 
 
 def _rounds_to(
-    exact: NDArray[np.float64], written: NDArray[np.float64], last_places: NDArray[np.float64]
+    exact: NDArray[np.float64],
+    written: NDArray[np.float64],
+    last_places: NDArray[np.float64],
+    is_fixed: NDArray[np.bool_],
 ) -> bool:
-    """Return whether numbers (3,) are others that were rounded, or cut, at their last places."""
+    """Return whether numbers (3,) are others that were rounded, or cut, at their last places.
+
+    A coordinate that the symmetry element does not fix is that of the nearest position, and not the
+    one that was rounded, so that one unit is allowed.
+    """
     change = exact - written
-    is_round = np.abs(change) <= 0.51 * last_places + 1e-9
+    is_round = np.abs(change) <= np.where(is_fixed, 0.51, 1.01) * last_places + 1e-9
     is_cut = (np.abs(change) < 1.01 * last_places) & (change * written > 0)
     return bool((is_round | is_cut).all())
 

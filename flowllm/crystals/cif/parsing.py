@@ -220,7 +220,8 @@ def _check_atoms(
         first, second = (sites.labels[atoms.sites[index]] for index in pair)
         apart = atoms.frac_coords[pair[0]] - atoms.frac_coords[pair[1]]
         distance = float(np.linalg.norm((apart - np.round(apart)) @ lattice))
-        where = f"the sites {first} and {second} are {distance:.2g} A apart"
+        who = f"images of site {first}" if first == second else f"the sites {first} and {second}"
+        where = f"{who} are {distance:.2g} A apart"
         if distance <= COINCIDENCE:
             raise InvalidCrystal("coinciding_atoms", f"{where}; keep one of them")
         remarks.append(where)

@@ -59,7 +59,8 @@ class Sites:
         labels: N names, for messages.
         atomic_numbers: (N,).
         frac_coords: (N, 3), as the file has them but for exact thirds.
-        last_places: (N, 3), unit of the last decimal place of each coordinate.
+        last_places: (N, 3), unit of the last decimal place of each coordinate; 0 if all have less
+            than two decimals.
         multiplicities: N stated numbers of equivalent atoms, None where there is none.
         notes: what had to be assumed.
     """
@@ -203,7 +204,7 @@ def read_sites(block: Block, known: Collection[str]) -> Sites:
         frac_coords=exact_thirds(
             np.array([[number(word) for word in positions[i]] for i in rows], dtype=np.float64)
         ),
-        last_places=np.array([[last_place(word) for word in positions[i]] for i in rows]),
+        last_places=_last_places([positions[i] for i in rows]),
         multiplicities=[int(m) if m else None for m in (multiplicities[i] for i in rows)],
         notes=notes,
     )
@@ -249,6 +250,16 @@ def _positions(block: Block, names: list[str], rows: list[int], size: int) -> di
                 )
         positions[i] = words
     return positions
+
+
+def _last_places(positions: list[list[str]]) -> NDArray[np.float64]:
+    """Return the unit of the last decimal place of each coordinate (N, 3).
+
+    A number such as 0.5 may be 0.50 without its zero, so its unit is the smallest of the file.
+    """
+    units = np.array([[last_place(word) for word in words] for words in positions])
+    smallest = units[units > 0].min(initial=1.0)
+    return np.maximum(units, smallest) if smallest < 1 else units
 
 
 def _check_hydrogens(block: Block, names: list[str], rows: list[int], size: int) -> None:

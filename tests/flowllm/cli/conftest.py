@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "copper.cif": cif_text(Structure(Lattice.cubic(2.6), ["Cu"], [[0, 0, 0]])),
         "nothing.cif": "data_x\nnothing",
         "not_finite.json": json.dumps(_not_finite()),
-        "wrong_column.csv": "material_id,structure\nmp-1,x\n",
+        "wrong_column.csv": "material_id,text\nmp-1,x\n",
         "empty.csv": "material_id,cif\n",
         "run_of_mine": "text",
         "recipe.yaml": "model: {architecture: {}}\ntraining: {momentum: 3}\n",

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 import pytest
-from cli_support import NEEDED, check_mistake
+from cli_support import NEEDED, check_mistake, commands
 
-from flowllm.cli import cli
 from flowllm.cli.options import Option
 from flowllm.system.options import OptionSpec
 from support import run_command
@@ -17,7 +16,7 @@ from support import run_command
 
 def numeric_options() -> Iterator[tuple[str, Option]]:
     """Yield every option of every command that takes a number."""
-    for name, command in cli.commands.items():
+    for name, command in commands().items():
         for option in command.get_params(click.Context(command)):
             if isinstance(option, Option) and option.type in (click.INT, click.FLOAT):
                 yield name, option
@@ -63,7 +62,7 @@ def test_a_bad_number_is_one_line_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    check_mistake(run_command(command, *needed(command, files), flag, text), flag)
+    check_mistake(run_command(*command.split(), *needed(command, files), flag, text), flag)
     assert list(tmp_path.iterdir()) == []
 
 

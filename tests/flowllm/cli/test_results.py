@@ -103,8 +103,8 @@ def test_too_few_crystals_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 1
     assert result.stdout == f"no crystals\n0 of 2 crystals in {out}\n"
     *_, rejects, failures = result.stderr.splitlines()
-    assert rejects == "rejected texts: line_count 4"
-    assert failures == "failed: prior: line_count 2"
+    assert rejects == "rejected texts: unknown_group 4"
+    assert failures == "failed: prior: unknown_group 2"
 
 
 def test_without_out_the_folder_is_named_by_command_and_time_and_printed(

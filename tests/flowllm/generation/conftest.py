@@ -20,8 +20,9 @@ from rfm import BaseConfig
 
 @pytest.fixture(scope="module")
 def model() -> FlowLLM:
-    """The bundled pair, with a little noise whatever the refiner has: its seed must show."""
-    model = FlowLLM.from_pretrained(device="cpu")
+    """The pair `bundled:sites`, with noise whatever the refiner has: its seed must show."""
+    pair = "bundled:sites"
+    model = FlowLLM.from_pretrained(prior=pair, refiner=pair, device="cpu")
     assert model.refiner is not None
     model.refiner.config.base = BaseConfig(position_sigma=0.05, cell_sigma=0.05)
     return model

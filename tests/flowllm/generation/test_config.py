@@ -24,6 +24,7 @@ from support import ROOT, SALT
 OTHERS: dict[str, dict[str, Any]] = {
     "conditions": {"conditions": {"spacegroup": 225}},
     "composition": {"composition": "NaCl"},
+    "crystal_system": {"crystal_system": "cubic"},
     "exclude_elements": {"exclude_elements": "Pb"},
     "novel_to": {"novel_to": "train.csv"},
     "best_of": {"best_of": 2},
@@ -139,6 +140,19 @@ def test_a_composition_of_a_config_can_be_replaced() -> None:
         SamplingConfig.of(config, formula="KCl")
 
 
+def test_a_crystal_system_is_a_set_of_groups() -> None:
+    config = SamplingConfig.of(crystal_system="cubic", formula="NaCl")
+    assert config.conditions == {"formula": "NaCl", "spacegroup": "195-230"}
+    assert config.identity() == SamplingConfig.of(formula="NaCl", spacegroup="195-230").identity()
+    assert SamplingConfig.of(config) == config
+    other = SamplingConfig.of(config, crystal_system="hexagonal")
+    assert other.conditions["spacegroup"] == "168-194"
+    assert SamplingConfig.of(config, crystal_system=None, spacegroup="P1").conditions == {
+        "formula": "NaCl",
+        "spacegroup": "1",
+    }
+
+
 def test_an_unknown_argument_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="unknown condition or option 'colour'; known are") as error:
         SamplingConfig.of(colour="red")
@@ -181,6 +195,7 @@ def test_crystals_are_refined_by_default() -> None:
             {"best_of": 2, "rank": "loudest"},
             "rank 'loudest' is unknown; choose one of prior, energy, flow",
         ),
+        ({"crystal_system": "cubical"}, "'cubical' is unknown; choose one of triclinic, mono"),
         ({"constrain": "no"}, "constrain is 'no'; give a value of type bool"),
         ({"refine": None}, "refine is None; give a value of type bool"),
     ],
@@ -223,6 +238,7 @@ def test_a_temperature_at_which_the_logits_overflow_is_refused() -> None:
             {"formula": "NaCl", "composition": "Na4Cl4"},
             "formula and composition exclude each other",
         ),
+        ({"crystal_system": "cubic", "spacegroup": 225}, "spacegroup and crystal_system exclude"),
         ({"composition": "Na4Cl4", "num_atoms": 8}, "composition fixes the number of atoms; leave"),
         ({"refine": False, "steps": 3}, "steps is an option of refining; leave it out, or refine"),
         ({"refine": False, "cell_slope": 0}, "cell_slope is an option of refining"),

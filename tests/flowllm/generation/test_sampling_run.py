@@ -84,6 +84,7 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "layout": LAYOUT,
         "niggli_tolerance": 1e-5,
         "cif": "symmetrized",
+        "symmetry": "keep",
     }
     folders = {"prior": BUNDLED_PRIOR, "refiner": BUNDLED_REFINER}
     parameters = {  # tied weights are in the file once
@@ -179,8 +180,8 @@ def test_a_run_without_a_crystal_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(proposals, "generate_texts", no_crystals)
     again = partial(run_sampling, 3, out=tmp_path / "run", max_attempts=2, device="cpu")
     outcome = again()
-    assert (outcome.crystals, outcome.failures) == ([], {"prior: line_count": 3})
-    assert outcome.rejects == {"line_count": 6}
+    assert (outcome.crystals, outcome.failures) == ([], {"prior: unknown_group": 3})
+    assert outcome.rejects == {"unknown_group": 6}
     assert sorted(p.name for p in outcome.folder.iterdir()) == [
         ".lock",
         "manifest.json",
@@ -189,8 +190,8 @@ def test_a_run_without_a_crystal_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     ]
     table = pq.read_table(outcome.folder / "samples.parquet")
     assert table.column_names == COLUMNS
-    assert table["failure"].to_pylist() == ["prior: line_count"] * 3
-    assert table["rejects"].to_pylist() == ['{"line_count": 2}'] * 3
+    assert table["failure"].to_pylist() == ["prior: unknown_group"] * 3
+    assert table["rejects"].to_pylist() == ['{"unknown_group": 2}'] * 3
     assert again() == outcome
 
 

@@ -64,11 +64,18 @@ def test_verbose_may_follow_the_command(
 
 def test_ipt_writes_what_it_shows(two_crystals: Path, tmp_path: Path) -> None:
     table = tmp_path / "ipt.csv"
-    result = run_command("ipt", two_crystals, "--num-translations", 4, "--out", table)
+    options = ["--num-translations", 4, "--prior", "bundled:sites", "--out", table]
+    result = run_command("ipt", two_crystals, *options)
     assert result.exit_code == 0, result.output
     values = [float(row["ipt"]) for row in csv.DictReader(table.read_text().splitlines())]
     assert all(0 < value < 1 for value in values)
     assert f"IPT {sum(values) / 2:.4f}" in result.stdout
+
+
+def test_the_texts_of_the_bundled_prior_do_not_change_with_the_origin(two_crystals: Path) -> None:
+    result = run_command("ipt", two_crystals, "--num-translations", 2)
+    assert result.exit_code == 0, result.output
+    assert "IPT 0.0000" in result.stdout
 
 
 @pytest.mark.parametrize(

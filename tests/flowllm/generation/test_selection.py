@@ -76,7 +76,7 @@ def test_a_run_counts_what_it_refused_and_a_lost_shard_comes_back(
 ) -> None:
     file = known_crystals(free, tmp_path / "known.jsonl")
     options: dict[str, Any] = {"seed": 1, "novel_to": [file], "batch_size": 3, "refine": False}
-    sample = partial(run_sampling, N, out=tmp_path / "run", device="cpu")
+    sample = partial(run_sampling, N, out=tmp_path / "run", prior="bundled:sites", device="cpu")
     outcome = sample(**options)
     folder = RunFolder.open(outcome.folder)
     refused = sum(made.rejects.get(KNOWN_FORMULA, 0) for made in read_records(folder))

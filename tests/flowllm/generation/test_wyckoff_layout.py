@@ -6,21 +6,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cli_support import check_mistake
 from pymatgen.core import Lattice, Structure
 
+from flowllm.evaluation.sets import read_generated
 from flowllm.generation import pipeline
 from flowllm.generation.infilling import infill
 from flowllm.generation.mutation import mutate
 from flowllm.generation.pipeline import FlowLLM
 from flowllm.generation.sampling_run import run_sampling
 from flowllm.generation.scoring import ipt, score
+from flowllm.metrics.conditions import conditions_met
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.prior_pairs import pair_prior
 from llm_prior import BaseModel, Prior, PriorError, Proposal, TextFormat
 from llm_prior.wyckoff import actual_group
 from prior_support import TINY
 from rfm import Refiner
-from support import BUNDLED_REFINER, MP20_SAMPLE, perovskite, table
+from support import BUNDLED_REFINER, MP20_SAMPLE, perovskite, run_command, table
 
 REQUEST = {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "Pm-3m"}
 
@@ -76,6 +79,52 @@ def test_a_refined_sample_keeps_the_group_of_its_text(
     assert sample.structure is not None and actual_group(sample.structure, 1e-3) == 99
     (refined,) = model.refine([shifted], steps=5)
     assert refined.structure is not None and actual_group(refined.structure, 1e-3) == 221
+
+
+def test_a_set_of_groups_is_recorded_and_judged(folder: Path, tmp_path: Path) -> None:
+    request = {"composition": "SrTiO3", "crystal_system": "cubic"}
+    run = tmp_path / "run"
+    for options in ({}, {"best_of": 2}):
+        run = tmp_path / f"run{len(options)}"
+        run_sampling(
+            4, out=run, prior=folder, refine=False, device="cpu", progress=False,
+            **request, **options,
+        )  # fmt: skip
+        generated = read_generated(run)
+        assert generated.conditions["spacegroup"] == "195-230"
+        judged = [conditions_met(c.structure, generated.conditions) for c in generated.crystals]
+        assert len(judged) == 4 and all(all(met.values()) for met in judged)
+        texts = pd.read_parquet(run / "samples.parquet")["text"]
+        assert all(195 <= int(text.split("\n")[0]) <= 230 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "--composition Mg4Al8O16",
+            "composition Mg4Al8O16 has 28 atoms, this model writes at most",
+        ),
+        (
+            "--formula Mg4Al8O16 --num-atoms 28",
+            "28 atoms are too many, this model writes at most 20",
+        ),
+        ("--composition SrTiO3 --spacegroup 230", "exactly space group 230; groups that can: 1-3"),
+        ("--composition SrTiO3 --spacegroup 222-230", "one of the space groups 222-230; groups th"),
+        (
+            "--composition Na2Mg3ClO5 --crystal-system cubic",
+            "one of the space groups 195-230; group",
+        ),
+    ],
+)
+def test_what_a_wyckoff_prior_cannot_write_is_refused_before_it_loads(
+    folder: Path, tmp_path: Path, options: str, message: str
+) -> None:
+    words = ["sample", "-n", "1", "--no-refine", "--prior", str(folder), *options.split()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prior, "from_pretrained", None)
+        check_mistake(run_command(*words, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_best_candidate_is_ranked_by_its_text(folder: Path) -> None:

@@ -36,6 +36,9 @@ def test_a_range_of_atoms_and_the_symbol_of_a_group_are_judged_as_requested():
     assert conditions_met(SALT, {"num_atoms": (8, 8)}) == {"num_atoms": True}
     assert conditions_met(None, {"num_atoms": "5-10"}) == {"num_atoms": False}
     assert not any(conditions_met(SALT, {"spacegroup": "P6_3/mmc"}).values())
+    assert all(conditions_met(SALT, {"spacegroup": "195-230"}).values())
+    assert not any(conditions_met(SALT, {"spacegroup": "221, 227"}).values())
+    assert not any(conditions_met(None, {"spacegroup": "221, 227"}).values())
 
 
 def test_the_space_group_is_checked_at_two_tolerances():

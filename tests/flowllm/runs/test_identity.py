@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,6 +132,30 @@ def test_a_file_system_without_locks_is_refused_in_one_line(
     assert not (tmp_path / NAME).exists()
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EACCES])
+def test_a_lock_that_fails_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UserError, match=f"{tmp_path} (cannot be locked|is in use)"):
+        claim(tmp_path, {})
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{link} is a link to nothing"):
+        claim(link, {})
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "nowhere").mkdir()
+    claim(link, {}, make="shard")  # now it is a link to a folder
+    assert (tmp_path / "nowhere" / "shard").exists()
+
+
 # Keys that may be given later
 
 
@@ -160,6 +185,23 @@ def test_a_key_without_a_value_may_be_given_later(tmp_path: Path, before: dict[s
     with pytest.raises(UserError, match="seed is 1 there, 2 here"):
         claim(out, {**given, "seed": 2})
     assert (out / NAME).read_bytes() == content
+
+
+def test_a_replaceable_key_may_get_another_value_and_not_lose_it(tmp_path: Path) -> None:
+    def again(**run: Any) -> None:
+        keys = ("hull", "potential")
+        with claimed(tmp_path, NAME, run, info={}, extendable=keys, replaceable=("hull",)):
+            (tmp_path / "relaxed").touch()
+
+    again(seed=1, potential="chgnet", hull="a")
+    again(seed=1, potential="chgnet", hull="b")
+    assert read_identity(tmp_path, NAME)[0] == {"seed": 1, "potential": "chgnet", "hull": "b"}
+    for other in ({"seed": 2, "hull": "c"}, {"seed": 1, "potential": "emt", "hull": "c"}):
+        with pytest.raises(UserError, match="holds another run"):
+            again(**other)
+    with pytest.raises(UserError, match="hull is .*not given here"):
+        again(seed=1, potential="chgnet")
+    assert read_identity(tmp_path, NAME)[0]["hull"] == "b"
 
 
 def test_other_keys_cannot_be_given_later(tmp_path: Path) -> None:

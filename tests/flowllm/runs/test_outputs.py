@@ -207,7 +207,7 @@ def test_the_tolerance_of_the_symmetry_is_recorded(tmp_path: Path) -> None:
 
 
 def test_a_crystal_whose_symmetry_search_fails_has_none_in_the_table(tmp_path: Path) -> None:
-    piled = Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 5e-3]])
+    piled = Structure(Lattice.cubic(4), ["Na", "Na"], [[0, 0, 0], [0, 0, 1e-3]])
     record = CrystalRecord(id="piled", structure=piled)
     publish_crystals(crystals(tmp_path, [record]), COLUMNS, cif="symmetrized")
     (row,) = pq.read_table(tmp_path / "samples.parquet").to_pylist()

@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,6 +209,51 @@ def test_a_damaged_shard_is_named(job: ModuleType, tmp_path: Path, damage, messa
     shard.unlink()
     run(job, folder.path)
     assert contents(folder.path) == expected
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_shard_that_is_no_file_is_named(job: ModuleType, tmp_path: Path, kind: str) -> None:
+    folder = run(job, tmp_path / "run")
+    shard = folder.shard(5)
+    shard.unlink()
+    if kind == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to(tmp_path)
+    with pytest.raises(UserError, match=f"{shard} is damaged: it is no file; delete it"):
+        run(job, folder.path)
+    with pytest.raises(UserError, match=f"{shard} is damaged"):
+        list(folder.records())
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_shards_that_are_no_folder_are_named(job: ModuleType, tmp_path: Path, kind: str) -> None:
+    folder = run(job, tmp_path / "run")
+    shards = folder.path / "shards"
+    shutil.rmtree(shards)
+    if kind == "file":
+        shards.touch()
+    else:
+        shards.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"{shards} is no folder; remove it"):
+        run(job, folder.path)
+
+
+def test_a_record_that_cannot_be_parsed_names_shard_and_line(
+    job: ModuleType, tmp_path: Path
+) -> None:
+    folder = run(job, tmp_path / "run")
+
+    def parse(record: dict[str, Any]) -> float:
+        return record["x"] / (record["id"] != 17)  # the third of shard 5
+
+    def absent(record: dict[str, Any]) -> float:
+        return record["energy"]
+
+    with pytest.raises(ZeroDivisionError):  # a fault of the code is no damage
+        list(folder.parsed(parse))
+    with pytest.raises(UserError, match=f"{folder.shard(0)} is damaged: line 1: has no 'energy'"):
+        list(folder.parsed(absent))
 
 
 # Work that fails

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pymatgen.core import Structure
 
 from llm_prior import (
@@ -23,8 +25,9 @@ from llm_prior import (
     proposals,
     propose,
 )
+from llm_prior.prompts import generation_prompt
 from llm_prior.wyckoff import actual_group
-from prior_support import TINY, Script, make_base, one_layer_prior, refused
+from prior_support import TINY, Script, ask, make_base, one_layer_prior, refused
 from support import perovskite
 
 WYCKOFF = TextFormat(layout="wyckoff")
@@ -73,6 +76,66 @@ def test_of_two_enantiomorphic_groups_the_requested_one_comes_out(wyckoff_prior:
         assert found.text.startswith("152\n") and "number is 152." in found.prompt
         assert found.structure is not None and found.crystal is not None
         assert actual_group(found.structure) == found.crystal.spacegroup == group
+
+
+def test_a_group_of_a_set_is_written_and_not_stated(wyckoff_prior: Prior) -> None:
+    """Perovskites in cubic groups, of which 221 and some subgroups can hold them."""
+    request = {**SRTIO3, "spacegroup": range(195, 231)}
+    found = propose(wyckoff_prior, [request] * 20, seed=0, temperature=1.0, top_p=1.0)
+    for proposal in found:
+        assert proposal.structure is not None and proposal.crystal is not None
+        assert actual_group(proposal.structure) == proposal.crystal.spacegroup in range(195, 231)
+        assert proposal.text.startswith(f"{proposal.crystal.spacegroup}\n")
+        assert proposal.prompt == generation_prompt(SRTIO3, "wyckoff")
+    again = propose(wyckoff_prior, [request], seed=0, temperature=1.0, top_p=1.0, indices=[7])
+    assert again[0].text == found[7].text
+
+
+def test_the_group_of_a_set_has_the_probability_of_the_model(wyckoff_prior: Prior) -> None:
+    """The draws are those from p(group | composition, group in the set)."""
+    sets = (99, 123), (123, 221)
+    groups = [
+        Counter(
+            proposal.text.split("\n")[0]
+            for proposal in propose(
+                wyckoff_prior,
+                [{**SRTIO3, "spacegroup": pair}] * 200,
+                seed=1,
+                temperature=1.0,
+                top_p=1.0,
+                max_attempts=1,
+            )
+        )
+        for pair in sets
+    ]
+    ids = wyckoff_prior.tokenizer(
+        wyckoff_prior.tokenizer.bos_token + generation_prompt(SRTIO3, "wyckoff"),
+        add_special_tokens=False,
+        return_tensors="pt",
+    )["input_ids"]
+    with torch.no_grad():
+        logits = wyckoff_prior.model(ids).logits[0, -1]
+    for pair, counts in zip(sets, groups, strict=True):
+        assert counts.keys() <= {str(group) for group in pair}
+        tokens = [wyckoff_prior.tokenizer.convert_tokens_to_ids(str(group)) for group in pair]
+        share = float(logits[tokens].softmax(0)[0])
+        error = math.sqrt(share * (1 - share) / 200)
+        assert abs(counts[str(pair[0])] / 200 - share) < 4 * error
+
+
+def test_without_constraint_a_group_outside_the_set_is_drawn_again() -> None:
+    script = Script(["123\nSr a\nTi d\nO c\nO e\n3.9 4.1", PEROVSKITE])
+    (found,) = ask(
+        script, [{**SRTIO3, "spacegroup": "200-230"}], prior=one_layer_prior(512, layout="wyckoff")
+    )
+    assert dict(found.rejects) == {"other_spacegroup": 1} and found.text == PEROVSKITE
+
+
+def test_a_set_with_one_enantiomorph_gives_that_one(wyckoff_prior: Prior) -> None:
+    request = {"formula": "SiO2", "num_atoms": 9, "spacegroup": [154, 180]}
+    for proposal in propose(wyckoff_prior, [request] * 4, seed=2):
+        assert proposal.structure is not None
+        assert actual_group(proposal.structure) in (154, 180)
 
 
 def test_a_request_that_no_crystal_can_meet_is_refused(wyckoff_prior: Prior) -> None:

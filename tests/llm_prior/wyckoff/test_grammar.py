@@ -217,4 +217,33 @@ def test_cells_are_not_so_slender_that_spglib_takes_long() -> None:
     cursor.advance("letter", 0)
     cursor.advance("length", 27)
     (choice,) = cursor.legal()
-    assert (choice.kind, choice.values.max()) == ("length", 40 * 27)
+    assert choice.kind == "length" and 10 * 27 < choice.values.max() <= 40 * 27
+
+
+def test_fields_are_accepted_one_by_one_as_they_are_legal(mp20_structures):
+    """Along real crystals, every candidate of a short list and some values of a long one."""
+    rng = np.random.default_rng(0)
+    refused = 0
+    for structure in mp20_structures[::4]:
+        crystal = decode(encode(structure, FMT), FMT)
+        conditions = {"formula": structure.composition.reduced_formula}
+        of_groups = grammar(conditions, [crystal.spacegroup, 1])
+        written = []
+        for kind, value in fields_of(crystal, FMT):
+            exact = _after(of_groups, written).legal()
+            for choice in _after(of_groups, written).candidates():
+                legal = {v for c in exact if c.kind == choice.kind for v in c.values.tolist()}
+                assert legal <= set(choice.values.tolist())
+                for other in rng.permutation(choice.values)[:12].tolist():
+                    accepted = _after(of_groups, written).accepts(choice.kind, other)
+                    assert accepted == (other in legal), (written, choice.kind, other)
+                    refused += not accepted
+            written.append((kind, value))
+    assert refused > 100
+
+
+def _after(of_groups: Grammar, written: list[tuple[str, int]]) -> Cursor:
+    cursor = of_groups.cursor()
+    for kind, value in written:
+        cursor.advance(kind, value)
+    return cursor

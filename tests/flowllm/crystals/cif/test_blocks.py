@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowllm.crystals.cif.blocks import Block, last_place, number, read_blocks
@@ -66,6 +66,7 @@ def test_a_repeated_tag():
 
 
 @given(value=st.floats(-1e6, 1e6), decimals=st.integers(0, 8), uncertainty=st.integers(1, 99))
+@settings(deadline=None)
 def test_numbers_with_an_uncertainty(value, decimals, uncertainty):
     word = f"{value:.{decimals}f}"
     assert number(word) == number(f"{word}({uncertainty})") == float(word)

@@ -7,7 +7,7 @@ import random
 import gemmi
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowllm.crystals.cif.operations import from_gemmi, parse_operations
@@ -17,6 +17,7 @@ GROUPS = list(gemmi.spacegroup_table())
 
 
 @given(index=st.integers(0, len(GROUPS) - 1), seed=st.integers(0, 99), decimals=st.booleans())
+@settings(deadline=None)
 def test_a_list_is_its_group_in_any_order_and_spelling(index, seed, decimals):
     group = GROUPS[index]
     triplets = [operation.triplet() for operation in group.operations()]

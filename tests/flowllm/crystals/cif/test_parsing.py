@@ -252,6 +252,19 @@ def test_images_that_nearly_coincide_without_rounding_are_refused(position):
     assert error.reason == "coinciding_atoms" and "images of site Zn1 are" in str(error)
 
 
+def test_the_multiplicity_tells_a_general_position_from_a_rounded_one():
+    columns = ("label", "type_symbol", "symmetry_multiplicity", "fract_x", "fract_y", "fract_z")
+
+    def text(multiplicity: object, position: str) -> str:
+        site = f"Zn1 Zn {multiplicity} {position}"
+        return build((site,), cell=HEXAGONAL, group="P 63 m c", columns=columns)
+
+    assert len(crystal(text(2, "0.33 0.67 0"))[0]) == len(crystal(text("?", "0.33 0.67 0"))[0]) == 2
+    found, notes = crystal(text(12, "0.33 0.68 0"))
+    assert len(found) == 12 and "images of site Zn1 are" in notes[0]
+    assert "make 2 atoms of it" in str(refusal(text(12, "0.333333 0.666667 0")))
+
+
 def test_two_sites_at_one_place_are_refused_and_near_ones_named():
     error = refusal(build((*SALT, "Na2 Na 0.5 0 0.5")))
     assert error.reason == "coinciding_atoms" and "Na1 and Na2 are 0 A apart" in str(error)

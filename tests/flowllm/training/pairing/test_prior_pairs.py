@@ -182,7 +182,14 @@ def test_a_finished_pairing_is_left_alone_and_no_other_is_written_over_it(
 
 
 def test_real_crystals_are_paired(tmp_path: Path) -> None:
-    outcome = pair(MP20_SAMPLE, out=tmp_path / "run", limit=12, max_attempts=2, device="cpu")
+    outcome = pair(
+        MP20_SAMPLE,
+        prior="bundled:sites",
+        out=tmp_path / "run",
+        limit=12,
+        max_attempts=2,
+        device="cpu",
+    )
     assert outcome.requested == 12 and outcome.kept >= 1
     targets = {c.id: c.structure for c in read(MP20_SAMPLE, limit=12)}
     check_pairs(read_pairs(outcome.file), targets)
@@ -195,7 +202,7 @@ def test_a_perfect_prior_keeps_every_pair(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, right)
-    outcome = pair(data, out=tmp_path / "run", device="cpu")
+    outcome = pair(data, prior="bundled:sites", out=tmp_path / "run", device="cpu")
     assert (outcome.requested, outcome.kept, outcome.first_try, outcome.rejects) == (4, 4, 4, {})
     pairs = read_pairs(outcome.file)
     check_pairs(pairs, STRUCTURES)
@@ -218,17 +225,17 @@ def test_refused_answers_are_counted_by_reason(
         return "no crystal" if "NaCl" in prompt else right(prompt)
 
     answer(monkeypatch, not_salt, not_salt, right)
-    outcome = pair(data, out=tmp_path / "a", max_attempts=3, device="cpu")
+    outcome = pair(data, prior="bundled:sites", out=tmp_path / "a", max_attempts=3, device="cpu")
     assert (outcome.kept, outcome.first_try, outcome.rejects) == (4, 3, {"line_count": 2})
     answer(monkeypatch, not_salt)
-    outcome = pair(data, out=tmp_path / "b", max_attempts=2, device="cpu")
+    outcome = pair(data, prior="bundled:sites", out=tmp_path / "b", max_attempts=2, device="cpu")
     assert (outcome.kept, outcome.first_try, outcome.rejects) == (3, 3, {"line_count": 2})
     assert [p.id for p in read_pairs(outcome.file)] == ["iron", "fluorite", "cubic-perovskite"]
 
     answer(monkeypatch, flat)
     for _ in range(2):  # the shards are there the second time
         with pytest.raises(UserError, match=r"none of 4 samples could be paired.*: bad_cell 4\)"):
-            pair(data, out=tmp_path / "c", device="cpu")
+            pair(data, prior="bundled:sites", out=tmp_path / "c", device="cpu")
     counts = json.loads((tmp_path / "c" / "summary.json").read_text())
     assert (counts["kept"], counts["rejects"]) == (0, {"bad_cell": 4})
     assert not (tmp_path / "c" / "pairs.parquet").exists()
@@ -243,10 +250,12 @@ def test_targets_larger_than_the_prior_writes_stop_or_are_left_out(
     large = CRYSTALS[1].structure * (3, 2, 2)
     file = write([Crystal(id="large", structure=large), CRYSTALS[3]], tmp_path / "in.json")
     with pytest.raises(UserError, match="id large.: 24 atoms, over max_atoms=20"):
-        pair(file, out=tmp_path / "run", device="cpu")
+        pair(file, prior="bundled:sites", out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
     answer(monkeypatch, right)
-    outcome = pair(file, out=tmp_path / "run", skip_invalid=True, device="cpu")
+    outcome = pair(
+        file, prior="bundled:sites", out=tmp_path / "run", skip_invalid=True, device="cpu"
+    )
     assert [paired.id for paired in read_pairs(outcome.file)] == ["iron"]
 
 

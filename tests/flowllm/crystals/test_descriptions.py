@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.descriptions import describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError
-from flowllm.training.descriptions import describe_crystals
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffLayout
 from support import MP20_SAMPLE
@@ -78,3 +78,15 @@ def test_the_layout_sites_keeps_nothing(cache: Path) -> None:
     kept, described = describe_crystals(rows(3), TextFormat(), skip_invalid=False)
     assert [d.text() for d in described] and len(kept) == 3
     assert not list(cache.glob("descriptions-*.sqlite*"))
+
+
+def test_the_size_limit_holds_for_crystals_that_are_cached(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wide = TextFormat(layout="wyckoff", max_atoms=100)
+    narrow = TextFormat(layout="wyckoff", max_atoms=4)
+    kept, _ = describe_crystals(rows(), wide, skip_invalid=False)
+    assert any(len(row[1]) > 4 for row in kept)
+    small, described = describe_crystals(rows(), narrow, skip_invalid=True)
+    assert 0 < len(small) < len(kept)
+    assert all(d.conditions({})["num_atoms"] <= 4 for d in described)

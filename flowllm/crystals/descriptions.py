@@ -1,4 +1,4 @@
-"""Descriptions of the training crystals as a text layout writes them, cached on disk.
+"""Descriptions of crystals as a text layout writes them, cached on disk.
 
 The layout `wyckoff` searches the symmetry of every crystal, which takes about 10 ms.
 """
@@ -95,5 +95,5 @@ def _key(name: str, structure: Structure) -> bytes:
     digest = hashlib.sha256(name.encode())
     digest.update(structure.lattice.matrix.tobytes())
     digest.update(structure.frac_coords.tobytes())
-    digest.update(" ".join(map(str, structure.species)).encode())
+    digest.update(" ".join(site.species_string for site in structure).encode())
     return digest.digest()

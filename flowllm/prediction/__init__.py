@@ -1,0 +1,7 @@
+"""Prediction: from a formula to structures.
+
+- `templates`: proposals from known crystals with other elements;
+- `library`: the known crystals, as compact records in one file; `prototypes`: their space groups
+  and Wyckoff letters without elements;
+- `ranking`: the distance of a template from a composition, and the volume of its cell.
+"""
