@@ -70,7 +70,7 @@ def judge(request: dict[str, Any], proposal: Proposal) -> str:
 @click.option("--prior", "folder", required=True, help="Folder of a prior of the layout wyckoff.")
 @click.option("--pairs", default=200, show_default=True)
 @click.option("--samples", default=10, show_default=True, help="Samples of each pair.")
-@click.option("--sites/--no-sites", default=True, show_default=True, help="Time the bundled prior.")
+@click.option("--sites/--no-sites", default=True, show_default=True, help="Time bundled:sites.")
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 def main(
@@ -79,7 +79,7 @@ def main(
     """Print the figures for pairs of composition and space group of DATA."""
     torch.set_num_threads(1)
     prior = Prior.from_pretrained(folder)
-    others = Prior.from_pretrained(resolve(None, BUNDLED_PRIOR)) if sites else None
+    others = Prior.from_pretrained(resolve("bundled:sites", BUNDLED_PRIOR)) if sites else None
     crystals = read(data, max_atoms=prior.fmt.max_atoms, skip_invalid=True)
     requests = []
     for crystal in random.Random(seed).sample(crystals, pairs):
