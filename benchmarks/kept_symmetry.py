@@ -88,7 +88,7 @@ def main(
         figures[name] = {
             "refined": sum(r.structure is not None for r in refined),
             "same group": f"{same} of {len(made)} [{100 * low:.2f}, {100 * high:.2f}]%",
-            "most frequent changes": [f"{a} to {b}: {k}" for (a, b), k in others.most_common(5)],
+            "most frequent changes": [f"{a} to {b}: {k}" for (a, b), k in others.most_common(10)],
             "triclinic at 0.1 Angstrom": sum(
                 (spacegroup_number(r.structure, symprec=SYMPREC) or 1) <= 2
                 for r in refined

@@ -223,6 +223,10 @@ class Blocks(NamedTuple):
 def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
     """Return the symmetry that spglib finds in a rough crystal; None where its search fails.
 
+    The operations are those that map the cell onto itself. A cell that is not primitive at
+    `symprec`, such as one of three like cells of a cubic crystal in a row, has fewer than its space
+    group.
+
     Where a search fails, or the atoms do not follow its operations, it is repeated with a tenth and
     a hundredth of `symprec`.
 
