@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rfm.likelihood import LogLikelihood, flow_log_likelihood
     from rfm.model import Refiner
     from rfm.network import VelocityNetwork
-    from rfm.refining import Refinement, Trajectory, refine
+    from rfm.refining import Refinement, Trajectory, find_symmetries, refine
     from rfm.symmetry import Operations, Symmetry, find_symmetry
     from rfm.validation import PATH_LOSSES, path_losses
 
@@ -63,6 +63,7 @@ __all__ = [
     "Trajectory",
     "VelocityNetwork",
     "collate",
+    "find_symmetries",
     "find_symmetry",
     "flow_log_likelihood",
     "integrate",
@@ -82,7 +83,7 @@ _NAMES = {
     "likelihood": ("LogLikelihood", "flow_log_likelihood"),
     "model": ("Refiner",),
     "network": ("VelocityNetwork",),
-    "refining": ("Refinement", "Trajectory", "refine"),
+    "refining": ("Refinement", "Trajectory", "find_symmetries", "refine"),
     "symmetry": ("Operations", "Symmetry", "find_symmetry"),
     "validation": ("PATH_LOSSES", "path_losses"),
 }

@@ -20,7 +20,7 @@ from rfm.integration import integrate
 from rfm.lattice import StandardChart
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
-from rfm.symmetry import Symmetry, find_symmetry
+from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def refine(
     kept: dict[int, Symmetry | None] = dict.fromkeys(good)
     if symmetry == "keep" and refiner.config.base.from_crystals:
         if groups is None:
-            found = _symmetries([structures[k] for k in good])
+            found = find_symmetries([structures[k] for k in good])
         else:
             found = [groups[k] for k in good]
         kept |= {k: g for k, g in zip(good, found, strict=True) if g and not g.trivial}
@@ -183,9 +183,16 @@ def refine(
     return ordered
 
 
-def _symmetries(structures: Sequence[Structure]) -> list[Symmetry | None]:
-    """Return the symmetry of each structure, None where it is not found, which the log counts."""
-    found = [find_symmetry(structure) for structure in structures]
+def find_symmetries(
+    structures: Sequence[Structure], symprec: float = SYMPREC
+) -> list[Symmetry | None]:
+    """Return the symmetry of each structure, None where it is not found, which the log counts.
+
+    Args:
+        structures: ordered crystals.
+        symprec: see `rfm.symmetry.find_symmetry`.
+    """
+    found = [find_symmetry(structure, symprec) for structure in structures]
     if lost := sum(symmetry is None for symmetry in found):
         logger.warning(
             "%d of %d structures are refined without symmetry, as spglib finds none",

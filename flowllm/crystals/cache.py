@@ -13,6 +13,7 @@ import numpy as np
 import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pymatgen.core import Structure
 
 from flowllm.crystals import cells
 from flowllm.crystals.crystal import Geometry
@@ -56,6 +57,23 @@ def cache_key(
     settings = [_CACHE_FORMAT, reduce, cells.NIGGLI_TOLERANCE, limit, is_run]
     versions = [version(package) for package in ("pymatgen", "gemmi", "spglib", "ase")]
     return hashlib.sha256(json.dumps([settings, versions, identity]).encode()).hexdigest()
+
+
+def structure_key(name: str, structure: Structure) -> bytes:
+    """Return the hash of a crystal and of a computation, as a key of its result.
+
+    Args:
+        name: of the computation, with its settings and the versions that compute it.
+        structure: a crystal.
+
+    Returns:
+        32 bytes; the last bits of cell and coordinates count.
+    """
+    digest = hashlib.sha256(name.encode())
+    digest.update(structure.lattice.matrix.tobytes())
+    digest.update(structure.frac_coords.tobytes())
+    digest.update(" ".join(site.species_string for site in structure).encode())
+    return digest.digest()
 
 
 def store(rows: Rows, key: str) -> None:

@@ -6,14 +6,13 @@ The layout `wyckoff` searches the symmetry of every crystal, which takes about 1
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymatgen.core import Structure
 
-from flowllm.crystals.cache import cache_folder
+from flowllm.crystals.cache import cache_folder, structure_key
 from flowllm.errors import UserError
 from flowllm.system.key_value import KeyValueStore
 from flowllm.system.progress import progress_bar
@@ -50,7 +49,7 @@ def describe_crystals(
         keys = [b""] * len(rows)
         opened: contextlib.AbstractContextManager[KeyValueStore | None] = contextlib.nullcontext()
     else:
-        keys = [_key(name, structure) for _, structure, _ in rows]
+        keys = [structure_key(name, structure) for _, structure, _ in rows]
         opened = KeyValueStore(cache_folder() / _FILE)
     with (
         opened as store,
@@ -88,12 +87,3 @@ def describe_crystals(
             failures[0],
         )
     return kept, described
-
-
-def _key(name: str, structure: Structure) -> bytes:
-    """Return the hash of a crystal and of everything else that its record depends on."""
-    digest = hashlib.sha256(name.encode())
-    digest.update(structure.lattice.matrix.tobytes())
-    digest.update(structure.frac_coords.tobytes())
-    digest.update(" ".join(site.species_string for site in structure).encode())
-    return digest.digest()

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import make_structure
 from flowllm.crystals.crystal import UNREADABLE
+from flowllm.crystals.lattices import comparable, unskewed
 from llm_prior.errors import PriorError
 from llm_prior.wyckoff.analysis import DEFAULT_SYMPREC as SYMPREC
 from llm_prior.wyckoff.analysis import describe, describe_at
@@ -21,8 +21,6 @@ __all__ = ["SYMPREC", "OccupiedOrbit", "Symmetry", "symmetry_of"]
 
 _EXACT = 1e-3  # Angstrom; symprec for a crystal that is exactly symmetric
 _BINS = 1000  # of a coordinate, where descriptions of one crystal are compared
-_SHORTEST = 1.0  # Angstrom; spglib takes hours for shorter lattice vectors
-_SKEWED = 10.0  # product of lengths in volumes, above which a cell is reduced first
 
 
 class OccupiedOrbit(NamedTuple):
@@ -117,13 +115,10 @@ def symmetry_of(structure: Structure, symprec: float = SYMPREC) -> Symmetry | No
     Raises:
         llm_prior.PriorError: if a site is disordered or no chemical element.
     """
-    lattice = structure.lattice
     try:
-        if np.linalg.norm(lattice.lll_matrix, axis=1).min() < _SHORTEST:
+        if not comparable(structure):
             return None
-        if np.prod(lattice.abc) > _SKEWED * lattice.volume:
-            structure = structure.get_reduced_structure("LLL")
-        found = describe_at(structure, symprec)
+        found = describe_at(unskewed(structure), symprec)
     except PriorError:
         raise
     except UNREADABLE:  # for cells of a diverging generator

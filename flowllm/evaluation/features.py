@@ -15,7 +15,7 @@ import spglib
 from numpy.typing import NDArray
 from pymatgen.core import Composition, Structure
 
-from flowllm.crystals.cache import cache_folder
+from flowllm.crystals.cache import cache_folder, structure_key
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.errors import UserError
 from flowllm.metrics.composition_scale import CompositionScale
@@ -99,7 +99,7 @@ def cached_fingerprints(
     compositions = [structure.composition for structure in structures]
     of_structures = _cached(
         structures,
-        [_structure_key(f"CrystalNN ops 2 {_versions()}", s) for s in structures],
+        [structure_key(f"CrystalNN ops 2 {_versions()}", s) for s in structures],
         structure_fingerprint,
         _VECTOR,
         workers=workers,
@@ -144,7 +144,7 @@ def cached_prototypes(
     name = f"prototype 1 {SYMPREC} {spglib.__version__}"
     return _cached(
         structures,
-        [_structure_key(name, structure) for structure in structures],
+        [structure_key(name, structure) for structure in structures],
         prototype,
         _SYMMETRY,
         workers=workers,
@@ -220,15 +220,6 @@ def _features(
     compute: Callable[[Item], Feature], _: None, chunk: list[tuple[bytes, Item]]
 ) -> list[Feature]:
     return [compute(item) for _, item in chunk]
-
-
-def _structure_key(name: str, structure: Structure) -> bytes:
-    """Return the hash of a crystal and of the computation, with the versions that compute it."""
-    digest = hashlib.sha256(name.encode())
-    digest.update(structure.lattice.matrix.tobytes())
-    digest.update(structure.frac_coords.tobytes())
-    digest.update(np.array(structure.atomic_numbers, dtype=np.int64).tobytes())
-    return digest.digest()
 
 
 def _composition_key(composition: Composition) -> bytes:

@@ -6,7 +6,6 @@ Structures come out of this module as they go in: pymatgen `Structure` or ASE `A
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,8 @@ from flowllm.system.device import pick_device
 from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
 from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
-from rfm import Failure, Refinement, Refiner, find_symmetry
+from rfm import Failure, Refinement, Refiner, find_symmetries
 from rfm import refine as refine_structures
-
-logger = logging.getLogger(__name__)
 
 
 class FlowLLM:
@@ -243,12 +240,7 @@ class FlowLLM:
         groups = None
         if config.symmetry == "keep" and self.prior.fmt.layout == "wyckoff":
             # The text states the group; a wider search may find a higher one.
-            groups = [find_symmetry(structure, STATED_SYMPREC) for structure in structures]
-            if lost := sum(group is None for group in groups):
-                logger.warning(
-                    "%d of %d crystals are refined without symmetry, as spglib finds none",
-                    *(lost, len(groups)),
-                )
+            groups = find_symmetries(structures, STATED_SYMPREC)
         results = refine_structures(
             self.refiner,
             structures,

@@ -15,8 +15,9 @@ from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
+from flowllm.crystals.lattices import comparable, unskewed
 from flowllm.metrics.intervals import Estimate, bootstrap, rate
-from flowllm.metrics.uniqueness import Tolerances, comparable, unskewed
+from flowllm.metrics.uniqueness import Tolerances
 
 CSP_TOLERANCES = Tolerances(ltol=0.3, stol=0.5, angle_tol=10)
 

@@ -25,9 +25,9 @@ from pymatgen.core import Structure
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import wasserstein_distance
 
+from flowllm.crystals.lattices import comparable, unskewed
 from flowllm.metrics.intervals import CONFIDENCE, Estimate, bootstrap, rate
 from flowllm.metrics.prototypes import Prototype
-from flowllm.metrics.uniqueness import comparable, unskewed
 from llm_prior.spacegroups import NUM_SPACEGROUPS
 from llm_prior.wyckoff import actual_group
 

@@ -15,18 +15,15 @@ from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from pymatgen.core import Structure
 from pymatgen.core.structure_matcher import StructureMatcher
 
 from flowllm.crystals.crystal import UNREADABLE, ignore_missing_electronegativity
-from flowllm.metrics.validity import shortest_translation
+from flowllm.crystals.lattices import comparable, unskewed
 
 LTOL = 0.2  # relative tolerance of lengths
 STOL = 0.3  # tolerance of positions, in units of (volume / atoms)^(1/3)
 ANGLE_TOL = 5.0  # degrees
-MIN_TRANSLATION = 1.0  # Angstrom
-_SKEWED = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,37 +107,6 @@ def matches(
         candidates = by_formula.get(_formula(structure), []) if comparable(structure) else []
         found.append(next((i for i in candidates if cells.match(reference[i], structure)), None))
     return found
-
-
-def comparable(structure: Structure) -> bool:
-    """Return whether the matcher can handle a cell: no lattice vector below 1 Angstrom.
-
-    Args:
-        structure: a crystal.
-
-    Returns:
-        True if it can.
-    """
-    return shortest_translation(structure) >= MIN_TRANSLATION
-
-
-def unskewed(structure: Structure) -> Structure:
-    """Return the crystal in a cell that pymatgen's matcher reduces quickly.
-
-    pymatgen's Niggli reduction searches all lattice points within the longest old vector, which
-    takes minutes for the cells of a diverging generator. Such cells (product of lengths above 10
-    volumes) are reduced by LLL first, which needs no search.
-
-    Args:
-        structure: an ordered crystal.
-
-    Returns:
-        The same crystal, in another cell if the given one is strongly skewed.
-    """
-    lattice = structure.lattice
-    if np.prod(lattice.abc) <= _SKEWED * lattice.volume:
-        return structure
-    return structure.get_reduced_structure("LLL")
 
 
 class PrimitiveCells:

@@ -7,13 +7,13 @@ structural rule, Davies et al. 2019 (SMACT, JOSS 4, 1361) for the compositional 
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from flowllm.crystals.lattices import shortest_translation
 from flowllm.errors import UserError
 from flowllm.system.extras import require
 
@@ -31,8 +31,6 @@ OXIDATION_STATE_SETS = {
     "icsd24": "oxidation_states_icsd24",
     "pymatgen_sp": "oxidation_states_sp",
 }
-
-_STEPS = np.array([s for s in itertools.product((-2, -1, 0, 1, 2), repeat=3) if any(s)])  # (124, 3)
 
 
 def structural_validity(structure: Structure, *, own_images: bool = True) -> bool:
@@ -144,15 +142,3 @@ def check_oxidation_states(oxidation_states_set: str) -> None:
             f"there is no set of oxidation states {oxidation_states_set!r}; "
             f"known are {', '.join(OXIDATION_STATE_SETS)}"
         )
-
-
-def shortest_translation(structure: Structure) -> float:
-    """Return the length of the shortest lattice vector.
-
-    Args:
-        structure: a crystal.
-
-    Returns:
-        The length in Angstrom.
-    """
-    return float(np.linalg.norm(_STEPS @ structure.lattice.lll_matrix, axis=1).min())

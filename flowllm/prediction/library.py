@@ -145,6 +145,7 @@ class TemplateLibrary:
         self.source = source
         self.licence = licence
         self._table = table
+        self._families: dict[Counts, Family] = {}
         self._hull = np.nan_to_num(
             columns["e_above_hull"].fill_null(0).to_numpy().astype(np.float64), posinf=0, neginf=0
         )
@@ -298,7 +299,7 @@ class TemplateLibrary:
 
     def families(self) -> Iterator[Family]:
         """Yield the templates of every stoichiometry."""
-        return map(self._families, self._rows_of)
+        return (self._family(counts) for counts in self._rows_of)
 
     def family(self, counts: Counts) -> Family | None:
         """Return the templates of a stoichiometry, or None if there are none.
@@ -306,15 +307,15 @@ class TemplateLibrary:
         Args:
             counts: amounts of the elements in the reduced formula, ascending.
         """
-        if counts not in self._rows_of:
-            return None
-        return self._families(counts)
-
-    @cached_property
-    def _families(self) -> Any:
-        return cache(self._family)
+        return self._family(counts) if counts in self._rows_of else None
 
     def _family(self, counts: Counts) -> Family:
+        """Return the templates of a stoichiometry that the library has, gathered once."""
+        if counts not in self._families:
+            self._families[counts] = self._gathered(counts)
+        return self._families[counts]
+
+    def _gathered(self, counts: Counts) -> Family:
         rows = np.array(self._rows_of[counts])
         prototypes = self._prototypes[rows]
         swaps = {}

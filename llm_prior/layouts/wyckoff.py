@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,9 +62,13 @@ class WyckoffDescription(Description):
         self._fmt = fmt
         self._structure = structure
 
+    @cached_property
+    def _text(self) -> str:
+        return to_text(self.crystal, self._fmt)
+
     def text(self) -> str:
         """Return the canonical text of the crystal."""
-        return to_text(self.crystal, self._fmt)
+        return self._text
 
     def draw(self, mix: TaskMix, rng: np.random.Generator, *, infill: bool) -> str:
         """Return the canonical text, or for a share of the draws one drawn over the normalizer.

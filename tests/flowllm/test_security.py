@@ -1,4 +1,4 @@
-"""What foreign files may not cause; a test for each statement of `docs/security.md`."""
+"""Foreign files run no code: a test for each statement of `docs/security.md`."""
 
 from __future__ import annotations
 
@@ -27,21 +27,11 @@ from flowllm.runs.outputs import publish_crystals
 from flowllm.runs.records import CrystalRecord
 from flowllm.runs.sharded import RunFolder, run_job
 from flowllm.training.recipes import PriorRecipe, load_recipe
-from support import BUNDLED_REFINER, ROOT, SALT, cif, run_command
+from support import BUNDLED_REFINER, ROOT, SALT, Runs, cif, run_command
 
 SECRET = "sk-a-secret-that-nobody-may-see"
 MODULE = "a_module_that_must_not_be_imported"
 CLASS = {"@module": MODULE, "@class": "Anything", "@version": "1"}
-
-
-class Runs:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
 
 
 @pytest.fixture

@@ -13,16 +13,7 @@ from safetensors.torch import load_file
 
 from llm_prior import BaseModel, Prior
 from prior_support import FMT, refused, small_prior, with_trained_adapter
-
-
-class Runs:
-    """Leaves a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
+from support import Runs
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a data block says about its contents, and whether the atoms that were read agree."""
+"""Formula, Z and volume that a data block states, compared with the atoms that were read."""
 
 from __future__ import annotations
 

@@ -13,17 +13,7 @@ from flowllm.crystals.io import write
 from flowllm.energy.calculators import check_potential_name, load_calculator
 from flowllm.energy.matgl_folder import element_types, load_model
 from flowllm.errors import UserError
-from support import SALT, run_command
-
-
-class Runs:
-    """Leaves a file when it is unpickled or called."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
+from support import SALT, Runs, run_command
 
 
 @pytest.fixture
