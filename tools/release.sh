@@ -1,6 +1,6 @@
 #!/bin/bash
-# Make the two bundled models from crystals: train the prior, on all crystals and then on MP-20 alone;
-# sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
+# Make the models of the pair bundled:sites from crystals: train the prior, on all crystals and then
+# on MP-20 alone; sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
 # measure them and write the model cards. The script has been run as a whole with trainings of
 # 60 steps only: the bundled pair comes from a series of shorter trainings, listed in its cards.
 #
@@ -24,7 +24,7 @@ cd "$(dirname "$0")/.."
 
 DATA=${DATA:-../shared/data}
 RUNS=${RUNS:-runs/release}
-BUNDLE=${BUNDLE:-flowllm/hub/bundled}
+BUNDLE=${BUNDLE:-flowllm/hub/bundled/sites}
 DEVICE=${DEVICE:-auto}
 SAMPLES=${SAMPLES:-2}
 TEMPERATURE=${TEMPERATURE:-0.7}
