@@ -95,7 +95,10 @@ def _table(outcome: FormulaOutcome) -> str:
 
     rows = table_rows(outcome.predictions)
     names = heads(rows)
-    cells = [[NAMES[name] for name in names], *([row.get(name, "-") for name in names] for row in rows)]
+    cells = [
+        [NAMES[name] for name in names],
+        *([row.get(name, "-") for name in names] for row in rows),
+    ]
     title = f"{outcome.formula}: best of {outcome.num_candidates} candidates"
     if outcome.num_candidates == 1:
         title = f"{outcome.formula}: one candidate"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLE = "sample"
+SAME_ENERGY = 0.002  # eV/atom
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +56,8 @@ class Candidate:
         gene: group and Wyckoff letters of the elements, such as `225 Na:a Cl:b`.
         source: `template ID (FORMULA)` or `sample`.
         log_probability: of the gene among all that the sources proposed.
+        of_templates: the probability of the gene by the templates; None without templates.
+        of_samples: the share of the samples that have the gene; None without samples.
         energy_per_atom: by the potential after relaxing, eV/atom; None if it was not relaxed.
         is_free: whether it left its symmetry for a lower minimum.
     """
@@ -64,6 +67,8 @@ class Candidate:
     gene: str
     source: str
     log_probability: float
+    of_templates: float | None = None
+    of_samples: float | None = None
     energy_per_atom: float | None = None
     is_free: bool = False
 
@@ -147,11 +152,19 @@ def propose_candidates(
     total = shares.total()
     ranked = []
     for gene, candidate in found.items():
-        of_templates = from_templates[gene].log_probability if gene in from_templates else -math.inf
-        log_probability = weights.log_probability(
-            of_templates if proposals else None, shares[gene] / total if total else None
+        of_templates = None
+        if proposals:
+            proposal_of = from_templates.get(gene)
+            of_templates = 0.0 if proposal_of is None else math.exp(proposal_of.log_probability)
+        of_samples = shares[gene] / total if total else None
+        ranked.append(
+            replace(
+                candidate,
+                log_probability=weights.log_probability(of_templates, of_samples),
+                of_templates=of_templates,
+                of_samples=of_samples,
+            )
         )
-        ranked.append(replace(candidate, log_probability=log_probability))
     ranked.sort(key=lambda candidate: -candidate.log_probability)
     return ranked, +failures
 
@@ -178,11 +191,12 @@ def check_units(formula: str, config: PredictionConfig) -> tuple[int, ...]:
     return units
 
 
-def merge(candidates: list[Candidate]) -> list[Candidate]:
+def merge(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates without those that equal an earlier one, to which they add.
 
-    Two are equal if they have the same space group and pymatgen's `StructureMatcher` maps one onto
-    the other: a distorted form of lower symmetry is another structure. Probabilities are added.
+    Two are equal if pymatgen's `StructureMatcher` maps one onto the other and they have the same
+    space group, or energies within 2 meV/atom, which relaxations leave. A distorted form with an
+    energy of its own is another structure. Probabilities are added.
 
     Args:
         candidates: in order; the first of equal ones stays.
@@ -191,7 +205,7 @@ def merge(candidates: list[Candidate]) -> list[Candidate]:
     kept: list[Candidate] = []
     for candidate in candidates:
         for place, other in enumerate(kept):
-            if other.spacegroup == candidate.spacegroup and cells.match(
+            if _may_be_equal(other, candidate) and cells.match(
                 other.structure, candidate.structure
             ):
                 total = np.logaddexp(other.log_probability, candidate.log_probability)
@@ -200,6 +214,13 @@ def merge(candidates: list[Candidate]) -> list[Candidate]:
         else:
             kept.append(candidate)
     return kept
+
+
+def _may_be_equal(one: Candidate, other: Candidate) -> bool:
+    if one.energy_per_atom is None or other.energy_per_atom is None:
+        return one.spacegroup == other.spacegroup
+    close = abs(one.energy_per_atom - other.energy_per_atom) < SAME_ENERGY
+    return close or one.spacegroup == other.spacegroup
 
 
 def _samples(

@@ -14,18 +14,32 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.symmetry import symmetry_of
+from flowllm.energy.calculators import load_calculator
 from flowllm.energy.hull import hull_distances
 from flowllm.energy.minimization import Relaxation
 from flowllm.errors import InvalidCrystal, UserError
 from flowllm.metrics.validity import structural_validity
-from flowllm.prediction.candidates import Candidate, formula_seed, merge, propose_candidates
+from flowllm.prediction.candidates import (
+    Candidate,
+    check_units,
+    formula_seed,
+    merge,
+    propose_candidates,
+)
 from flowllm.prediction.config import PredictionConfig
 from flowllm.prediction.library import TemplateLibrary
-from flowllm.prediction.minima import SYMMETRIC, Relax, leave_saddles
+from flowllm.prediction.minima import SYMMETRIC, Relax, leave_saddles, relaxer
 from flowllm.prediction.names import prototype_name
+from flowllm.prediction.resources import (
+    library_path,
+    load_energies,
+    read_hull_data,
+    read_library,
+)
 from flowllm.prediction.scores import fitted
 from flowllm.runs.records import CrystalRecord
-from llm_prior.prompts import parse_composition
+from flowllm.system.options import check_count
+from llm_prior.prompts import parse_composition, render_formula
 
 if TYPE_CHECKING:
     from flowllm.evaluation.energies import EnergyModel
@@ -131,7 +145,7 @@ class FormulaOutcome:
     warning: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Energies:
     """A potential that relaxes and ranks.
 
@@ -201,6 +215,41 @@ def predict_formula(
     )
 
 
+def predict_structures(
+    model: FlowLLM, formula: str, n: int, config: PredictionConfig
+) -> list[Prediction]:
+    """Return the `n` best structures of a formula; see `FlowLLM.predict`.
+
+    Args:
+        model: the prior and the refiner; it keeps the potential for the next call.
+        formula: any text that `llm_prior.prompts.render_formula` reads.
+        n: number of structures at most.
+        config: the request.
+
+    Raises:
+        FlowLLMError: as `FlowLLM.predict`.
+    """
+    check_count("n", n, 1)
+    formula = render_formula(formula)
+    check_units(formula, config)
+    library = read_library(library_path(config))
+    # Only a hull of the database is made for a formula.
+    system = formula if config.hull_is_online else None
+    key = (config.potential, config.hull, config.references, system)
+    energies = None
+    if config.potential is not None:
+        if model.energies is None or model.energies[0] != key:
+            loaded = load_energies(config, *read_hull_data(config, [formula]))
+            assert loaded is not None
+            relax = relaxer(load_calculator(config.potential, check=False))
+            model.energies = (key, Energies(model=loaded, relax=relax))
+        energies = model.energies[1]
+    outcome = predict_formula(model, formula, n, config, library, energies)
+    if energies is None or energies.model.hull is None:
+        return outcome.predictions
+    return with_hull(outcome.predictions, energies.model)
+
+
 def with_hull(predictions: Sequence[Prediction], model: EnergyModel) -> list[Prediction]:
     """Return predictions with their energies of formation and above the hull.
 
@@ -218,7 +267,9 @@ def with_hull(predictions: Sequence[Prediction], model: EnergyModel) -> list[Pre
         references=model.references,
     )
     relaxed = [prediction.energy_per_atom is not None for prediction in predictions]
-    reasons = {d.failure for d, known in zip(distances, relaxed, strict=True) if known and d.failure}
+    reasons = {
+        d.failure for d, known in zip(distances, relaxed, strict=True) if known and d.failure
+    }
     for reason in sorted(reasons):
         logger.warning("no energy above the hull: %s", reason)
     return [

@@ -111,9 +111,7 @@ def _section(outcome: FormulaOutcome) -> _Section:
         heads=[NAMES[name] for name in names],
         rows=[[row.get(name, "-") for name in names] for row in rows],
         panels=[(panel, _json(panel.figure)) for panel in panels],
-        cards=[
-            (card, _json(card.figure)) for card in map(_card, outcome.predictions[:_CARDS])
-        ],
+        cards=[(card, _json(card.figure)) for card in map(_card, outcome.predictions[:_CARDS])],
     )
 
 

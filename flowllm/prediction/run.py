@@ -26,7 +26,6 @@ from flowllm.system.options import check_count, from_arguments, specs
 from flowllm.system.versions import versions
 
 if TYPE_CHECKING:
-    from flowllm.energy.hull import Hull
     from flowllm.evaluation.energies import EnergyModel
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.prediction.library import TemplateLibrary
@@ -114,6 +113,12 @@ def predict(
     check_folder(out, MANIFEST)
     check_device(device)
     from flowllm.prediction.formulas import read_formulas
+    from flowllm.prediction.resources import (
+        library_path,
+        load_energies,
+        read_hull_data,
+        read_library,
+    )
 
     asked = read_formulas(formulas)
     _check_sizes(asked, config)
@@ -182,76 +187,6 @@ def check_use(config: PredictionConfig, *, prior: object, refiner: object) -> No
         raise UserError("a prior is given, but num_samples is 0; leave one of them out")
     if refiner is not None and not (config.num_samples and config.refine):
         raise UserError("a refiner is given, but not used; refine samples, or leave it out")
-
-
-def library_path(config: PredictionConfig) -> Path:
-    """Return the file of the templates.
-
-    Args:
-        config: the request.
-    """
-    from flowllm.prediction.library import BUNDLED
-
-    return BUNDLED if config.templates is None else config.templates
-
-
-def read_library(path: Path) -> TemplateLibrary:
-    """Return a template library; the bundled one is read once.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        UserError: if it is no library, or a bad one.
-    """
-    from flowllm.prediction.library import BUNDLED, TemplateLibrary, bundled
-
-    return bundled() if path == BUNDLED else TemplateLibrary.read(path)
-
-
-def read_hull_data(config: PredictionConfig, formulas: Sequence[str]) -> tuple[Any, Any]:
-    """Return the hull and the energies of the elements, each of them None if it is not asked for.
-
-    Args:
-        config: the request.
-        formulas: whose hulls are needed.
-
-    Raises:
-        UserError: if a file is bad, or the database cannot be reached.
-    """
-    if config.hull is None:
-        return None, None
-    from flowllm.energy.formation import read_references
-    from flowllm.energy.hull import materials_project_hull, read_hull
-    from llm_prior.prompts import parse_composition
-
-    references = None if config.references is None else read_references(config.references)
-    if not config.hull_is_online:
-        return read_hull(config.hull), references
-    systems = [
-        [element.symbol for element in parse_composition(formula).elements] for formula in formulas
-    ]
-    return materials_project_hull(systems), references
-
-
-def load_energies(
-    config: PredictionConfig, hull: Hull | None, references: Any
-) -> EnergyModel | None:
-    """Load and test the potential; None if there is none.
-
-    Args:
-        config: the request.
-        hull: known compounds, or None.
-        references: energies of the elements, or None.
-
-    Raises:
-        UserError: if the potential is wrong, or does not fit the hull.
-    """
-    if config.potential is None:
-        return None
-    from flowllm.evaluation.energies import load_energy_model
-
-    return load_energy_model(config.potential, hull=hull, references=references, min_elements=1)
 
 
 def _check_sizes(formulas: Sequence[str], config: PredictionConfig) -> None:
@@ -324,6 +259,8 @@ def _load(
     library: Path,
     energy: EnergyModel | None,
 ) -> _Models:
+    from flowllm.prediction.resources import read_library
+
     return _Models(
         model=None if prior is None else _load_model(prior, refiner, device),
         library=read_library(library),
@@ -447,7 +384,9 @@ def _publish(folder: RunFolder, energy: EnergyModel | None, cif: CifForm) -> Pre
     except ModuleNotFoundError as error:
         if error.name not in ("plotly", "jinja2"):
             raise
-        logger.warning("no report.html: it needs %s; pip install 'flowllm-crystal[eval]'", error.name)
+        logger.warning(
+            "no report.html: it needs %s; pip install 'flowllm-crystal[eval]'", error.name
+        )
     else:
         folder.publish(REPORT, lambda path: path.write_text(report_page(run), encoding="utf-8"))
     return run

@@ -45,16 +45,14 @@ class Weights:
         """Return the log-probability of a gene by both sources.
 
         Args:
-            of_templates: log-probability among the genes of the templates; None if there are no
+            of_templates: probability among the genes of the templates; None if there are no
                 templates.
             of_samples: share of the samples that have the gene; None if there are no samples.
         """
-        first = 0.0 if of_templates is None else math.exp(of_templates)
-        second = 0.0 if of_samples is None else of_samples
         share = self.template_share
         if of_templates is None or of_samples is None:
             share = float(of_samples is None)
-        total = share * first + (1 - share) * second
+        total = share * (of_templates or 0.0) + (1 - share) * (of_samples or 0.0)
         return math.log(total) if total > 0 else -math.inf
 
     def scores(
