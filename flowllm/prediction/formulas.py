@@ -51,7 +51,8 @@ def _formulas(word: str | Path) -> Iterator[tuple[str, str]]:
     except PriorError as error:
         path = Path(word)
         if not path.is_file():
-            what = f"{path}: no such file" if path.suffix or "/" in str(word) else str(error)
+            is_path = path.suffix[1:].isalpha() or "/" in str(word)
+            what = f"{path}: no such file" if is_path else str(error)
             raise UserError(f"{what}; give a formula, such as NaCl, or a file of them") from error
     lines = _lines(path)
     if not lines:

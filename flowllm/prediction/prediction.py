@@ -266,9 +266,10 @@ def with_hull(predictions: Sequence[Prediction], model: EnergyModel) -> list[Pre
         potential=model.identity,
         references=model.references,
     )
-    relaxed = [prediction.energy_per_atom is not None for prediction in predictions]
     reasons = {
-        d.failure for d, known in zip(distances, relaxed, strict=True) if known and d.failure
+        distance.failure
+        for prediction, distance in zip(predictions, distances, strict=True)
+        if prediction.energy_per_atom is not None and distance.failure is not None
     }
     for reason in sorted(reasons):
         logger.warning("no energy above the hull: %s", reason)

@@ -343,10 +343,12 @@ def _publish(folder: RunFolder, energy: EnergyModel | None, cif: CifForm) -> Pre
     for outcome in outcomes:
         records += [prediction.to_record() for prediction in outcome.predictions]
         if outcome.problem is not None:
-            failed = {"formula": outcome.formula}
             records.append(
                 CrystalRecord(
-                    id=outcome.formula, structure=None, failure=outcome.problem, properties=failed
+                    id=outcome.formula,
+                    structure=None,
+                    failure=outcome.problem,
+                    properties={"formula": outcome.formula},
                 )
             )
     text, number = pa.string(), pa.float64()
