@@ -27,7 +27,7 @@ Relax = Callable[[Sequence[Structure], RelaxationConfig], list[Relaxation]]
 """Relaxes the candidates of a formula; the results do not depend on what was relaxed before."""
 
 SYMMETRIC = RelaxationConfig(symmetry="keep")
-FREE = RelaxationConfig()
+FREE = RelaxationConfig(force_limit=0.02, stress_limit=0.1)  # tight: near a saddle it is flat
 LOWER = 0.001  # eV/atom; a free crystal that is lower by less is not taken
 _DISPLACEMENT = 0.03  # Angstrom, standard deviation of each coordinate of an atom
 _STRAIN = 0.005  # standard deviation of each component

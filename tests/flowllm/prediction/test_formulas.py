@@ -55,7 +55,7 @@ def test_other_mistakes(tmp_path: Path) -> None:
         ([], "no formula is given"),
         (["nowhere.txt"], "nowhere.txt: no such file; give a formula"),
         (["NaXx"], "unknown element Xx"),
-        (["Fe3.5O4"], "needs whole amounts"),
+        (["Fe3.5O4"], "the full stop may separate compounds"),
         ([wrong], "has no column formula, but name"),
     ):
         with pytest.raises(UserError, match=message):
