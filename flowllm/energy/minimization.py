@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Raised by calculators when a crystal falls apart or has an element that they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
 _EXACT = 1e-4  # Angstrom; tolerance of a crystal that is exactly symmetric
+_NEAR, _TERMS = 0.1, 8  # the terms left out of a logarithm are below 1e-17
 _VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3/atom; beyond it a crystal has collapsed or exploded
 
 
@@ -146,7 +147,9 @@ class Minimization:
                 return
             self._given = atoms.calc = _Given()
             self._atoms = atoms
-            self._optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
+            cell_filter = FrechetCellFilter(atoms)
+            cell_filter._utility.logm = _log  # half of the time of a step of ASE is in SciPy's
+            self._optimizer = FIRE(cell_filter, logfile=None)
 
     @property
     def atoms(self) -> Atoms:
@@ -193,6 +196,26 @@ class Minimization:
             self.outcome = self._path.failed(error.detail)
         except CALCULATOR_ERRORS as error:
             self.outcome = self._path.failed(one_line(error))
+
+
+def _log(deformation: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the logarithm of a (3, 3) matrix; a series near the unit matrix, else SciPy's.
+
+    log F = 2 (X + X^3 / 3 + X^5 / 5 + ...) with X = (F - 1) (F + 1)^-1 (Higham 2008, Functions of
+    Matrices, chapter 11).
+    """
+    unit = np.eye(3)
+    ratio = np.linalg.solve((deformation + unit).T, (deformation - unit).T).T
+    if np.linalg.norm(ratio) > _NEAR:
+        from scipy.linalg import logm
+
+        found: NDArray[np.floating] = logm(deformation)
+        return found
+    square, power, total = ratio @ ratio, ratio, ratio.copy()
+    for odd in range(3, 2 * _TERMS, 2):
+        power = power @ square
+        total += power / odd
+    return 2 * total
 
 
 class _Given:
