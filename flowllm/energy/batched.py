@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flowllm.energy.minimization import Minimization, Relaxation, RelaxationConfig
@@ -13,6 +14,13 @@ from flowllm.system.options import from_arguments
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """A sign of life: the crystals that the next call of the potential is about."""
+
+    indices: tuple[int, ...]
 
 
 def relax_structures(
@@ -45,13 +53,16 @@ def relax_structures(
         UserError: if an option is unknown or out of range.
     """
     limits = from_arguments(RelaxationConfig, options, base=config)
-    ends = [end for end in relaxations(structures, calculator, limits) if end is not None]
-    return [relaxation for _, relaxation in sorted(ends, key=lambda end: end[0])]
+    ends = {}
+    for event in relaxations(structures, calculator, limits):
+        if not isinstance(event, Evaluating):
+            index, ends[index] = event
+    return [ends[index] for index in range(len(structures))]
 
 
 def relaxations(
     structures: Sequence[Structure], calculator: Calculator, limits: RelaxationConfig
-) -> Iterator[tuple[int, Relaxation] | None]:
+) -> Iterator[tuple[int, Relaxation] | Evaluating]:
     """Yield relaxed crystals as they come, each with its index.
 
     Args:
@@ -60,7 +71,7 @@ def relaxations(
         limits: of each relaxation.
 
     Yields:
-        Index and outcome of a crystal; None after each call of the potential, as a sign of life.
+        Index and outcome of a crystal, or what is evaluated next.
     """
     from flowllm.energy.single_points import BatchCalculator, single_points
 
@@ -77,11 +88,13 @@ def relaxations(
                 running[index], seconds[index] = minimization, 0.0
             else:
                 yield index, minimization.outcome
+        if not running:
+            continue
+        yield Evaluating(tuple(running))
         start = time.monotonic()
         points = single_points(calculator, [m.atoms for m in running.values()])
-        yield None
         passed = time.monotonic() - start
-        share = passed / max(_num_atoms(running), 1)
+        share = passed / _num_atoms(running)
         for (index, minimization), point in zip(list(running.items()), points, strict=True):
             seconds[index] += share * len(minimization.atoms)
             minimization.advance(point, seconds=seconds[index])

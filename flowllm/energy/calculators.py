@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from flowllm.energy import matgl_folder
 from flowllm.errors import UserError, one_line
+from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_folder
 
 if TYPE_CHECKING:
@@ -108,6 +109,30 @@ def check_installed(potential: str) -> str:
     if (published := _PUBLISHED.get(potential)) is not None:
         _version(published)
     return potential
+
+
+def pick_potential_device(potential: str, device: str) -> str:
+    """Return the device on which a potential computes.
+
+    Args:
+        potential: name, see `check_potential_name`.
+        device: `cpu`, `cuda`, `cuda:NUMBER`, or `auto` for a GPU if there is one and the potential
+            can use it.
+
+    Returns:
+        A name for `torch.device`.
+
+    Raises:
+        UserError: if a name is unknown, there is no such GPU, or the potential cannot use it.
+    """
+    if check_potential_name(potential) in _PUBLISHED:
+        return pick_device(device)
+    if check_device(device).startswith("cuda"):
+        raise UserError(
+            f"potential {potential} computes on the CPU here; use --device cpu, or one of "
+            f"{', '.join(_PUBLISHED)}"
+        )
+    return "cpu"
 
 
 def available_potentials() -> list[tuple[str, str]]:
