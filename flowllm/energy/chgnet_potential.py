@@ -111,7 +111,9 @@ def crystal_graph(atoms: Atoms, atom_cutoff: float, bond_cutoff: float) -> Cryst
     centers, neighbors, lengths = centers[is_bond], neighbors[is_bond], lengths[is_bond]
     images = images[is_bond].astype(np.int64)
     if alone := len(atoms) - len(np.unique(centers)):
-        raise ValueError(f"{alone} atoms have no neighbor within {atom_cutoff:g} Angstrom")
+        raise ValueError(
+            f"{alone} of {len(atoms)} atoms have no neighbor within {atom_cutoff:g} Angstrom"
+        )
 
     # Every bond is there from both ends; a pair of them is one undirected bond.
     backward = _reversed_bonds(centers, neighbors, images)
