@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
@@ -42,7 +42,7 @@ class BatchCalculator(Calculator):
         batch_atoms: atoms in a batch; more cost memory and bring no speed.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
     batch_atoms: int
 
     def evaluate(self, batch: Sequence[Atoms]) -> list[SinglePoint]:
@@ -66,7 +66,9 @@ class BatchCalculator(Calculator):
     ) -> None:
         """Evaluate one crystal, as ASE asks for it."""
         super().calculate(atoms, properties, system_changes)
-        [point] = self.evaluate([self.atoms])
+        if atoms is None:
+            raise ValueError("no atoms are given")
+        [point] = self.evaluate([atoms])
         self.results = {
             "energy": point.energy,
             "free_energy": point.energy,

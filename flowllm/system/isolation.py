@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -46,7 +46,7 @@ class Isolated(Generic[Item, Result]):
         self._process: BaseProcess | None = None
         self._pipe: Connection
 
-    def __call__(self, item: Item, *, time_limit: float) -> Iterator[Result]:
+    def __call__(self, item: Item, *, time_limit: float) -> Generator[Result, None, None]:
         """Yield the results for one item as they come.
 
         Args:
