@@ -8,13 +8,15 @@ StructureMatcher with its defaults. Those that do not come back are listed with 
 printed: the root mean square displacement (in units of (V/N)^(1/3), as StructureMatcher has it) of
 those that do, the strain of the cell by rounding (largest relative change of a length in any
 direction), the share whose decoded crystal has exactly the group of its text (spglib at 0.01
-Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding.
+Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding. The figures so far
+are printed after every 2,000 crystals.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -41,6 +43,51 @@ def strain(exact: WyckoffCrystal, rounded: WyckoffCrystal) -> float:
     before = Lattice.from_parameters(*exact.parameters).matrix
     change = np.linalg.inv(before) @ Lattice.from_parameters(*rounded.parameters).matrix
     return float(np.abs(np.linalg.svd(change, compute_uv=False) - 1).max())
+
+
+@dataclass
+class Figures:
+    """What has been found so far."""
+
+    fmt: WyckoffFormat
+    total: int = 0
+    exact: int = 0
+    longest: float = 0.0
+    seconds: float = 0.0
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    groups: Counter[str] = field(default_factory=Counter)
+    fields: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    displacements: list[float] = field(default_factory=list)
+    strains: list[float] = field(default_factory=list)
+
+    def lose(self, reason: str, crystal: str) -> None:
+        """Note a crystal that does not come back."""
+        self.lost.setdefault(reason, []).append(crystal)
+
+    def print(self) -> None:
+        """Print the figures."""
+        total, back = self.total, len(self.displacements)
+        print(f"{self.fmt}")
+        print(f"come back: {back} of {total} ({back / total:.2%})")
+        for reason, ids in self.lost.items():
+            print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
+        middle, high = np.quantile(self.displacements, [0.5, 0.99])
+        mean = np.mean(self.displacements)
+        print(f"RMS displacement: mean {mean:.4f}, median {middle:.4f}, 99% {high:.4f}")
+        print(f"strain of the cell: mean {np.mean(self.strains):.4f}, most {max(self.strains):.4f}")
+        print(f"longest axis of a conventional cell: {self.longest:.1f} Angstrom")
+        print(f"exact group at 0.01 Angstrom: {self.exact} of {total} ({self.exact / total:.2%})")
+        print(f"  most frequent others: {self.groups.most_common(12)}")
+        counts = self.fields
+        print(
+            f"fields: mean {np.mean(counts):.2f}, median {np.median(counts):g}, most {max(counts)}"
+        )
+        if self.tokens:
+            print(
+                f"LLaMA tokens: mean {np.mean(self.tokens):.1f}, median {np.median(self.tokens):g}"
+            )
+        print(f"encoding: {1e3 * self.seconds / total:.1f} ms of CPU per crystal", flush=True)
 
 
 @click.command(help=__doc__)
@@ -72,42 +119,37 @@ def main(
     )
     rng = np.random.default_rng(0) if augment else None
     tokenizer = Tokenizer.from_file(llama_tokenizer) if llama_tokenizer else None
-    matcher = StructureMatcher()
-    lost: dict[str, list[str]] = {}
-    unreduced = StructureMatcher(primitive_cell=False)
-    fields, tokens, displacements, strains = [], [], [], []
-    longest = 0.0
-    exact = total = 0
-    seconds = 0.0
-    groups: Counter[str] = Counter()
+    matcher, unreduced = StructureMatcher(), StructureMatcher(primitive_cell=False)
+    figures = Figures(fmt)
     for file in files:
         crystals = read(file, skip_invalid=True)
         for crystal in crystals[:: max(1, len(crystals) // limit) if limit else 1]:
-            total += 1
+            figures.total += 1
+            if figures.total % 2000 == 0:
+                figures.print()
             start = time.process_time()
             try:
                 exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
                 text = to_text(exact_crystal, fmt)
             except PriorError as error:
-                lost.setdefault(f"not encoded: {error}", []).append(crystal.id)
+                figures.lose(f"not encoded: {error}", crystal.id)
                 continue
-            seconds += time.process_time() - start
-            fields.append(len(text.split()))
+            figures.seconds += time.process_time() - start
+            figures.fields.append(len(text.split()))
             if tokenizer is not None:
-                tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
+                figures.tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
             try:
                 decoded = decode(text, fmt)
                 structure = decoded.primitive()
             except PriorError as error:
-                reason = getattr(error, "reason", "no cell")
-                lost.setdefault(f"not decoded: {reason}", []).append(crystal.id)
+                figures.lose(f"not decoded: {getattr(error, 'reason', 'no cell')}", crystal.id)
                 continue
-            strains.append(strain(exact_crystal, decoded))
-            longest = max(longest, *decoded.parameters[:3])
+            figures.strains.append(strain(exact_crystal, decoded))
+            figures.longest = max(figures.longest, *decoded.parameters[:3])
             found = actual_group(structure)
-            exact += found == decoded.spacegroup
+            figures.exact += found == decoded.spacegroup
             if found != decoded.spacegroup:
-                groups[f"{decoded.spacegroup} -> {found}"] += 1
+                figures.groups[f"{decoded.spacegroup} -> {found}"] += 1
             rms = matcher.get_rms_dist(structure, crystal.structure)
             if rms is None:
                 reason = "the rounded coordinates are too far off"
@@ -117,23 +159,10 @@ def main(
                     )
                 elif len(structure) != len(crystal.structure):
                     reason = "another number of atoms"
-                lost.setdefault(f"not matched: {reason}", []).append(crystal.id)
+                figures.lose(f"not matched: {reason}", crystal.id)
             else:
-                displacements.append(rms[0])
-    print(f"{fmt}")
-    print(f"come back: {len(displacements)} of {total} ({len(displacements) / total:.2%})")
-    for reason, ids in lost.items():
-        print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
-    mean, (middle, high) = np.mean(displacements), np.quantile(displacements, [0.5, 0.99])
-    print(f"RMS displacement: mean {mean:.4f}, median {middle:.4f}, 99% {high:.4f}")
-    print(f"strain of the cell: mean {np.mean(strains):.4f}, most {max(strains):.4f}")
-    print(f"longest axis of a conventional cell: {longest:.1f} Angstrom")
-    print(f"exact group at 0.01 Angstrom: {exact} of {total} ({exact / total:.2%})")
-    print(f"  most frequent others: {groups.most_common(12)}")
-    print(f"fields: mean {np.mean(fields):.2f}, median {np.median(fields):g}, most {max(fields)}")
-    if tokens:
-        print(f"LLaMA tokens: mean {np.mean(tokens):.1f}, median {np.median(tokens):g}")
-    print(f"encoding: {1e3 * seconds / total:.1f} ms of CPU per crystal")
+                figures.displacements.append(rms[0])
+    figures.print()
 
 
 if __name__ == "__main__":

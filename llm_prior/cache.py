@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,8 +27,13 @@ def cache_argument(model: torch.nn.Module) -> str:
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
-    known = inspect.signature(base.forward).parameters
-    return "cache" if "cache" in known else "past_key_values"
+    return _cache_argument(type(base))
+
+
+@cache
+def _cache_argument(kind: type) -> str:
+    forward: Any = kind.forward  # type: ignore[attr-defined]
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)

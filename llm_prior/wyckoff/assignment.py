@@ -11,7 +11,7 @@ one that made a choice legal is found again after it: there is always a way on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 
@@ -129,7 +129,8 @@ class Assignment:
         Args:
             element: place in `SYMBOLS`.
         """
-        return replace(self, element=element)
+        # `dataclasses.replace` takes several times as long.
+        return Assignment(rule=self.rule, number=self.number, orbits=self.orbits, element=element)
 
     def with_letter(self, place: int) -> Assignment:
         """Return the assignment after a letter.
@@ -138,7 +139,8 @@ class Assignment:
             place: place of the letter in the group.
         """
         assert self.element is not None
-        return replace(self, orbits=(*self.orbits, (self.element, place)), element=None)
+        orbits = (*self.orbits, (self.element, place))
+        return Assignment(rule=self.rule, number=self.number, orbits=orbits)
 
     def can_complete(self) -> bool:
         """Return whether a crystal that meets the conditions and has exactly the group can follow.
@@ -279,7 +281,7 @@ class Assignment:
 
     def _open_completions(self, orbits: _Orbits, start: int) -> Iterator[_Orbits | None]:
         """Completions of a crystal whose formula is not given, and None for each step."""
-        state = replace(self, orbits=orbits, element=None)
+        state = Assignment(rule=self.rule, number=self.number, orbits=orbits)
         total = sum(state._counts.values())
         present = sum(1 << element for element in state._counts)
         missing = state.rule.required & ~present
