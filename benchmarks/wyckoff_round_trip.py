@@ -1,19 +1,21 @@
 """Round trip of the `wyckoff` text: which crystals come back, and how long the texts are.
 
     OMP_NUM_THREADS=1 python benchmarks/wyckoff_round_trip.py ../shared/data/mp20/train.parquet \\
-        ../shared/data/mp20/val.parquet --limit 2000 --llama-tokenizer llama_tokenizer.json
+        ../shared/data/mp20/val.parquet --llama-tokenizer llama_tokenizer.json
 
 Every crystal is encoded, decoded to its primitive Niggli cell and compared by pymatgen's
 StructureMatcher with its defaults. Those that do not come back are listed with the reason. Also
 printed: the root mean square displacement (in units of (V/N)^(1/3), as StructureMatcher has it) of
 those that do, the strain of the cell by rounding (largest relative change of a length in any
 direction), the share whose decoded crystal has exactly the group of its text (spglib at 0.01
-Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding. The figures so far
-are printed after every 2,000 crystals.
+Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding. The crystals
+come in random order and the figures so far are printed after every 1,000, so a run that is stopped
+has told those of a random sample.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,6 +38,8 @@ from llm_prior.wyckoff import (
     describe_anew,
     to_text,
 )
+
+_REPORTED = 1000  # crystals
 
 
 def strain(exact: WyckoffCrystal, rounded: WyckoffCrystal) -> float:
@@ -92,7 +96,7 @@ class Figures:
 
 @click.command(help=__doc__)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--limit", type=int, help="Look at so many crystals of each file, evenly spaced.")
+@click.option("--limit", type=int, help="Look at so many crystals only.")
 @click.option("--coord-bins", type=int, default=100, show_default=True)
 @click.option("--length-decimals", type=int, default=1, show_default=True)
 @click.option("--angle-decimals", type=int, default=0, show_default=True)
@@ -121,47 +125,45 @@ def main(
     tokenizer = Tokenizer.from_file(llama_tokenizer) if llama_tokenizer else None
     matcher, unreduced = StructureMatcher(), StructureMatcher(primitive_cell=False)
     figures = Figures(fmt)
-    for file in files:
-        crystals = read(file, skip_invalid=True)
-        for crystal in crystals[:: max(1, len(crystals) // limit) if limit else 1]:
-            figures.total += 1
-            if figures.total % 2000 == 0:
-                figures.print()
-            start = time.process_time()
-            try:
-                exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
-                text = to_text(exact_crystal, fmt)
-            except PriorError as error:
-                figures.lose(f"not encoded: {error}", crystal.id)
-                continue
-            figures.seconds += time.process_time() - start
-            figures.fields.append(len(text.split()))
-            if tokenizer is not None:
-                figures.tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
-            try:
-                decoded = decode(text, fmt)
-                structure = decoded.primitive()
-            except PriorError as error:
-                figures.lose(f"not decoded: {getattr(error, 'reason', 'no cell')}", crystal.id)
-                continue
-            figures.strains.append(strain(exact_crystal, decoded))
-            figures.longest = max(figures.longest, *decoded.parameters[:3])
-            found = actual_group(structure)
-            figures.exact += found == decoded.spacegroup
-            if found != decoded.spacegroup:
-                figures.groups[f"{decoded.spacegroup} -> {found}"] += 1
-            rms = matcher.get_rms_dist(structure, crystal.structure)
-            if rms is None:
-                reason = "the rounded coordinates are too far off"
-                if unreduced.fit(structure, crystal.structure):
-                    reason = (
-                        "the matcher reduces one of the two to a smaller cell; without, it does"
-                    )
-                elif len(structure) != len(crystal.structure):
-                    reason = "another number of atoms"
-                figures.lose(f"not matched: {reason}", crystal.id)
-            else:
-                figures.displacements.append(rms[0])
+    crystals = [crystal for file in files for crystal in read(file, skip_invalid=True)]
+    random.Random(0).shuffle(crystals)
+    for crystal in crystals[:limit]:
+        figures.total += 1
+        if figures.total % _REPORTED == 0:
+            figures.print()
+        start = time.process_time()
+        try:
+            exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
+            text = to_text(exact_crystal, fmt)
+        except PriorError as error:
+            figures.lose(f"not encoded: {error}", crystal.id)
+            continue
+        figures.seconds += time.process_time() - start
+        figures.fields.append(len(text.split()))
+        if tokenizer is not None:
+            figures.tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
+        try:
+            decoded = decode(text, fmt)
+            structure = decoded.primitive()
+        except PriorError as error:
+            figures.lose(f"not decoded: {getattr(error, 'reason', 'no cell')}", crystal.id)
+            continue
+        figures.strains.append(strain(exact_crystal, decoded))
+        figures.longest = max(figures.longest, *decoded.parameters[:3])
+        found = actual_group(structure)
+        figures.exact += found == decoded.spacegroup
+        if found != decoded.spacegroup:
+            figures.groups[f"{decoded.spacegroup} -> {found}"] += 1
+        rms = matcher.get_rms_dist(structure, crystal.structure)
+        if rms is None:
+            reason = "the rounded coordinates are too far off"
+            if unreduced.fit(structure, crystal.structure):
+                reason = "the matcher reduces one of the two to a smaller cell; without, it does"
+            elif len(structure) != len(crystal.structure):
+                reason = "another number of atoms"
+            figures.lose(f"not matched: {reason}", crystal.id)
+        else:
+            figures.displacements.append(rms[0])
     figures.print()
 
 
