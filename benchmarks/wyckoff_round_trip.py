@@ -128,9 +128,9 @@ def main(
     crystals = [crystal for file in files for crystal in read(file, skip_invalid=True)]
     random.Random(0).shuffle(crystals)
     for crystal in crystals[:limit]:
-        figures.total += 1
-        if figures.total % _REPORTED == 0:
+        if figures.total and figures.total % _REPORTED == 0:
             figures.print()
+        figures.total += 1
         start = time.process_time()
         try:
             exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
