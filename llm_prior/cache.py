@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ def cache_argument(model: torch.nn.Module) -> str:
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
-    return _cache_argument(type(base))
+    kind: Any = type(base)
+    return _cache_argument(kind)
 
 
-@cache
-def _cache_argument(kind: type) -> str:
-    forward: Any = kind.forward  # type: ignore[attr-defined]
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+@lru_cache(maxsize=8)
+def _cache_argument(kind: Any) -> str:
+    known = inspect.signature(kind.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 @dataclass(frozen=True)
