@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowllm.crystals.crystal import Crystal
     from flowllm.crystals.io import read, write
+    from flowllm.crystals.views.notebook import view
     from flowllm.energy.relaxation import RelaxationConfig, relax
     from flowllm.errors import FlowLLMError, InvalidCrystal, PriorError, RefinerError, UserError
     from flowllm.evaluation.evaluate import EvaluationConfig, evaluate
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "flowllm.crystals.crystal": ("Crystal",),
     "flowllm.crystals.io": ("read", "write"),
+    "flowllm.crystals.views.notebook": ("view",),
     "flowllm.energy.relaxation": ("RelaxationConfig", "relax"),
     "flowllm.errors": ("FlowLLMError", "InvalidCrystal", "PriorError", "RefinerError", "UserError"),
     "flowllm.evaluation.evaluate": ("EvaluationConfig", "evaluate"),
@@ -67,6 +69,7 @@ __all__ = [
     "run_sampling",
     "train_prior",
     "train_refiner",
+    "view",
     "write",
 ]
 

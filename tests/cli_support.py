@@ -30,6 +30,7 @@ NEEDED = {
     "pair": "nacl.cif",
     "train-rfm": "--config rfm/uniform --data nacl.cif",
     "data": "nacl.cif out.csv",
+    "show": "nacl.cif",
     "templates build": "nacl.cif --out library.parquet",
     "doctor": "",
 }

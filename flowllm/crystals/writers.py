@@ -27,6 +27,7 @@ from flowllm.crystals.crystal import (
 )
 from flowllm.crystals.formats import Format, format_of
 from flowllm.errors import UserError
+from flowllm.system.extras import require
 from flowllm.system.files import file_names
 from flowllm.system.parquet import write_parquet
 
@@ -161,6 +162,14 @@ def _extxyz_value(key: str, value: float | int | str) -> float | int | str:
     raise UserError(f"extxyz cannot hold the property {key!r} = {value!r}; rename or drop it")
 
 
+def _write_html(crystals: list[Crystal], path: Path) -> None:
+    for module in ("plotly", "jinja2"):
+        require(module, "show")
+    from flowllm.crystals.views.page import write_page
+
+    write_page(crystals, path)
+
+
 def _write_json(crystals: list[Crystal], path: Path) -> None:
     path.write_text(json.dumps(_structure_dicts(crystals)), encoding="utf-8")
 
@@ -194,5 +203,6 @@ _WRITERS = {
     ".xyz": write_extxyz,
     ".json": _write_json,
     ".jsonl": _write_jsonl,
+    ".html": _write_html,
 }
 KNOWN = f"known are {', '.join(_WRITERS)}, .vasp, POSCAR and a folder of CIFs"
