@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.generation.sample import Sample
     from flowllm.generation.sampling_run import run_refinement, run_sampling
+    from flowllm.hub.publication import push_to_hub
     from flowllm.training.prior import train_prior
     from flowllm.training.refiner import train_refiner
     from rfm import Refinement
@@ -41,6 +42,7 @@ _NAMES = {
     "flowllm.generation.pipeline": ("FlowLLM",),
     "flowllm.generation.sample": ("Sample",),
     "flowllm.generation.sampling_run": ("run_refinement", "run_sampling"),
+    "flowllm.hub.publication": ("push_to_hub",),
     "flowllm.training.prior": ("train_prior",),
     "flowllm.training.refiner": ("train_refiner",),
     "rfm": ("Refinement",),
@@ -63,6 +65,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "push_to_hub",
     "read",
     "relax",
     "run_refinement",

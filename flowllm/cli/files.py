@@ -30,7 +30,8 @@ def data_command(
     """Convert the crystals of FILE to another format.
 
     The suffix of OUT tells the format. Without a suffix it is a folder of CIFs; POSCAR or x.vasp
-    is a POSCAR.
+    is a POSCAR, x.db a database of ASE, x.optimade.json a set of OPTIMADE structures,
+    x.entries.json a list of pymatgen's ComputedStructureEntry, x.html a page to look at.
     """
     from flowllm.crystals.io import read, write
 
