@@ -1,0 +1,99 @@
+"""Jobs of jobflow, run in this process."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymatgen.core import Lattice, Structure
+
+from flowllm import FlowLLMError, UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of the databases that jobflow can store into
+    jobflow = pytest.importorskip("jobflow", reason="jobflow is not installed")
+    from flowllm.workflows.jobflow import EachMaker, RelaxMaker, SampleMaker
+
+EMT = "ase.calculators.emt:EMT"
+COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
+
+
+@dataclass
+class VolumeMaker(jobflow.Maker):
+    """Stands for a maker of another package that takes one structure."""
+
+    name: str = "volume"
+
+    @jobflow.job
+    def make(self, structure: Structure) -> float:
+        return structure.volume / len(structure)
+
+
+def run(flow: Any, folder: Path) -> dict[str, Any]:
+    """Run a flow and return the last output of each of its jobs by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        responses = jobflow.run_locally(
+            flow, root_dir=folder, create_folders=True, log=False, raise_immediately=True
+        )
+    names = {job.uuid: job.name for job in flow.jobs}
+    return {
+        names[uuid]: of_job[max(of_job)].output
+        for uuid, of_job in responses.items()
+        if uuid in names
+    }
+
+
+def test_crystals_are_sampled_relaxed_and_handed_on(tmp_path: Path) -> None:
+    sample = SampleMaker(n=2, device="cpu", options={"seed": 3, "steps": 2}).make(formula="Cu")
+    relax = RelaxMaker(potential=EMT, options={"step_limit": 100, "force_limit": 0.2}).make(
+        sample.output["structures"], sample.output["ids"]
+    )
+    each = EachMaker(maker=VolumeMaker()).make(relax.output["structures"])
+    outputs = run(jobflow.Flow([sample, relax, each]), tmp_path)
+    made = outputs["sample"]
+    assert made["ids"] == ["sample-00000", "sample-00001"] and made["failures"] == {}
+    assert all(s.composition.reduced_formula == "Cu" for s in made["structures"])
+    assert (Path(made["folder"]) / "samples.parquet").is_file()
+    assert tmp_path in Path(made["folder"]).parents
+    relaxed = outputs["relax"]
+    assert len(relaxed["ids"]) + sum(relaxed["failures"].values()) == 2
+    assert all("energy_per_atom" in values for values in relaxed["properties"])
+    assert relaxed["ids"]
+    (volume, *_) = outputs["each"]
+    assert 10 < volume < 14  # Angstrom^3 per atom of copper
+
+
+def test_a_single_structure_is_relaxed(tmp_path: Path) -> None:
+    outputs = run(jobflow.Flow([RelaxMaker(potential=EMT).make(COPPER)]), tmp_path)["relax"]
+    assert outputs["ids"] == ["1"]
+    assert outputs["structures"][0].volume / 4 == pytest.approx(11.5, abs=0.5)
+
+
+def test_bad_settings_are_refused_before_anything_runs() -> None:
+    for maker, settings in (
+        (SampleMaker, {"n": 0}),
+        (SampleMaker, {"options": {"temperatur": 1}}),
+        (RelaxMaker, {"potential": "unknown"}),
+        (RelaxMaker, {"options": {"force_limit": -1}}),
+    ):
+        with pytest.raises(FlowLLMError):
+            maker(**settings)
+
+
+def test_makers_survive_the_way_through_a_database() -> None:
+    maker = SampleMaker(n=3, options={"temperature": 1.0}, prior="me/pair")
+    assert SampleMaker.from_dict(maker.as_dict()) == maker
+
+
+def test_without_jobflow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    monkeypatch.setitem(sys.modules, "jobflow", None)
+    monkeypatch.delitem(sys.modules, "flowllm.workflows.jobflow")
+    with pytest.raises(UserError, match=r"needs jobflow, .* 'flowllm-crystal\[jobflow\]'"):
+        importlib.import_module("flowllm.workflows.jobflow")
