@@ -15,6 +15,8 @@ from flowllm import FlowLLMError, UserError
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the databases that jobflow can store into
     jobflow = pytest.importorskip("jobflow", reason="jobflow is not installed")
+    from maggma.stores import MemoryStore
+
     from flowllm.workflows.jobflow import EachMaker, RelaxMaker, SampleMaker
 
 EMT = "ase.calculators.emt:EMT"
@@ -32,19 +34,20 @@ class VolumeMaker(jobflow.Maker):
         return structure.volume / len(structure)
 
 
-def run(flow: Any, folder: Path) -> dict[str, Any]:
-    """Run a flow and return the last output of each of its jobs by name."""
+def run(jobs: list[Any], folder: Path) -> list[Any]:
+    """Run jobs one after another and return their outputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        responses = jobflow.run_locally(
-            flow, root_dir=folder, create_folders=True, log=False, raise_immediately=True
+        store = jobflow.JobStore(MemoryStore())
+        jobflow.run_locally(
+            jobflow.Flow(jobs),
+            store=store,
+            root_dir=folder,
+            create_folders=True,
+            log=False,
+            raise_immediately=True,
         )
-    names = {job.uuid: job.name for job in flow.jobs}
-    return {
-        names[uuid]: of_job[max(of_job)].output
-        for uuid, of_job in responses.items()
-        if uuid in names
-    }
+        return [one.output.resolve(store) for one in jobs]
 
 
 def test_crystals_are_sampled_relaxed_and_handed_on(tmp_path: Path) -> None:
@@ -53,24 +56,22 @@ def test_crystals_are_sampled_relaxed_and_handed_on(tmp_path: Path) -> None:
         sample.output["structures"], sample.output["ids"]
     )
     each = EachMaker(maker=VolumeMaker()).make(relax.output["structures"])
-    outputs = run(jobflow.Flow([sample, relax, each]), tmp_path)
-    made = outputs["sample"]
+    made, relaxed, volumes = run([sample, relax, each], tmp_path)
     assert made["ids"] == ["sample-00000", "sample-00001"] and made["failures"] == {}
     assert all(s.composition.reduced_formula == "Cu" for s in made["structures"])
     assert (Path(made["folder"]) / "samples.parquet").is_file()
     assert tmp_path in Path(made["folder"]).parents
-    relaxed = outputs["relax"]
     assert len(relaxed["ids"]) + sum(relaxed["failures"].values()) == 2
     assert all("energy_per_atom" in values for values in relaxed["properties"])
     assert relaxed["ids"]
-    (volume, *_) = outputs["each"]
-    assert 10 < volume < 14  # Angstrom^3 per atom of copper
+    expected = [s.volume / len(s) for s in relaxed["structures"]]
+    assert volumes == pytest.approx(expected) and 10 < min(volumes) < 14  # Angstrom^3 per atom
 
 
 def test_a_single_structure_is_relaxed(tmp_path: Path) -> None:
-    outputs = run(jobflow.Flow([RelaxMaker(potential=EMT).make(COPPER)]), tmp_path)["relax"]
-    assert outputs["ids"] == ["1"]
-    assert outputs["structures"][0].volume / 4 == pytest.approx(11.5, abs=0.5)
+    (relaxed,) = run([RelaxMaker(potential=EMT).make(COPPER)], tmp_path)
+    assert relaxed["ids"] == ["1"]
+    assert relaxed["structures"][0].volume / 4 == pytest.approx(11.5, abs=0.5)
 
 
 def test_bad_settings_are_refused_before_anything_runs() -> None:
