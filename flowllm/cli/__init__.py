@@ -21,6 +21,7 @@ from flowllm.cli.relax import export_vasp_command, relax_command
 from flowllm.cli.templates import templates_group
 from flowllm.cli.text import infill_command, ipt_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
+from flowllm.cli.ui import ui_command
 from flowllm.errors import UserError
 
 # Each command imports what it calls when it is called: `flowllm --help` imports nothing heavy.
@@ -51,7 +52,7 @@ def cli(verbose: bool) -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-cli.add_commands("Generate", sample_command, refine_command, mutate_command)
+cli.add_commands("Generate", sample_command, refine_command, mutate_command, ui_command)
 cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill_command)
 cli.add_commands("Relax", relax_command, export_vasp_command)
 cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
