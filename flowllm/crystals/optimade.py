@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from flowllm import __version__
 from flowllm.crystals.cells import fractional
 from flowllm.crystals.crystal import Crystal, Geometry, ignore_missing_electronegativity
 from flowllm.crystals.rules import check_periodic, site_element
 from flowllm.errors import InvalidCrystal
+from flowllm.system.versions import versions
 
 _PREFIX = "_flowllm_"
 _TYPE = "structures"
@@ -108,7 +108,7 @@ def optimade_response(crystals: Sequence[Crystal], properties: Sequence[Mapping[
             "api_version": "1.2.0",
             "more_data_available": False,
             "data_returned": len(crystals),
-            "implementation": {"name": "flowllm-crystal", "version": __version__},
+            "implementation": {"name": "flowllm-crystal", "version": versions()["flowllm-crystal"]},
         },
     }
 

@@ -199,7 +199,8 @@ def _write_database(crystals: list[Crystal], path: Path) -> None:
 
     with ase.db.connect(path, type="db", use_lock_file=False) as database:
         for crystal in crystals:
-            pairs, other = {}, {}
+            pairs: dict[str, float | int | str] = {}
+            other: dict[str, float | int | str] = {}
             for key, value in {"material_id": crystal.id, **_written(crystal)}.items():
                 (pairs if _is_pair(key, value) else other)[key] = value
             data = {OWN_DATA: other} if other else {}

@@ -64,10 +64,10 @@ def write_matbench(
 
 
 def _table(generated: GeneratedSet, relaxed: RelaxedSet) -> str:
-    distances = relaxed.distances or [None] * len(generated.crystals)
+    assert relaxed.distances is not None  # `EvaluationConfig` wants a hull for this
     rows = ["material_id,e_form_per_atom"]
-    for crystal, distance in zip(generated.crystals, distances, strict=True):
-        energy = None if distance is None else distance.formation_energy_per_atom
+    for crystal, distance in zip(generated.crystals, relaxed.distances, strict=True):
+        energy = distance.formation_energy_per_atom
         rows.append(f"{_quoted(crystal.id)},{'' if energy is None else repr(float(energy))}")
     return "\n".join(rows) + "\n"
 

@@ -35,7 +35,7 @@ def load(settings: str) -> tuple[flowllm.FlowLLM, Lock]:
     return flowllm.FlowLLM.from_pretrained(**json.loads(settings)), Lock()
 
 
-def conditions(text: str) -> dict[str, str]:
+def conditions(text: str) -> dict[str, Any]:
     """Return the condition that a text stands for.
 
     Args:
@@ -65,7 +65,7 @@ def generate(
             failures.append(sample.failure or "no reason is given")
         else:
             score = float("-inf") if sample.rank_score is None else sample.rank_score
-            properties = {"log_likelihood": score, "seed": seed + i}
+            properties: dict[str, float | int | str] = {"log_likelihood": score, "seed": seed + i}
             crystal = flowllm.Crystal(
                 id=f"crystal-{i}", structure=sample.structure, properties=properties
             )

@@ -39,14 +39,13 @@ def view(crystal: Crystal | Structure | Atoms) -> go.Figure:
     require("plotly", "show")
     from flowllm.crystals.views.figure import ball_figure
 
-    named = isinstance(crystal, Crystal)
-    structure = to_structure(crystal.structure if named else crystal)
+    structure = to_structure(crystal.structure if isinstance(crystal, Crystal) else crystal)
     symmetry = symmetry_of(structure)
     with ignore_missing_electronegativity():
         words = [structure.composition.reduced_formula]
     if symmetry is not None:
         words.append(symmetry.crystal.group.symbol)
-    if named:
+    if isinstance(crystal, Crystal):
         words.append(crystal.id)
     figure = ball_figure(structure)
     title = html.escape(" · ".join(words))  # plotly reads some HTML in texts
