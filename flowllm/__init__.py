@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from flowllm.generation.sample import Sample
     from flowllm.generation.sampling_run import run_refinement, run_sampling
     from flowllm.hub.publication import push_to_hub
+    from flowllm.prediction.config import PredictionConfig
+    from flowllm.prediction.prediction import Prediction
+    from flowllm.prediction.run import predict
     from flowllm.training.prior import train_prior
     from flowllm.training.refiner import train_refiner
     from rfm import Refinement
@@ -43,6 +46,9 @@ _NAMES = {
     "flowllm.generation.sample": ("Sample",),
     "flowllm.generation.sampling_run": ("run_refinement", "run_sampling"),
     "flowllm.hub.publication": ("push_to_hub",),
+    "flowllm.prediction.config": ("PredictionConfig",),
+    "flowllm.prediction.prediction": ("Prediction",),
+    "flowllm.prediction.run": ("predict",),
     "flowllm.training.prior": ("train_prior",),
     "flowllm.training.refiner": ("train_refiner",),
     "rfm": ("Refinement",),
@@ -55,6 +61,8 @@ __all__ = [
     "FlowLLM",
     "FlowLLMError",
     "InvalidCrystal",
+    "Prediction",
+    "PredictionConfig",
     "PriorError",
     "Refinement",
     "RefinementConfig",
@@ -65,6 +73,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "predict",
     "push_to_hub",
     "read",
     "relax",
