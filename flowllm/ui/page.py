@@ -11,6 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +22,7 @@ import flowllm
 
 _MOST = 50  # crystals of a request
 _BEST_OF = 2  # candidates of a crystal; the score of the better one ranks it
+_POTENTIAL = "chgnet"
 _COLUMNS = 3
 _HELP = "A formula such as LiFePO4, or elements with commas such as Li,Fe,O."
 
@@ -35,24 +37,58 @@ def load(settings: str) -> tuple[flowllm.FlowLLM, Lock]:
     return flowllm.FlowLLM.from_pretrained(**json.loads(settings)), Lock()
 
 
-def conditions(text: str) -> dict[str, Any]:
-    """Return the condition that a text stands for.
+def elements(text: str) -> str | None:
+    """Return the elements that a text lists; None if it is a formula.
 
     Args:
         text: a formula, or elements with commas or spaces between them.
+
+    Returns:
+        Symbols with commas.
     """
     words = text.replace(",", " ").split()
-    return {"elements": ",".join(words)} if len(words) > 1 else {"formula": "".join(words)}
+    return ",".join(words) if len(words) > 1 or "," in text else None
+
+
+def predict(
+    model: flowllm.FlowLLM, formula: str, n: int, seed: int, relax: bool
+) -> list[flowllm.Crystal]:
+    """Return the structures of a formula, the best first.
+
+    Args:
+        model: prior and refiner.
+        formula: of the compound.
+        n: number of structures at most.
+        seed: of all draws.
+        relax: relax the candidates and rank them by energy.
+    """
+    potential = _POTENTIAL if relax else None
+    return [
+        flowllm.Crystal(
+            id=found.id,
+            structure=found.structure,
+            properties={
+                "about": f"{found.prototype or 'unnamed prototype'}, from {found.source}, "
+                f"probability {100 * found.probability:.0f}%"
+                + (
+                    ""
+                    if found.energy_per_atom is None
+                    else f", {found.energy_per_atom:.3f} eV/atom"
+                )
+            },
+        )
+        for found in model.predict(formula.strip(), n, seed=seed, potential=potential)
+    ]
 
 
 def generate(
-    model: flowllm.FlowLLM, text: str, n: int, seed: int, progress: Callable[[int], object]
+    model: flowllm.FlowLLM, symbols: str, n: int, seed: int, progress: Callable[[int], object]
 ) -> tuple[list[flowllm.Crystal], list[str]]:
     """Return crystals, the likeliest under the prior first, and why others failed.
 
     Args:
         model: prior and refiner.
-        text: see `conditions`.
+        symbols: of the elements, with commas.
         n: number of crystals.
         seed: of crystal number 0; crystal i has the seed `seed + i`.
         progress: called with the number of finished crystals.
@@ -60,14 +96,14 @@ def generate(
     made: list[tuple[float, flowllm.Crystal]] = []
     failures: list[str] = []
     for i in range(n):
-        (sample,) = model.sample(1, seed=seed + i, best_of=_BEST_OF, **conditions(text))
+        (sample,) = model.sample(1, seed=seed + i, best_of=_BEST_OF, elements=symbols)
         if sample.structure is None:
             failures.append(sample.failure or "no reason is given")
         else:
             score = float("-inf") if sample.rank_score is None else sample.rank_score
-            properties: dict[str, float | int | str] = {"log_likelihood": score, "seed": seed + i}
+            about = f"log-likelihood {score:.1f} nats, seed {seed + i}"
             crystal = flowllm.Crystal(
-                id=f"crystal-{i}", structure=sample.structure, properties=properties
+                id=f"crystal-{i}", structure=sample.structure, properties={"about": about}
             )
             made.append((score, crystal))
         progress(i + 1)
@@ -129,15 +165,14 @@ def facts(place: int, crystal: flowllm.Crystal) -> str:
 
     Args:
         place: in the order of the page, from 0.
-        crystal: with its log-likelihood.
+        crystal: with a few words `about` it.
     """
     structure = crystal.structure
     lengths = " ".join(f"{length:.2f}" for length in structure.lattice.abc)
     return (
         f"rank {place + 1}, {len(structure)} atoms, cell {lengths} Å, "
         f"{structure.volume / len(structure):.1f} Å³/atom, "
-        f"log-likelihood {crystal.properties['log_likelihood']:.1f} nats, "
-        f"seed {crystal.properties['seed']}"
+        f"{crystal.properties['about']}"
     )
 
 
@@ -146,8 +181,8 @@ def main() -> None:
     st.set_page_config(page_title="FlowLLM", layout="wide")
     st.title("FlowLLM")
     st.write(
-        "A language model proposes crystals, flow matching refines them. A generated crystal need "
-        "not be stable: relax it before you trust it."
+        "Enter a formula for its likeliest structures, or elements for crystals of them. A "
+        "generated crystal need not be stable: relax it before you trust it."
     )
     with st.form("request"):
         text = st.text_input("Formula or elements", "NaCl", help=_HELP)
@@ -155,16 +190,27 @@ def main() -> None:
         seed = st.number_input(
             "Seed", min_value=0, value=0, help="The same seed, the same crystals."
         )
+        relax = find_spec(_POTENTIAL) is not None and st.checkbox(
+            "Relax the structures of a formula with CHGNet and rank them by energy (minutes)"
+        )
         asked = st.form_submit_button("Generate")
     if asked:
         st.session_state.pop("found", None)
         bar = st.progress(0.0, "waiting for the models")
         try:
             model, lock = load(os.environ.get("FLOWLLM_UI", "{}"))
-            with lock:
-                found = generate(
-                    model, text, int(n), int(seed), lambda i: bar.progress(i / n, f"{i} of {n}")
-                )
+            with lock, st.spinner("working"):
+                symbols = elements(text)
+                if symbols is None:
+                    found = predict(model, text, int(n), int(seed), relax), []
+                else:
+                    found = generate(
+                        model,
+                        symbols,
+                        int(n),
+                        int(seed),
+                        lambda i: bar.progress(i / n, f"{i} of {n}"),
+                    )
         except flowllm.FlowLLMError as error:
             st.error(str(error))
         else:

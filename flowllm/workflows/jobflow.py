@@ -13,10 +13,11 @@ that takes one, such as those of atomate2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pymatgen.core import Structure
 
@@ -24,15 +25,13 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.energy.minimization import RelaxationConfig
 from flowllm.generation.config import SamplingConfig
+from flowllm.prediction.config import PredictionConfig
 from flowllm.system.extras import require
 from flowllm.system.options import check_count, from_arguments
 
 require("jobflow", "jobflow")
 
 from jobflow import CURRENT_JOB, Flow, Maker, Response, job  # noqa: E402
-
-if TYPE_CHECKING:
-    from flowllm.runs.outputs import Outcome
 
 
 @dataclass
@@ -83,7 +82,69 @@ class SampleMaker(Maker):
             **self.options,
             **conditions,
         )
-        return _document(outcome)
+        return _document(outcome.crystals, outcome.failures, outcome.folder)
+
+
+@dataclass
+class PredictMaker(Maker):
+    """Predicts the structures of formulas, as `flowllm predict` does.
+
+    The crystals of each formula are in the order of their ranks, with the fields of
+    `flowllm.Prediction` as properties.
+
+        PredictMaker(n=5, options={"potential": "chgnet"}).make("LiFePO4")
+
+    Attributes:
+        name: of the job.
+        n: structures for each formula.
+        options: fields of `flowllm.PredictionConfig`.
+        prior: folder or hub id of a prior or a pair; None: the bundled one.
+        refiner: folder or hub id; None: that of the pair, else the bundled one.
+        device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+
+    Raises:
+        FlowLLMError: if an option is unknown or impossible.
+    """
+
+    name: str = "predict"
+    n: int = 5
+    options: dict[str, Any] = field(default_factory=dict)
+    prior: str | None = None
+    refiner: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_count("n", self.n, 1)
+        from_arguments(PredictionConfig, self.options)
+
+    @job
+    def make(self, formulas: str | Sequence[str]) -> dict[str, Any]:
+        """Return the job.
+
+        Args:
+            formulas: one or several.
+        """
+        from flowllm.prediction.run import predict
+
+        run = predict(
+            formulas,
+            self.n,
+            out=_folder(),
+            prior=self.prior,
+            refiner=self.refiner,
+            device=self.device,
+            progress=False,
+            **self.options,
+        )
+        records = [p.to_record() for o in run.outcomes for p in o.predictions]
+        crystals = [
+            Crystal(id=record.id, structure=record.structure, properties=dict(record.properties))
+            for record in records
+            if record.structure is not None
+        ]
+        failures: Counter[str] = sum((outcome.failures for outcome in run.outcomes), Counter())
+        failures.update(o.problem for o in run.outcomes if o.problem is not None)
+        return _document(crystals, failures, run.folder)
 
 
 @dataclass
@@ -131,7 +192,7 @@ class RelaxMaker(Maker):
             progress=False,
             **self.options,
         )
-        return _document(outcome)
+        return _document(outcome.crystals, outcome.failures, outcome.folder)
 
 
 @dataclass
@@ -165,11 +226,13 @@ def _folder() -> Path:
     return Path(f"flowllm-{CURRENT_JOB.job.uuid}")
 
 
-def _document(outcome: Outcome) -> dict[str, Any]:
+def _document(
+    crystals: Sequence[Crystal], failures: Mapping[str, int], folder: Path
+) -> dict[str, Any]:
     return {
-        "structures": [crystal.structure for crystal in outcome.crystals],
-        "ids": [crystal.id for crystal in outcome.crystals],
-        "properties": [dict(crystal.properties) for crystal in outcome.crystals],
-        "failures": dict(outcome.failures),
-        "folder": str(outcome.folder.resolve()),
+        "structures": [crystal.structure for crystal in crystals],
+        "ids": [crystal.id for crystal in crystals],
+        "properties": [dict(crystal.properties) for crystal in crystals],
+        "failures": dict(failures),
+        "folder": str(folder.resolve()),
     }

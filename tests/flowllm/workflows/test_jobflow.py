@@ -17,7 +17,7 @@ with warnings.catch_warnings():
     jobflow = pytest.importorskip("jobflow", reason="jobflow is not installed")
     from maggma.stores import MemoryStore
 
-    from flowllm.workflows.jobflow import EachMaker, RelaxMaker, SampleMaker
+    from flowllm.workflows.jobflow import EachMaker, PredictMaker, RelaxMaker, SampleMaker
 
 EMT = "ase.calculators.emt:EMT"
 COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.7), ["Cu"], [[0, 0, 0]])
@@ -74,10 +74,23 @@ def test_a_single_structure_is_relaxed(tmp_path: Path) -> None:
     assert relaxed["structures"][0].volume / 4 == pytest.approx(11.5, abs=0.5)
 
 
+def test_structures_are_predicted_and_handed_on(tmp_path: Path) -> None:
+    options = {"num_samples": 0, "num_templates": 3}
+    predict = PredictMaker(n=2, device="cpu", options=options).make(["CuAu", "NaCl"])
+    each = EachMaker(maker=VolumeMaker()).make(predict.output["structures"])
+    found, volumes = run([predict, each], tmp_path)
+    assert found["ids"][0] == "CuAu-1" and "NaCl-1" in found["ids"]
+    assert len(volumes) == len(found["ids"]) == len(found["structures"]) <= 4
+    first = found["properties"][found["ids"].index("NaCl-1")]
+    assert first["rank"] == 1 and first["spacegroup"] == 225
+    assert (Path(found["folder"]) / "predictions.parquet").is_file()
+
+
 def test_bad_settings_are_refused_before_anything_runs() -> None:
     for maker, settings in (
         (SampleMaker, {"n": 0}),
         (SampleMaker, {"options": {"temperatur": 1}}),
+        (PredictMaker, {"options": {"num_samples": -1}}),
         (RelaxMaker, {"potential": "unknown"}),
         (RelaxMaker, {"options": {"force_limit": -1}}),
     ):
