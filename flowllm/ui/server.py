@@ -19,6 +19,7 @@ from flowllm.system.extras import require
 logger = logging.getLogger(__name__)
 
 SETTINGS = "FLOWLLM_UI"  # environment variable: arguments of `FlowLLM.from_pretrained` as JSON
+_LAST_PORT = 65535
 _PAGE = Path(__file__).with_name("page.py")
 
 
@@ -79,6 +80,8 @@ def _check_port(address: str, port: int) -> None:
         family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
     except ValueError as error:
         raise UserError(f"{address!r} is no address; give one such as 127.0.0.1") from error
+    if not 1 <= port <= _LAST_PORT:
+        raise UserError(f"there is no port {port}; give one from 1 to {_LAST_PORT} (--port)")
     with socket.socket(family) as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

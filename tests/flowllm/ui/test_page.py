@@ -95,6 +95,7 @@ def test_an_address_that_cannot_be_used_is_one_line() -> None:
         other.listen()
         port = other.getsockname()[1]
         check_mistake(run_command("ui", "--port", port), "give another port (--port)")
+    check_mistake(run_command("ui", "--port", 70000), "there is no port 70000")
     check_mistake(run_command("ui", "--address", "here"), "'here' is no address")
     check_mistake(run_command("ui", "--prior", "./nowhere"), "there is no model folder")
 
