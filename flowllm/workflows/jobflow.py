@@ -24,6 +24,7 @@ from pymatgen.core import Structure
 from flowllm.crystals.crystal import Crystal
 from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.energy.minimization import RelaxationConfig
+from flowllm.errors import UserError
 from flowllm.generation.config import SamplingConfig
 from flowllm.prediction.config import PredictionConfig
 from flowllm.system.extras import require
@@ -204,10 +205,17 @@ class EachMaker(Maker):
     Attributes:
         name: of the job.
         maker: whose `make` takes a structure, such as atomate2's `StaticMaker`.
+
+    Raises:
+        UserError: if there is no maker.
     """
 
     name: str = "each"
     maker: Maker | None = None
+
+    def __post_init__(self) -> None:
+        if self.maker is None:
+            raise UserError("EachMaker needs a maker of single structures; give maker=...")
 
     @job
     def make(self, structures: Sequence[Structure]) -> Any:

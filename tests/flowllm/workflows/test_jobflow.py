@@ -91,6 +91,7 @@ def test_bad_settings_are_refused_before_anything_runs() -> None:
         (SampleMaker, {"n": 0}),
         (SampleMaker, {"options": {"temperatur": 1}}),
         (PredictMaker, {"options": {"num_samples": -1}}),
+        (EachMaker, {}),
         (RelaxMaker, {"potential": "unknown"}),
         (RelaxMaker, {"options": {"force_limit": -1}}),
     ):
