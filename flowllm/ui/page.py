@@ -202,9 +202,10 @@ def main() -> None:
             with lock, st.spinner("working"):
                 symbols = elements(text)
                 if symbols is None:
-                    found = predict(model, text, int(n), int(seed), relax), []
+                    crystals = predict(model, text, int(n), int(seed), relax)
+                    failures: list[str] = []
                 else:
-                    found = generate(
+                    crystals, failures = generate(
                         model,
                         symbols,
                         int(n),
@@ -214,7 +215,7 @@ def main() -> None:
         except flowllm.FlowLLMError as error:
             st.error(str(error))
         else:
-            st.session_state["found"] = (text, *found)
+            st.session_state["found"] = (text, crystals, failures)
         bar.empty()
     found_before: Any = st.session_state.get("found")
     if found_before is not None:
