@@ -82,9 +82,7 @@ def test_a_formula_has_the_same_predictions_in_every_list(
 ) -> None:
     run = predict("CuAu", 2, out=tmp_path / "one", potential=EMT_NAME, **FAST)
     ours, theirs = run.outcomes[0].predictions, alloys.outcomes[1].predictions
-    assert [
-        dataclasses.replace(p, structure=q.structure) for p, q in zip(ours, theirs, strict=True)
-    ]
+    assert [(p.gene, p.score) for p in ours] == [(p.gene, p.score) for p in theirs]
     assert all(same_bits(p.structure, q.structure) for p, q in zip(ours, theirs, strict=True))
 
 
