@@ -186,8 +186,7 @@ def check_units(formula: str, config: PredictionConfig) -> tuple[int, ...]:
         what = "a formula unit has" if smallest == 1 else f"{smallest} formula units have"
         raise UserError(
             f"{formula}: {what} {smallest * size} atoms, more than {config.max_atoms}; raise "
-            "max_atoms (--max-atoms)"
-            + ("" if smallest == 1 else ", or give a smaller z")
+            "max_atoms (--max-atoms)" + ("" if smallest == 1 else ", or give a smaller z")
         )
     return units
 

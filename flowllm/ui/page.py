@@ -147,7 +147,9 @@ def show(text: str, crystals: list[flowllm.Crystal], failures: list[str]) -> Non
         st.warning(f"{failures.count(reason)} missing: {reason}")
     if not crystals:
         return
-    st.download_button("Download all (CIF, zip)", archive(crystals), "crystals.zip")
+    st.download_button(
+        "Download all (CIF, zip)", archive(crystals), "crystals.zip", on_click="ignore"
+    )
     columns = st.columns(_COLUMNS)
     for place, crystal in enumerate(crystals):
         with columns[place % _COLUMNS], st.container(border=True):
@@ -156,7 +158,12 @@ def show(text: str, crystals: list[flowllm.Crystal], failures: list[str]) -> Non
             st.plotly_chart(figure, key=f"figure-{place}")
             st.caption(facts(place, crystal))
             st.download_button(
-                "CIF", cif(crystal), f"{crystal.id}.cif", "chemical/x-cif", key=f"cif-{place}"
+                "CIF",
+                cif(crystal),
+                f"{crystal.id}.cif",
+                "chemical/x-cif",
+                key=f"cif-{place}",
+                on_click="ignore",  # the page stays as it is
             )
 
 
