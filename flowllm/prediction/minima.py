@@ -7,18 +7,15 @@ displaced at random and relaxed freely; if that leads to a lower energy, the fre
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pymatgen.core import Lattice, Structure
 
-from flowllm.energy.calculators import accepted_elements, load_calculator
-from flowllm.energy.elements import holding_others
-from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
-from flowllm.system.isolation import Isolated, Lost
+from flowllm.energy.batched import relax_structures
+from flowllm.energy.isolated import IsolatedRelaxation
+from flowllm.energy.minimization import Relaxation, RelaxationConfig
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -31,7 +28,6 @@ FREE = RelaxationConfig(force_limit=0.02, stress_limit=0.1)  # tight: near a sad
 LOWER = 0.001  # eV/atom; a free crystal that is lower by less is not taken
 _DISPLACEMENT = 0.03  # Angstrom, standard deviation of each coordinate of an atom
 _STRAIN = 0.005  # standard deviation of each component
-_GRACE = 30.0  # seconds in which a step that began within the time limit may end
 
 
 def relaxer(calculator: Calculator) -> Relax:
@@ -40,7 +36,11 @@ def relaxer(calculator: Calculator) -> Relax:
     Args:
         calculator: the potential.
     """
-    return functools.partial(_relax_all, calculator)
+
+    def relax(structures: Sequence[Structure], config: RelaxationConfig) -> list[Relaxation]:
+        return relax_structures(structures, calculator, config=config)
+
+    return relax
 
 
 def isolated_relaxer(potential: str) -> Relax:
@@ -49,25 +49,11 @@ def isolated_relaxer(potential: str) -> Relax:
     Args:
         potential: name of a tested potential; see `flowllm.energy.calculators.load_calculator`.
     """
-    isolated: Isolated[tuple[Structure, RelaxationConfig], Relaxation] = Isolated(
-        functools.partial(load_calculator, potential, check=False),
-        _relax_one,
-        what=f"potential {potential}",
-    )
-    accepted = accepted_elements(potential)
+    isolated = IsolatedRelaxation(potential)
 
     def relax(structures: Sequence[Structure], config: RelaxationConfig) -> list[Relaxation]:
-        found = []
-        for structure in structures:
-            _, foreign = holding_others([structure], accepted)
-            if foreign:
-                found.append(failed(f"{potential} does not know {', '.join(foreign)}"))
-                continue
-            try:
-                found.append(isolated((structure, config), time_limit=config.time_limit + _GRACE))
-            except Lost as error:
-                found.append(failed(str(error)))
-        return found
+        ends = dict(isolated(structures, config))
+        return [ends[index] for index in range(len(structures))]
 
     return relax
 
@@ -109,15 +95,3 @@ def displaced(structure: Structure, rng: np.random.Generator) -> Structure:
     matrix = structure.lattice.matrix @ (np.eye(3) + (strain + strain.T) / 2)
     coords = structure.frac_coords + shifts @ np.linalg.inv(matrix)
     return Structure(Lattice(matrix), structure.species, coords)
-
-
-def _relax_all(
-    calculator: Calculator, structures: Sequence[Structure], config: RelaxationConfig
-) -> list[Relaxation]:
-    return [_relax_one(calculator, (structure, config)) for structure in structures]
-
-
-def _relax_one(calculator: Calculator, item: tuple[Structure, RelaxationConfig]) -> Relaxation:
-    calculator.reset()  # it must not take anything from the crystal before
-    structure, config = item
-    return relax_structure(structure, calculator, config=replace(config, trajectories=False))
