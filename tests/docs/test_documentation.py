@@ -12,7 +12,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,17 @@ import pandas as pd
 import pytest
 
 from flowllm.cli import cli
-from flowllm.crystals.io import write
+from flowllm.crystals.io import read, write
 from support import MP20_SAMPLE, ROOT, SALT, perovskite, run_command
+from training_support import ARCHITECTURE, NETWORK
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"bash", "python", "sh", "text", "yaml", ""}
 # Programs that blocks `sh` may call besides flowllm.
 OTHERS = {".", "accelerate", "apptainer", "conda", "docker", "eval", "git", "make", "pip", "python"}
 OTHERS |= {"OMP_NUM_THREADS=1", "MODEL=out"}
-NETWORK = ["network.width=8", "network.layers=1", "training.epochs=1", "training.warmup_steps=1"]
-PRIOR = [
-    *(f"model.architecture.{name}=16" for name in ("hidden_size", "intermediate_size")),
-    *(f"model.architecture.{name}=1" for name in ("num_hidden_layers", "num_attention_heads")),
-    *("training.epochs=1", "training.warmup_steps=1", "training.bf16=false"),
-]
+PRIOR = [*ARCHITECTURE, "training.epochs=1", "training.warmup_steps=1", "training.bf16=false"]
+REFINER = [*NETWORK, "training.epochs=1", "training.warmup_steps=1"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def smaller(words: list[str]) -> list[str]:
     if name == "train-llm":
         arguments = [a for a in arguments if "training." not in a] + PRIOR
     if name == "train-rfm":
-        arguments += NETWORK
+        arguments += REFINER
     return [name, *arguments]
 
 
@@ -120,6 +117,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small[:6].to_parquet("train.parquet")
     small[6:9].to_parquet("val.parquet")
     small[9:15].to_parquet("test.parquet")
+    rough = [replace(c, structure=c.structure.copy().perturb(0.1)) for c in read("train.parquet")]
+    write(rough, "rough.extxyz")
     write([SALT.get_primitive_structure()], "known.cif")
     write([perovskite().perturb(0.1)], "rough.cif")
     write([perovskite(), SALT.get_primitive_structure()], "other")

@@ -5,6 +5,7 @@ mkdocs-click knows neither the headings nor the defaults of `flowllm.cli.options
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,7 +66,7 @@ def _reference() -> list[str]:
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
     ctx = click.Context(command, info_name=name)
-    yield from (f"### {name}", "", command.help or "", "")
+    yield from (f"### {name}", "", inspect.cleandoc(command.help or ""), "")
     yield from ("```text", f"{name} {' '.join(command.collect_usage_pieces(ctx))}", "```", "")
     tables: dict[str, list[tuple[str, str]]] = {}
     last: list[tuple[str, str]] = []
@@ -78,12 +79,8 @@ def _command(name: str, command: click.Command) -> Iterator[str]:
             (last if section == "Run" else tables.setdefault(section, [])).append(record)
     for section, rows in {**tables, "Run": last}.items():
         yield from (f"| {section} | |", "|---|---|")
-        yield from (f"| `{left}` | {_escaped(right)} |" for left, right in map(_plain, rows))
+        yield from (f"| `{left}` | {_escaped(right)} |" for left, right in rows)
         yield ""
-
-
-def _plain(row: tuple[str, str]) -> tuple[str, str]:
-    return row[0].replace("|", r"\|"), row[1]
 
 
 def _escaped(text: str) -> str:

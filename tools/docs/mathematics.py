@@ -48,4 +48,8 @@ def makeExtension(**settings: Any) -> Formulas:  # noqa: N802
 
 
 def _mathml(latex: str, display: str) -> str:
-    return str(convert(html.unescape(latex).strip(), display=display))
+    formula = html.unescape(latex).strip()
+    converted = str(convert(formula, display=display))
+    if "\\" in converted or "&amp;" in converted:  # left as they were
+        raise ValueError(f"latex2mathml does not know a command in {formula!r}")
+    return converted
