@@ -9,7 +9,10 @@ from flowllm import FlowLLM
 
 def main(size: float = 0.15) -> None:
     rutile = crystal(
-        ["Ti", "O"], [(0, 0, 0), (0.305, 0.305, 0)], spacegroup=136, cellpar=[4.6, 4.6, 2.96] + [90] * 3
+        ["Ti", "O"],
+        [(0, 0, 0), (0.305, 0.305, 0)],
+        spacegroup=136,
+        cellpar=[4.6, 4.6, 2.96] + [90] * 3,
     )
     rough = rutile.copy()
     rough.rattle(size, seed=1)

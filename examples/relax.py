@@ -1,4 +1,4 @@
-"""Relax generated crystals with an ASE calculator: EMT here, a machine-learned potential in earnest."""
+"""Relax generated crystals with an ASE calculator, here EMT; in earnest a learned potential."""
 
 from flowllm import relax, run_sampling
 

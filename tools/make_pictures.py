@@ -124,7 +124,11 @@ def draw_refinement(sample: Sample) -> None:
     durations = [120] * len(few)
     durations[0] = durations[-1] = 1200
     few[0].save(
-        PICTURES / "refinement.gif", save_all=True, append_images=few[1:], duration=durations, loop=0
+        PICTURES / "refinement.gif",
+        save_all=True,
+        append_images=few[1:],
+        duration=durations,
+        loop=0,
     )
 
 
@@ -134,7 +138,9 @@ def draw_torus() -> None:
     x, y = np.array([0.82, 0.25]), np.array([0.15, 0.6])
     way = y - x - np.round(y - x)
     axes.plot([0, 1, 1, 0, 0], [0, 0, 1, 1, 0], color="0.5")
-    axes.annotate("", y, x, arrowprops={"arrowstyle": "-|>", "color": "0.75", "lw": 1.5, "ls": "--"})
+    axes.annotate(
+        "", y, x, arrowprops={"arrowstyle": "-|>", "color": "0.75", "lw": 1.5, "ls": "--"}
+    )
     for start in (x, x - [1, 0]):
         axes.annotate(
             "", start + way, start, arrowprops={"arrowstyle": "-|>", "color": "C0", "lw": 2}

@@ -1,8 +1,8 @@
 """Every command and every Python block of README and docs.
 
-A block `bash` or `python` runs, in the order of its page, in a folder with the files of `files`, and
-with the settings of `smaller`. Commands of blocks `sh` and of blocks without a language need a GPU,
-the network, an extra or hours: they are only parsed.
+A block `bash` or `python` runs, in the order of its page, in a folder with the files of `files`,
+and with the settings of `smaller`. Commands of blocks `sh` and of blocks without a language need a
+GPU, the network, an extra or hours: they are only parsed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from training_support import ARCHITECTURE, NETWORK
 
 from flowllm.cli import cli
 from flowllm.crystals.io import read, write
 from support import MP20_SAMPLE, ROOT, SALT, perovskite, run_command
-from training_support import ARCHITECTURE, NETWORK
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"bash", "python", "sh", "text", "yaml", ""}
 # Programs that blocks `sh` may call besides flowllm.
 OTHERS = {".", "accelerate", "apptainer", "conda", "docker", "eval", "git", "make", "pip", "python"}
-OTHERS |= {"OMP_NUM_THREADS=1", "MODEL=out"}
+OTHERS |= {"OMP_NUM_THREADS=1"}
 PRIOR = [*ARCHITECTURE, "training.epochs=1", "training.warmup_steps=1", "training.bf16=false"]
 REFINER = [*NETWORK, "training.epochs=1", "training.warmup_steps=1"]
 
@@ -80,9 +80,7 @@ def smaller(words: list[str]) -> list[str]:
     for place, word in enumerate(arguments[:-1]):
         if word == "-n":
             arguments[place + 1] = "2"
-        elif word == "--workers":
-            arguments[place + 1] = "1"
-        elif word == "--samples-per-target":
+        elif word in ("--workers", "--samples-per-target"):
             arguments[place + 1] = "1"
     if name == "sample" and "--no-refine" not in arguments or name == "refine":
         arguments += ["--steps", "10"]

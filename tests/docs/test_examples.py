@@ -11,14 +11,14 @@ from typing import Any
 import matplotlib
 import pandas as pd
 import pytest
+from training_support import ARCHITECTURE, NETWORK
 
 from support import MP20_SAMPLE, ROOT
-from training_support import ARCHITECTURE, NETWORK
 
 EXAMPLES = ROOT / "examples"
 PRIOR = [*ARCHITECTURE, "training.epochs=1", "training.bf16=false"]
 REFINER = [*NETWORK, "training.epochs=1"]
-# Arguments of `main` of the scripts, and the parameters of the notebooks; DATA is a file of crystals.
+# Arguments of `main` of the scripts, and parameters of the notebooks; DATA is a file of crystals.
 SMALL: dict[str, dict[str, Any]] = {
     "best_of.py": {"n": 1, "candidates": 2},
     "chemistry.py": {"n": 2},
