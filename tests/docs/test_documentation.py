@@ -1,8 +1,9 @@
 """Every command and every Python block of README and docs.
 
 A block `bash` or `python` runs, in the order of its page, in a folder with the files of `files`,
-and with the settings of `smaller`. Commands of blocks `sh` and of blocks without a language need a
-GPU, the network, an extra or hours: they are only parsed.
+and with the settings of `smaller`. What needs a GPU, the network, an extra or hours is in blocks `sh`
+and `py`: the commands are only parsed, the code is only compiled. Of blocks without a language the
+commands of flowllm are parsed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from flowllm.crystals.io import read, write
 from support import MP20_SAMPLE, ROOT, SALT, perovskite, run_command
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"bash", "python", "sh", "text", "yaml", ""}
+LANGUAGES = {"bash", "python", "sh", "py", "text", "yaml", ""}
 # Programs that blocks `sh` may call besides flowllm.
 OTHERS = {".", "accelerate", "apptainer", "conda", "docker", "eval", "git", "make", "pip", "python"}
 OTHERS |= {"OMP_NUM_THREADS=1"}
@@ -139,9 +140,16 @@ def test_the_blocks_of_a_page_run(page: Path, files: Path) -> None:
                 said = f"{place}: {shlex.join(words)}\n{result.output}"
                 # Models of one step of training may make no crystal.
                 assert result.exit_code in ({0, 1} if "--refiner" in words else {0}), said
-        elif block.language in ("sh", ""):
+        elif block.language == "py":
+            compile(block.text, place, "exec")
+        elif block.language == "sh":
             for words in commands(block):
                 check_command(words, place)
+        elif block.language == "":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if line.startswith(("flowllm ", "python ")):
+                    for words in commands(replace(block, text=line)):
+                        check_command(words, place)
 
 
 def check_command(words: list[str], place: str) -> None:
