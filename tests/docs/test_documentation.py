@@ -1,9 +1,9 @@
 """Every command and every Python block of README and docs.
 
 A block `bash` or `python` runs, in the order of its page, in a folder with the files of `files`,
-and with the settings of `smaller`. What needs a GPU, the network, an extra or hours is in blocks `sh`
-and `py`: the commands are only parsed, the code is only compiled. Of blocks without a language the
-commands of flowllm are parsed.
+and with the settings of `smaller`. What needs a GPU, the network, an extra or hours is in blocks
+`sh` and `py`: the commands are only parsed, the code is only compiled. Of blocks without a language
+the commands of flowllm are parsed.
 """
 
 from __future__ import annotations
