@@ -85,6 +85,8 @@ def smaller(words: list[str]) -> list[str]:
             arguments[place + 1] = "1"
     if name == "sample" and "--no-refine" not in arguments or name == "refine":
         arguments += ["--steps", "10"]
+    if name == "predict" and "--num-samples" not in arguments:
+        arguments += ["--num-samples", "1"]
     if name == "train-llm":
         arguments = [a for a in arguments if "training." not in a] + PRIOR
     if name == "train-rfm":

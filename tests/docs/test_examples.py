@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "elements.py": {"n": 1},
     "evaluate.py": {"n": 2},
     "generate.py": {"n": 2},
+    "predict.py": {"n": 1},
     "refine_rattled.py": {},
     "relax.py": {"n": 1},
     "templates.py": {"n": 2},
