@@ -183,10 +183,10 @@ def check_units(formula: str, config: PredictionConfig) -> tuple[int, ...]:
     units = tuple(number for number in config.z if number * size <= config.max_atoms)
     smallest = min(config.z, default=1)
     if smallest * size > config.max_atoms:
+        what = "a formula unit has" if smallest == 1 else f"{smallest} formula units have"
         raise UserError(
-            f"{formula}: {smallest} formula units have {smallest * size} atoms, more than "
-            f"{config.max_atoms}; raise max_atoms (--max-atoms)"
-            + ("" if smallest == 1 else ", or give a smaller z")
+            f"{formula}: {what} {smallest * size} atoms, more than {config.max_atoms}; raise "
+            "max_atoms (--max-atoms)" + ("" if smallest == 1 else ", or give a smaller z")
         )
     return units
 

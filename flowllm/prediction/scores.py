@@ -10,7 +10,8 @@ to the probability
 
 that the candidate c is the structure of the formula, if one of the candidates is. The share a of
 the templates in p and the width w are those under which the observed structures are likeliest (a
-conditional logit). `tools/fit_prediction.py` fits them and says on which crystals.
+conditional logit). `tools/fit_prediction.py` fits them and says on which crystals;
+`bundled/weights.json` has how many. While it says that none was relaxed, w is a guess.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_units_that_fit() -> None:
     assert check_units("SrTiO3", PredictionConfig(z=(1, 4, 8))) == (1, 4)
     with pytest.raises(UserError, match="NaCl: 11 formula units have 22 atoms, more than 20; rai"):
         check_units("NaCl", PredictionConfig(z=(11,)))
-    with pytest.raises(UserError, match="1 formula units have 5 atoms, more than 4"):
+    with pytest.raises(UserError, match="SrTiO3: a formula unit has 5 atoms, more than 4"):
         check_units("SrTiO3", PredictionConfig(max_atoms=4))
 
 
