@@ -31,6 +31,8 @@ NEEDED = {
     "pair": "nacl.cif",
     "train-rfm": "--config rfm/uniform --data nacl.cif",
     "data": "nacl.cif out.csv",
+    "show": "nacl.cif",
+    "ui": "",
     "templates build": "nacl.cif --out library.parquet",
     "doctor": "",
 }

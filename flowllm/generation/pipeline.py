@@ -6,6 +6,7 @@ Structures come out of this module as they go in: pymatgen `Structure` or ASE `A
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ from flowllm.generation.selection import (
     flow_scores,
     prior_scores,
 )
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from flowllm.hub.card import CARD_FILE
+from flowllm.hub.locate import PRIOR, REFINER, resolve_pair
+from flowllm.hub.publication import check_repo_id, model_card, push_to_hub
 from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
+from flowllm.system.files import publish
 from flowllm.system.options import check_count, from_arguments
 from llm_prior import Prior, propose
 from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
@@ -74,8 +78,10 @@ class FlowLLM:
         """Load both models.
 
         Args:
-            prior: folder or hub id; None takes the bundled prior.
-            refiner: folder or hub id; None takes the bundled refiner.
+            prior: folder or hub id of a prior, or of a pair (see `save_pretrained`); None takes the
+                bundled prior.
+            refiner: folder or hub id; None takes that of the pair that `prior` names, else the
+                bundled one.
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
         Returns:
@@ -88,10 +94,64 @@ class FlowLLM:
             RefinerError: if the refiner is damaged.
         """
         where = pick_device(device)
+        prior_folder, refiner_folder = resolve_pair(prior, refiner)
         return cls(
-            Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=where),
-            Refiner.from_pretrained(resolve(refiner, BUNDLED_REFINER), device=where),
+            Prior.from_pretrained(prior_folder, device=where),
+            Refiner.from_pretrained(refiner_folder, device=where),
         )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the models to `prior/` and `refiner/` of a new folder, with a model card.
+
+        Weights are safetensors files. `FlowLLM.from_pretrained(folder)` loads both again.
+
+        Args:
+            folder: must not exist, or be empty. It appears whole or not at all.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: if the folder is not empty, or there is no model to save.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} exists; choose another name, or an empty folder")
+        if self.prior is None and self.refiner is None:
+            raise UserError("there is neither a prior nor a refiner to save")
+
+        def save(place: Path) -> None:
+            place.mkdir()
+            if self.prior is not None:
+                self.prior.save_pretrained(place / PRIOR)
+            if self.refiner is not None:
+                self.refiner.save_pretrained(place / REFINER)
+            (place / CARD_FILE).write_text(model_card(place, folder.name), encoding="utf-8")
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return publish(folder, save)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the models as one repository of the Hugging Face hub.
+
+        `FlowLLM.from_pretrained(repo_id)` loads both again.
+
+        Args:
+            repo_id: `OWNER/NAME` on the hub.
+            private: make a private repository; an existing one stays as it is.
+            token: access token of the hub; None: the one that `hf auth login` stored.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: see `flowllm.push_to_hub`.
+        """
+        check_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as folder:
+            place = self.save_pretrained(Path(folder) / repo_id.rpartition("/")[2])
+            (place / CARD_FILE).unlink()  # the one that is made there has the id of the hub
+            return push_to_hub(place, repo_id, private=private, token=token)
 
     def sample(self, n: int, config: SamplingConfig | None = None, **options: Any) -> list[Sample]:
         """Generate `n` crystals.

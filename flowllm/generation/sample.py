@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.crystal import Crystal
 from flowllm.errors import InvalidCrystal
 from flowllm.runs.records import CrystalRecord, Frame
 
@@ -76,6 +77,14 @@ class Sample:
                 sample.failure = f"prior: {error.reason}"
         sample.structure = sample.prior_structure
         return sample
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Show the final crystal in a notebook; a failed sample is shown as text."""
+        if self.structure is None:
+            return {}
+        from flowllm.crystals.views.notebook import mimebundle
+
+        return mimebundle(Crystal(id=self.id, structure=self.structure), include, exclude)
 
     def add_refinement(self, refinement: Refinement) -> None:
         """Take the structure, or the failure, of a refinement of `prior_structure`.

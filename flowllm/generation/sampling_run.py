@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from flowllm.errors import UserError
 from flowllm.generation.capabilities import check_request
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from flowllm.hub.locate import (
+    BUNDLED_PRIOR,
+    BUNDLED_REFINER,
+    announce,
+    identity,
+    resolve,
+    resolve_pair,
+)
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
@@ -53,8 +60,9 @@ def run_sampling(
         config: the request; None: the defaults.
         out: folder for `manifest.json`, `shards/` and, at the end, `samples.parquet`,
             `samples.extxyz` and `cif/`.
-        prior: folder or hub id; None takes the bundled prior.
-        refiner: folder or hub id; None takes the bundled refiner.
+        prior: folder or hub id of a prior or a pair; None takes the bundled prior.
+        refiner: folder or hub id; None takes that of the pair that `prior` names, else the bundled
+            one.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: number of processes; it does not change the result.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
@@ -77,8 +85,11 @@ def run_sampling(
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
     check_folder(out, MANIFEST)
     check_device(device)
-    prior_folder = resolve(prior, BUNDLED_PRIOR)
-    refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
+    refiner_folder: Path | None = None
+    if config.refine:
+        prior_folder, refiner_folder = resolve_pair(prior, refiner)
+    else:
+        prior_folder = resolve(prior, BUNDLED_PRIOR)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.crystals.formulas import KnownFormulas

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.energy.calculators import load_calculator
 from flowllm.energy.hull import hull_distances
@@ -110,6 +111,12 @@ class Prediction:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "structure"}
         properties = {name: value for name, value in values.items() if value is not None}
         return CrystalRecord(id=self.id, structure=self.structure, properties=properties)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Show the structure in a notebook."""
+        from flowllm.crystals.views.notebook import mimebundle
+
+        return mimebundle(Crystal(id=self.id, structure=self.structure), include, exclude)
 
     @classmethod
     def from_record(cls, record: CrystalRecord) -> Prediction:

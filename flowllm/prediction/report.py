@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import jinja2
 import numpy as np
 import plotly.graph_objects as go
 from markupsafe import Markup
@@ -16,8 +15,9 @@ from pymatgen.analysis.diffraction.xrd import XRDCalculator
 from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.views.figure import ball_figure
+from flowllm.crystals.views.page import Card, environment
 from flowllm.evaluation.report.charts import Panel
-from flowllm.evaluation.report.gallery import Card, ball_figure
 from flowllm.prediction.prediction import FormulaOutcome, Prediction
 from flowllm.prediction.summary import NAMES, heads, table_rows
 
@@ -38,8 +38,8 @@ class _Section:
     formula: str
     heads: list[str]
     rows: list[list[str]]
-    panels: list[tuple[Panel, Markup]]
-    cards: list[tuple[Card, Markup]]
+    panels: list[Panel]
+    cards: list[Card]
 
 
 def report_page(run: PredictionRun) -> str:
@@ -59,21 +59,10 @@ def report_page(run: PredictionRun) -> str:
         if run.has_potential
         else "Ranked by the likelihood of the sources, without energies; not relaxed."
     )
-    page = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [
-                jinja2.PackageLoader("flowllm.prediction", "."),
-                jinja2.PackageLoader("flowllm.evaluation.report", "."),
-            ]
-        ),
-        autoescape=True,  # ids of templates are text of the user
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = [outcome.formula for outcome in run.outcomes]
     title = ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")
-    return page.get_template("prediction.html").render(
+    page = environment("flowllm.prediction").get_template("prediction.html")
+    return page.render(
         title=title,
         about=about,
         problems=problems,
@@ -116,8 +105,8 @@ def _section(outcome: FormulaOutcome) -> _Section:
         formula=outcome.formula,
         heads=[NAMES[name] for name in names],
         rows=[[row.get(name, "-") for name in names] for row in rows],
-        panels=[(panel, _json(panel.figure)) for panel in panels],
-        cards=[(card, _json(card.figure)) for card in map(_card, outcome.predictions[:_CARDS])],
+        panels=panels,
+        cards=[_card(prediction) for prediction in outcome.predictions[:_CARDS]],
     )
 
 
@@ -189,8 +178,3 @@ def _figure(x: str, y: str) -> go.Figure:
             "margin": {"l": 60, "r": 10, "t": 10, "b": 50},
         }
     )
-
-
-def _json(figure: go.Figure) -> Markup:
-    """Return a figure as JSON; plotly escapes characters that could end a script element."""
-    return Markup(figure.to_json(engine="json"))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import FlowLLMError, UserError, one_line
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from flowllm.hub.locate import BUNDLED_PRIOR, announce, identity, resolve, resolve_pair
 from flowllm.prediction.config import MATERIALS_PROJECT, PredictionConfig
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
@@ -88,8 +88,9 @@ def predict(
         config: the request; None: the defaults.
         out: folder for `manifest.json`, `shards/` and, at the end, `predictions.parquet`,
             `predictions.extxyz`, `cif/FORMULA-RANK.cif` and, if plotly is installed, `report.html`.
-        prior: folder or hub id; None takes the bundled prior.
-        refiner: folder or hub id; None takes the bundled refiner.
+        prior: folder or hub id of a prior or a pair; None takes the bundled prior.
+        refiner: folder or hub id; None takes that of the pair that `prior` names, else the bundled
+            one.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: formulas at a time, each in a process; it does not change the result.
         device: of the models: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
@@ -124,10 +125,12 @@ def predict(
     _check_sizes(asked, config)
     library_file = library_path(config)
     library = read_library(library_file)  # before the models are loaded
-    prior_folder = resolve(prior, BUNDLED_PRIOR) if config.num_samples else None
-    refiner_folder = None
+    prior_folder: Path | None = None
+    refiner_folder: Path | None = None
     if config.num_samples and config.refine:
-        refiner_folder = resolve(refiner, BUNDLED_REFINER)
+        prior_folder, refiner_folder = resolve_pair(prior, refiner)
+    elif config.num_samples:
+        prior_folder = resolve(prior, BUNDLED_PRIOR)
     hull_data = read_hull_data(config, asked)
     where = pick_device(device) if config.num_samples else "cpu"  # the first to import torch
     energy = load_energies(config, *hull_data)
