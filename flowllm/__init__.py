@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowllm.training.refiner import train_refiner
     from rfm import Refinement
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "flowllm.crystals.crystal": ("Crystal",),
