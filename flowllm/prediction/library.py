@@ -369,6 +369,21 @@ def build_library(
     return library
 
 
+def library_file(name: str | Path) -> Path:
+    """Return the file of a library.
+
+    Args:
+        name: `bundled`, or a file that `TemplateLibrary.write` made.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path = BUNDLED if str(name) == "bundled" else Path(name)
+    if not path.is_file():
+        raise UserError(f"{path}: no such template library; {_BUILD}, or name bundled")
+    return path
+
+
 @cache
 def bundled() -> TemplateLibrary:
     """Return the bundled library: 26,243 crystals of MP-20 train."""

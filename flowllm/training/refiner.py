@@ -44,7 +44,7 @@ def train_refiner(
     Args:
         config: recipe by name (`rfm/small`) or path.
         pairs: files made by `flowllm pair` for `base.kind: llm`, or by `flowllm pair --samples` for
-            `base.kind: file`.
+            `base.kind: file`; either kind also takes files of `flowllm pair --templates`.
         data: crystals for `base.kind: uniform` (FlowMM, arXiv 2406.04713), which needs no language
             model.
         out: run folder: `run.json`, `checkpoint-STEP/`, `validation.csv` (see
