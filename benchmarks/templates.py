@@ -32,9 +32,9 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
-from flowllm.prediction.library import TemplateLibrary, bundled
-from flowllm.prediction.ranking import Ranking, fitted
-from flowllm.prediction.templates import MAX_ATOMS, propose_templates
+from flowllm.templates.library import TemplateLibrary, bundled
+from flowllm.templates.ranking import Ranking, fitted
+from flowllm.templates.proposals import MAX_ATOMS, propose_templates
 from llm_prior.text import SYMBOLS
 
 SHOWN = 5  # proposals for a target

@@ -47,7 +47,7 @@ def pair(
     is trained on such pairs with `base.kind: file`.
 
     With `templates` the base crystals are the likeliest templates of each target's composition,
-    without those of its own formula (`flowllm.prediction.templates`). A refiner can be trained on
+    without those of its own formula (`flowllm.templates.proposals`). A refiner can be trained on
     them alone, or together with samples of a prior or of a file.
 
     Args:
@@ -81,7 +81,7 @@ def pair(
     _check_origin(config, samples=samples, templates=templates, prior=prior)
     # Imported after the checks, so that they need no torch.
     if templates is not None:
-        from flowllm.prediction.library import library_file
+        from flowllm.templates.library import library_file
         from flowllm.training.pairing.template_pairs import pair_templates
 
         return pair_templates(
@@ -115,6 +115,4 @@ def _check_origin(
     name, unused = ("templates", _DRAWS) if templates else ("samples", (*_DRAWS, _PER_TARGET))
     changed = [field for field in unused if getattr(config, field) != getattr(_DEFAULTS, field)]
     if prior is not None or changed:
-        raise UserError(
-            f"{name} take the place of a prior; leave out {(changed or ['prior'])[0]}"
-        )
+        raise UserError(f"{name} take the place of a prior; leave out {(changed or ['prior'])[0]}")

@@ -12,8 +12,8 @@ from pymatgen.core import Composition, Lattice, Structure
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import UserError
-from flowllm.prediction.library import build_library
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.library import build_library
+from flowllm.templates.proposals import propose_templates
 from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs, write_pairs
 from flowllm.training.refiner import train_refiner

@@ -1,6 +1,6 @@
-"""Prediction: from a formula to structures.
+"""Templates: known crystals whose elements are replaced.
 
-- `templates`: proposals from known crystals with other elements;
+- `proposals`: structures for a composition;
 - `library`: the known crystals, as compact records in one file; `prototypes`: their space groups
   and Wyckoff letters without elements;
 - `ranking`: the distance of a template from a composition, and the volume of its cell.

@@ -13,8 +13,8 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.symmetry import Symmetry
 from flowllm.errors import UserError
-from flowllm.prediction.library import TemplateLibrary, bundled
-from flowllm.prediction.ranking import Ranking, fitted
+from flowllm.templates.library import TemplateLibrary, bundled
+from flowllm.templates.ranking import Ranking, fitted
 from llm_prior.prompts import parse_composition
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
@@ -29,7 +29,7 @@ class Proposal:
     Attributes:
         template: id of the nearest template that has the gene.
         rank: 1 for the likeliest.
-        distance: of the composition from the template; see `flowllm.prediction.ranking`.
+        distance: of the composition from the template; see `flowllm.templates.ranking`.
         log_probability: of the gene among all genes that templates have for the composition.
         crystal: the structure as space group, orbits and free parameters.
     """

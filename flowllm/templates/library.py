@@ -28,7 +28,7 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.descriptions import CrystalRow, describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
-from flowllm.prediction.prototypes import MAX_ELEMENTS, Prototype, place
+from flowllm.templates.prototypes import MAX_ELEMENTS, Prototype, place
 from flowllm.system.files import publish
 from flowllm.system.tables import check_absent
 from llm_prior import TextFormat
