@@ -33,8 +33,8 @@ from flowllm.crystals.io import Crystal, read
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
 from flowllm.templates.library import TemplateLibrary, bundled
-from flowllm.templates.ranking import Ranking, fitted
 from flowllm.templates.proposals import MAX_ATOMS, propose_templates
+from flowllm.templates.ranking import Ranking, fitted
 from llm_prior.text import SYMBOLS
 
 SHOWN = 5  # proposals for a target

@@ -358,8 +358,8 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
     def identity(self) -> dict[str, Any]:
         """Return the request as plain JSON for manifests; equal requests give equal JSON.
 
-        `novel_to` and `like` are left out, as the caller hashes their files. `composition` and `crystal_system`
-        are in the conditions.
+        `novel_to` and `like` are left out, as the caller hashes their files. `composition` and
+        `crystal_system` are in the conditions.
         """
         left_out = ("novel_to", "like", "composition", "crystal_system", "batch_size")
         values = {name: getattr(self, name) for name in specs(self) if name not in left_out}

@@ -28,9 +28,9 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.descriptions import CrystalRow, describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
-from flowllm.templates.prototypes import MAX_ELEMENTS, Prototype, place
 from flowllm.system.files import publish
 from flowllm.system.tables import check_absent
+from flowllm.templates.prototypes import MAX_ELEMENTS, Prototype, place
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffDescription
 from llm_prior.text import SYMBOLS

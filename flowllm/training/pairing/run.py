@@ -1,4 +1,4 @@
-"""Pairing: base crystals from a prior, from templates or from a file, aligned to their targets (`flowllm pair`).
+"""Pairing: base crystals from a prior, templates or a file, aligned to targets (`flowllm pair`).
 
 Options and paths are checked before torch is imported.
 """

@@ -11,11 +11,11 @@ from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
-from flowllm.templates.library import TemplateLibrary, library_file
-from flowllm.templates.proposals import Proposal, propose_templates
 from flowllm.runs.sharded import Batch, Progress, default_batch_size, run_job
 from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
+from flowllm.templates.library import TemplateLibrary, library_file
+from flowllm.templates.proposals import Proposal, propose_templates
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
 from llm_prior.errors import PriorError
