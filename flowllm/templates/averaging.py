@@ -14,7 +14,7 @@ from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 
 # Templates further from the first one are other structures, or the same with another origin. They
 # are left out.
-CLOSE_COORDINATE = 0.06  # of an edge of the conventional cell
+CLOSE_COORDINATE = 0.04  # of an edge of the conventional cell
 CLOSE_LENGTH = 0.15  # of the logarithm of a length
 CLOSE_ANGLE = 8.0  # degrees
 FloatArray = NDArray[np.float64]

@@ -22,7 +22,7 @@ def rutile(x: float, a: float = 4.6, c: float = 3.0, letter: str = "f") -> Wycko
 
 @given(
     x=st.floats(0.28, 0.33),
-    step=st.floats(-0.05, 0.05),
+    step=st.floats(-0.039, 0.039),
     grow=st.floats(-0.1, 0.1),
     weight=st.floats(0.01, 1),
 )
