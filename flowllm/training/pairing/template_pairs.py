@@ -87,7 +87,7 @@ def _pair_batch(
     batch: Batch,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    records = []
+    records: list[dict[str, Any]] = []
     for index in range(batch.start, batch.start + batch.count):
         place, rank = divmod(index, per_target)
         if rank == 0 or not records:
