@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.generation.sample import Sample
     from flowllm.generation.sampling_run import run_refinement, run_sampling
+    from flowllm.prediction.config import PredictionConfig
+    from flowllm.prediction.prediction import Prediction
+    from flowllm.prediction.run import predict
     from flowllm.training.prior import train_prior
     from flowllm.training.refiner import train_refiner
     from rfm import Refinement
@@ -39,6 +42,9 @@ _NAMES = {
     "flowllm.generation.pipeline": ("FlowLLM",),
     "flowllm.generation.sample": ("Sample",),
     "flowllm.generation.sampling_run": ("run_refinement", "run_sampling"),
+    "flowllm.prediction.config": ("PredictionConfig",),
+    "flowllm.prediction.prediction": ("Prediction",),
+    "flowllm.prediction.run": ("predict",),
     "flowllm.training.prior": ("train_prior",),
     "flowllm.training.refiner": ("train_refiner",),
     "rfm": ("Refinement",),
@@ -51,6 +57,8 @@ __all__ = [
     "FlowLLM",
     "FlowLLMError",
     "InvalidCrystal",
+    "Prediction",
+    "PredictionConfig",
     "PriorError",
     "Refinement",
     "RefinementConfig",
@@ -61,6 +69,7 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "predict",
     "read",
     "relax",
     "run_refinement",

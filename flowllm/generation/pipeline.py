@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 from pymatgen.core import IStructure, Structure
@@ -39,6 +39,10 @@ from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
 from rfm import Failure, Refinement, Refiner, find_symmetries
 from rfm import refine as refine_structures
 
+if TYPE_CHECKING:
+    from flowllm.prediction.config import PredictionConfig
+    from flowllm.prediction.prediction import Prediction
+
 
 class FlowLLM:
     """A text prior and a refiner (Sriram et al. 2024, arXiv 2410.23405).
@@ -58,6 +62,7 @@ class FlowLLM:
         self.prior = prior
         self.refiner = refiner
         self.potential = potential
+        self.energies: Any = None  # of `predict`, kept for its next call
 
     @classmethod
     def from_pretrained(
@@ -306,6 +311,37 @@ class FlowLLM:
         )
         for place, result in zip(places, results, strict=True):
             samples[place].add_refinement(result)
+
+    def predict(
+        self, formula: str, n: int = 5, config: PredictionConfig | None = None, **options: Any
+    ) -> list[Prediction]:
+        """Predict the structure of a formula: candidates, ranked, the best first.
+
+        Candidates come from templates (known crystals with other elements) and from the prior;
+        `potential="chgnet"` relaxes them and ranks by energy. `flowllm.predict` does the same for
+        many formulas into a run folder.
+
+            model.predict("LiFePO4", n=5, potential="chgnet")
+
+        Args:
+            formula: such as `NaCl`; the number of formula units is open unless `z` is given.
+            n: number of structures at most.
+            config: the request; None: the defaults.
+            **options: fields of `flowllm.PredictionConfig`; they replace those of `config`.
+
+        Returns:
+            At most `n` predictions.
+
+        Raises:
+            UserError: if the formula fits into no cell of the request or has no candidate, an
+                option, a file or the potential is bad, or the potential fails on every candidate.
+            PriorError: if it is no formula.
+        """
+        from flowllm.prediction.config import PredictionConfig
+        from flowllm.prediction.prediction import predict_structures
+
+        config = from_arguments(PredictionConfig, options, base=config)
+        return predict_structures(self, formula, n, config)
 
     def refine(
         self,

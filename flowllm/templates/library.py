@@ -88,6 +88,7 @@ class Family:
         rows: (T,) places in the library.
         elements: (T, k) atomic numbers in the slots of the prototype.
         num_atoms: (T,) atoms of the primitive cell.
+        spacegroups: (T,) International numbers.
         e_above_hull: (T,) eV/atom; 0 where it is not known.
         prototypes: (T,) number of the prototype.
         swaps: the swaps (s, k) of each prototype by number; see `prototypes.Placement`.
@@ -97,6 +98,7 @@ class Family:
     rows: NDArray[np.int64]
     elements: NDArray[np.int64]
     num_atoms: NDArray[np.int64]
+    spacegroups: NDArray[np.int64]
     e_above_hull: NDArray[np.float64]
     prototypes: NDArray[np.int64]
     swaps: dict[int, NDArray[np.int64]]
@@ -327,6 +329,7 @@ class TemplateLibrary:
             rows=rows,
             elements=self._lists["elements"].block(rows, len(counts)),
             num_atoms=self._lists["counts"].block(rows, len(counts)).sum(1),
+            spacegroups=self._groups[rows].astype(np.int64),
             e_above_hull=self._hull[rows],
             prototypes=prototypes,
             swaps=swaps,

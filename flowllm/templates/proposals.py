@@ -16,7 +16,7 @@ from flowllm.errors import UserError
 from flowllm.templates.averaging import average
 from flowllm.templates.library import TemplateLibrary, bundled
 from flowllm.templates.ranking import Ranking, fitted
-from llm_prior.prompts import parse_composition
+from llm_prior.prompts import parse_composition, render_formula
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 
@@ -30,6 +30,7 @@ class Proposal:
 
     Attributes:
         template: id of the likeliest template that has the gene.
+        template_formula: reduced formula of that template.
         rank: 1 for the likeliest.
         distance: of the composition from the template; see `flowllm.templates.ranking`.
         log_probability: of the gene among all genes that templates have for the composition.
@@ -37,6 +38,7 @@ class Proposal:
     """
 
     template: str
+    template_formula: str
     rank: int
     distance: float
     log_probability: float
@@ -59,6 +61,7 @@ def propose_templates(
     n: int = 5,
     max_atoms: int = MAX_ATOMS,
     formula_units: Collection[int] = (),
+    spacegroups: Collection[int] = (),
     exclude_formula: bool = False,
     exclude_ids: Collection[str] = (),
     scale: bool = True,
@@ -77,6 +80,7 @@ def propose_templates(
         n: number of structures at most.
         max_atoms: atoms of the largest primitive cell.
         formula_units: numbers of reduced formulas in the primitive cell; empty: all.
+        spacegroups: numbers of the groups that may come out; empty: all.
         exclude_formula: leave out templates of the same reduced formula.
         exclude_ids: leave out these templates.
         scale: change the volume of each cell by `Ranking.growth`, and average; False: the likeliest
@@ -108,6 +112,8 @@ def propose_templates(
     if family is None:
         return []
     kept = np.isin(family.num_atoms, [number for number in sizes if number <= max_atoms])
+    if spacegroups:
+        kept &= np.isin(family.spacegroups, list(spacegroups))
     if exclude_ids:
         unwanted = set(exclude_ids)
         kept &= [library.ids[row] not in unwanted for row in family.rows]
@@ -136,6 +142,7 @@ def propose_templates(
         proposals.append(
             Proposal(
                 template=library.ids[int(family.rows[chosen[template]])],
+                template_formula=_formula(family.elements[chosen[template]], counts),
                 rank=rank,
                 distance=float(distances[template, way]),
                 log_probability=log_probability,
@@ -152,6 +159,12 @@ def _slots(formula: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     order = np.argsort(counts, kind="stable")
     numbers = np.array([SYMBOLS.index(symbol) + 1 for symbol in amounts])
     return numbers[order], counts[order] // np.gcd.reduce(counts)
+
+
+def _formula(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
+    """Return the reduced formula of elements (k,) with amounts (k,)."""
+    symbols = [SYMBOLS[number - 1] for number in elements]
+    return render_formula(dict(zip(symbols, counts.tolist(), strict=True)))
 
 
 def _likeliest(

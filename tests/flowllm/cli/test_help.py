@@ -21,6 +21,7 @@ from support import run_command
 
 # The function behind each command, apart from `data` and `doctor`.
 FUNCTIONS = {
+    "predict": "prediction.run:predict",
     "sample": "generation.sampling_run:run_sampling",
     "refine": "generation.sampling_run:run_refinement",
     "mutate": "generation.mutation:mutate",
