@@ -46,7 +46,9 @@ class _Steps:
         )
 
 
-def average(crystals: Sequence[WyckoffCrystal], weights: Sequence[float] | FloatArray) -> WyckoffCrystal:
+def average(
+    crystals: Sequence[WyckoffCrystal], weights: Sequence[float] | FloatArray
+) -> WyckoffCrystal:
     """Return the first crystal with the mean free parameters of those that are close to it.
 
     Lengths are averaged by their logarithms. Crystals with other letters, another group, or a

@@ -64,9 +64,7 @@ def test_orbits_of_one_kind_are_matched_by_their_coordinates_across_the_cell() -
 
 def test_proposals_are_means_and_keep_their_group() -> None:
     (mean,) = propose_templates("TiO2", n=1, formula_units=[2], exclude_formula=True)
-    (one,) = propose_templates(
-        "TiO2", n=1, formula_units=[2], exclude_formula=True, scale=False
-    )
+    (one,) = propose_templates("TiO2", n=1, formula_units=[2], exclude_formula=True, scale=False)
     assert mean.gene == one.gene and mean.template == one.template
     assert mean.crystal.cell[0] / mean.crystal.cell[1] != pytest.approx(
         one.crystal.cell[0] / one.crystal.cell[1], rel=1e-4
