@@ -1,7 +1,7 @@
 """Crystals with a requested composition and space group, from a prior of the layout `wyckoff`.
 
     OMP_NUM_THREADS=1 python benchmarks/space_groups.py ../shared/data/mp20/val.parquet \
-        --prior runs/wyckoff/model
+        --prior bundled:wyckoff
 
 Draws the pairs from the crystals of DATA and asks for each one several times, one text each. The
 group of a sample is the one that spglib finds in its structure (symprec of pymatgen's
@@ -67,7 +67,12 @@ def judge(request: dict[str, Any], proposal: Proposal) -> str:
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--prior", "folder", required=True, help="Folder of a prior of the layout wyckoff.")
+@click.option(
+    "--prior",
+    "folder",
+    required=True,
+    help="Prior of the layout wyckoff: folder, hub id or bundled:wyckoff.",
+)
 @click.option("--pairs", default=200, show_default=True)
 @click.option("--samples", default=10, show_default=True, help="Samples of each pair.")
 @click.option("--sites/--no-sites", default=True, show_default=True, help="Time bundled:sites.")
@@ -78,7 +83,7 @@ def main(
 ) -> None:
     """Print the figures for pairs of composition and space group of DATA."""
     torch.set_num_threads(1)
-    prior = Prior.from_pretrained(folder)
+    prior = Prior.from_pretrained(resolve(folder, BUNDLED_PRIOR))
     others = Prior.from_pretrained(resolve("bundled:sites", BUNDLED_PRIOR)) if sites else None
     crystals = read(data, max_atoms=prior.fmt.max_atoms, skip_invalid=True)
     requests = []

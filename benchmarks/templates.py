@@ -116,7 +116,7 @@ def plain_distance() -> Ranking:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-n", default=1000, show_default=True, help="Targets, drawn at random.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--formulas", default=200, show_default=True, help="Formulas with polymorphs.")
+@click.option("--formulas", default=100, show_default=True, help="Formulas with polymorphs.")
 @click.option("--templates", type=click.Path(path_type=Path), help="Library; default: bundled.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
 def main(

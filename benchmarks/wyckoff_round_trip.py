@@ -1,20 +1,24 @@
 """Round trip of the `wyckoff` text: which crystals come back, and how long the texts are.
 
     OMP_NUM_THREADS=1 python benchmarks/wyckoff_round_trip.py ../shared/data/mp20/train.parquet \\
-        ../shared/data/mp20/val.parquet --limit 2000 --llama-tokenizer llama_tokenizer.json
+        ../shared/data/mp20/val.parquet --llama-tokenizer llama_tokenizer.json
 
 Every crystal is encoded, decoded to its primitive Niggli cell and compared by pymatgen's
 StructureMatcher with its defaults. Those that do not come back are listed with the reason. Also
 printed: the root mean square displacement (in units of (V/N)^(1/3), as StructureMatcher has it) of
 those that do, the strain of the cell by rounding (largest relative change of a length in any
 direction), the share whose decoded crystal has exactly the group of its text (spglib at 0.01
-Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding.
+Angstrom), fields and tokens per crystal, the longest axis, and the time of encoding. The crystals
+come in random order and the figures so far are printed after every 1,000, so a run that is stopped
+has told those of a random sample.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -35,6 +39,8 @@ from llm_prior.wyckoff import (
     to_text,
 )
 
+_REPORTED = 1000  # crystals
+
 
 def strain(exact: WyckoffCrystal, rounded: WyckoffCrystal) -> float:
     """Return the largest relative change of a length in any direction."""
@@ -43,9 +49,54 @@ def strain(exact: WyckoffCrystal, rounded: WyckoffCrystal) -> float:
     return float(np.abs(np.linalg.svd(change, compute_uv=False) - 1).max())
 
 
+@dataclass
+class Figures:
+    """What has been found so far."""
+
+    fmt: WyckoffFormat
+    total: int = 0
+    exact: int = 0
+    longest: float = 0.0
+    seconds: float = 0.0
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    groups: Counter[str] = field(default_factory=Counter)
+    fields: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    displacements: list[float] = field(default_factory=list)
+    strains: list[float] = field(default_factory=list)
+
+    def lose(self, reason: str, crystal: str) -> None:
+        """Note a crystal that does not come back."""
+        self.lost.setdefault(reason, []).append(crystal)
+
+    def print(self) -> None:
+        """Print the figures."""
+        total, back = self.total, len(self.displacements)
+        print(f"{self.fmt}")
+        print(f"come back: {back} of {total} ({back / total:.2%})")
+        for reason, ids in self.lost.items():
+            print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
+        middle, high = np.quantile(self.displacements, [0.5, 0.99])
+        mean = np.mean(self.displacements)
+        print(f"RMS displacement: mean {mean:.4f}, median {middle:.4f}, 99% {high:.4f}")
+        print(f"strain of the cell: mean {np.mean(self.strains):.4f}, most {max(self.strains):.4f}")
+        print(f"longest axis of a conventional cell: {self.longest:.1f} Angstrom")
+        print(f"exact group at 0.01 Angstrom: {self.exact} of {total} ({self.exact / total:.2%})")
+        print(f"  most frequent others: {self.groups.most_common(12)}")
+        counts = self.fields
+        print(
+            f"fields: mean {np.mean(counts):.2f}, median {np.median(counts):g}, most {max(counts)}"
+        )
+        if self.tokens:
+            print(
+                f"LLaMA tokens: mean {np.mean(self.tokens):.1f}, median {np.median(self.tokens):g}"
+            )
+        print(f"encoding: {1e3 * self.seconds / total:.1f} ms of CPU per crystal", flush=True)
+
+
 @click.command(help=__doc__)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--limit", type=int, help="Look at so many crystals of each file, evenly spaced.")
+@click.option("--limit", type=int, help="Look at so many crystals only.")
 @click.option("--coord-bins", type=int, default=100, show_default=True)
 @click.option("--length-decimals", type=int, default=1, show_default=True)
 @click.option("--angle-decimals", type=int, default=0, show_default=True)
@@ -72,68 +123,48 @@ def main(
     )
     rng = np.random.default_rng(0) if augment else None
     tokenizer = Tokenizer.from_file(llama_tokenizer) if llama_tokenizer else None
-    matcher = StructureMatcher()
-    lost: dict[str, list[str]] = {}
-    unreduced = StructureMatcher(primitive_cell=False)
-    fields, tokens, displacements, strains = [], [], [], []
-    longest = 0.0
-    exact = total = 0
-    seconds = 0.0
-    groups: Counter[str] = Counter()
-    for file in files:
-        crystals = read(file, skip_invalid=True)
-        for crystal in crystals[:: max(1, len(crystals) // limit) if limit else 1]:
-            total += 1
-            start = time.process_time()
-            try:
-                exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
-                text = to_text(exact_crystal, fmt)
-            except PriorError as error:
-                lost.setdefault(f"not encoded: {error}", []).append(crystal.id)
-                continue
-            seconds += time.process_time() - start
-            fields.append(len(text.split()))
-            if tokenizer is not None:
-                tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
-            try:
-                decoded = decode(text, fmt)
-                structure = decoded.primitive()
-            except PriorError as error:
-                reason = getattr(error, "reason", "no cell")
-                lost.setdefault(f"not decoded: {reason}", []).append(crystal.id)
-                continue
-            strains.append(strain(exact_crystal, decoded))
-            longest = max(longest, *decoded.parameters[:3])
-            found = actual_group(structure)
-            exact += found == decoded.spacegroup
-            if found != decoded.spacegroup:
-                groups[f"{decoded.spacegroup} -> {found}"] += 1
-            rms = matcher.get_rms_dist(structure, crystal.structure)
-            if rms is None:
-                reason = "the rounded coordinates are too far off"
-                if unreduced.fit(structure, crystal.structure):
-                    reason = (
-                        "the matcher reduces one of the two to a smaller cell; without, it does"
-                    )
-                elif len(structure) != len(crystal.structure):
-                    reason = "another number of atoms"
-                lost.setdefault(f"not matched: {reason}", []).append(crystal.id)
-            else:
-                displacements.append(rms[0])
-    print(f"{fmt}")
-    print(f"come back: {len(displacements)} of {total} ({len(displacements) / total:.2%})")
-    for reason, ids in lost.items():
-        print(f"  {reason}: {len(ids)}: {' '.join(ids[:20])}")
-    mean, (middle, high) = np.mean(displacements), np.quantile(displacements, [0.5, 0.99])
-    print(f"RMS displacement: mean {mean:.4f}, median {middle:.4f}, 99% {high:.4f}")
-    print(f"strain of the cell: mean {np.mean(strains):.4f}, most {max(strains):.4f}")
-    print(f"longest axis of a conventional cell: {longest:.1f} Angstrom")
-    print(f"exact group at 0.01 Angstrom: {exact} of {total} ({exact / total:.2%})")
-    print(f"  most frequent others: {groups.most_common(12)}")
-    print(f"fields: mean {np.mean(fields):.2f}, median {np.median(fields):g}, most {max(fields)}")
-    if tokens:
-        print(f"LLaMA tokens: mean {np.mean(tokens):.1f}, median {np.median(tokens):g}")
-    print(f"encoding: {1e3 * seconds / total:.1f} ms of CPU per crystal")
+    matcher, unreduced = StructureMatcher(), StructureMatcher(primitive_cell=False)
+    figures = Figures(fmt)
+    crystals = [crystal for file in files for crystal in read(file, skip_invalid=True)]
+    random.Random(0).shuffle(crystals)
+    for crystal in crystals[:limit]:
+        if figures.total and figures.total % _REPORTED == 0:
+            figures.print()
+        figures.total += 1
+        start = time.process_time()
+        try:
+            exact_crystal = describe_anew(describe(crystal.structure, symprec), fmt, rng)
+            text = to_text(exact_crystal, fmt)
+        except PriorError as error:
+            figures.lose(f"not encoded: {error}", crystal.id)
+            continue
+        figures.seconds += time.process_time() - start
+        figures.fields.append(len(text.split()))
+        if tokenizer is not None:
+            figures.tokens.append(len(tokenizer.encode(text, add_special_tokens=False)))
+        try:
+            decoded = decode(text, fmt)
+            structure = decoded.primitive()
+        except PriorError as error:
+            figures.lose(f"not decoded: {getattr(error, 'reason', 'no cell')}", crystal.id)
+            continue
+        figures.strains.append(strain(exact_crystal, decoded))
+        figures.longest = max(figures.longest, *decoded.parameters[:3])
+        found = actual_group(structure)
+        figures.exact += found == decoded.spacegroup
+        if found != decoded.spacegroup:
+            figures.groups[f"{decoded.spacegroup} -> {found}"] += 1
+        rms = matcher.get_rms_dist(structure, crystal.structure)
+        if rms is None:
+            reason = "the rounded coordinates are too far off"
+            if unreduced.fit(structure, crystal.structure):
+                reason = "the matcher reduces one of the two to a smaller cell; without, it does"
+            elif len(structure) != len(crystal.structure):
+                reason = "another number of atoms"
+            figures.lose(f"not matched: {reason}", crystal.id)
+        else:
+            figures.displacements.append(rms[0])
+    figures.print()
 
 
 if __name__ == "__main__":

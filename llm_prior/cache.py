@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +27,13 @@ def cache_argument(model: torch.nn.Module) -> str:
     base: Any = model
     if hasattr(base, "get_base_model"):
         base = base.get_base_model()
-    known = inspect.signature(base.forward).parameters
+    kind: Any = type(base)
+    return _cache_argument(kind)
+
+
+@lru_cache(maxsize=8)
+def _cache_argument(kind: Any) -> str:
+    known = inspect.signature(kind.forward).parameters
     return "cache" if "cache" in known else "past_key_values"
 
 

@@ -24,10 +24,11 @@ _NUMBER = r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _TOKEN = re.compile(rf"\s*(?:([A-Z][a-z]?)|([(\[{{])|([)\]}}])|({_NUMBER}))")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _DEEPEST = 20  # brackets in brackets
-# A full stop between digits is a decimal point, unless water follows (CuSO4.5H2O).
+# A full stop between digits is a decimal point, unless water follows (CuSO4.5H2O). After an amount
+# of 1, which nobody writes, it may be either (Ni1.5H2O).
 _WATER = r"[0-9]*(?:\.[0-9]+)?\s*\(?[HD]2O(?![a-z0-9])"
 _BEFORE_PART = r"\.(?=\s*[A-Z(\[{])"
-_SEPARATOR = re.compile(rf"{_BEFORE_PART}|(?<!\.[0-9])(?<![A-Za-z)\]}}]0)\.(?=\s*{_WATER})")
+_SEPARATOR = re.compile(rf"{_BEFORE_PART}|(?<!\.[0-9])(?<![A-Za-z)\]}}][01])\.(?=\s*{_WATER})")
 _DECIMAL = re.compile(r"(?<![0-9.])0\.[0-9]|[0-9]\.[0-9]+(?=\s|$|[)\]}])")  # nothing else
 _OPEN = re.compile(r"[A-Za-z)\]}]\s*[0-9]*\.[0-9]+(?=[A-Z(\[{])")  # a point or a separator
 _LONGEST_NUMBER = 20  # digits
@@ -43,7 +44,7 @@ def parse_formula(text: str) -> dict[str, Fraction]:
     """Return the exact amounts of the elements in a formula.
 
     A full stop separates the parts of an adduct if a letter, a bracket or water follows. Elsewhere
-    it is a decimal point, and refused where it may be both (`Li1.5CoO2`, `CaCl2.6NH3`).
+    it is a decimal point, and refused where it may be both (`Li1.5CoO2`, `CaCl2.6NH3`, `Ni1.5H2O`).
 
     Args:
         text: of the formula. Deuterium and tritium count as hydrogen.

@@ -13,6 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pymatgen.core import Composition, Structure
@@ -131,7 +132,15 @@ def render_formula(value: Any) -> str:
     Raises:
         PriorError: if it is not a formula.
     """
+    if isinstance(value, str):
+        return _reduced_formula(value)
     return parse_composition(value).reduced_formula
+
+
+@lru_cache(maxsize=4096)
+def _reduced_formula(formula: str) -> str:
+    """The reduced formula of a text, remembered: every sample of a request asks for it."""
+    return str(parse_composition(formula).reduced_formula)
 
 
 def render_elements(value: Any) -> str:

@@ -81,7 +81,10 @@ def parse_spacegroups(value: Any) -> tuple[int, ...]:
     found: set[int] = set()
     for part in parts:
         match = _RANGE.fullmatch(part) if isinstance(part, str) else None
-        first, last = (parse_spacegroup(end) for end in (match.groups() if match else (part, part)))
+        if not match:
+            found.add(parse_spacegroup(part))
+            continue
+        first, last = (parse_spacegroup(end) for end in match.groups())
         if first > last:
             raise PriorError(
                 f"spacegroup {part!r} is an empty range; write the smaller number first, as in "

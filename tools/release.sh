@@ -1,14 +1,16 @@
 #!/bin/bash
-# Make the models of the pair bundled:sites from crystals: train the prior, on all crystals and then
-# on MP-20 alone; sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
-# measure them and write the model cards. The script has been run as a whole with trainings of
-# 60 steps only: the bundled pair comes from a series of shorter trainings, listed in its cards.
+# Make the models of a bundled pair from crystals: train the prior, on all crystals and then on MP-20
+# alone; sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
+# measure them and write the model cards. The script has been run as a whole with trainings of some
+# steps only: the bundled pairs come from a series of shorter trainings, listed in their cards.
 #
-#   tools/release.sh              # hours on two cores; after a kill the same command continues
-#   DRY=1 tools/release.sh        # only print the commands
+#   tools/release.sh                  # hours on two cores; after a kill the same command continues
+#   PAIR=sites tools/release.sh       # the pair bundled:sites instead of bundled:wyckoff
+#   DRY=1 tools/release.sh            # only print the commands
 #
 # Every stage has its own folder in $RUNS; finished stages are skipped, unfinished ones continue.
 # Settings, as environment variables:
+#   PAIR      wyckoff or sites: sets the recipes and where the models go
 #   DATA      folder with train.parquet and val.parquet of MP-20 in mp20/, train.parquet in mp_extra/
 #   RUNS      folder for the runs
 #   BUNDLE    folder for the two model folders
@@ -23,8 +25,23 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 DATA=${DATA:-../shared/data}
-RUNS=${RUNS:-runs/release}
-BUNDLE=${BUNDLE:-flowllm/hub/bundled/sites}
+PAIR=${PAIR:-wyckoff}
+case $PAIR in
+    wyckoff)
+        PRIOR_RECIPE=llm/wyckoff REFINER_RECIPE=rfm/wyckoff
+        LAST=${LAST:-training.epochs=6 training.learning_rate=1.2e-3 training.warmup_steps=50}
+        ;;
+    sites)
+        PRIOR_RECIPE=llm/release REFINER_RECIPE=rfm/release
+        LAST=${LAST:-training.epochs=8 training.learning_rate=1e-3 training.warmup_steps=50}
+        ;;
+    *)
+        echo "error: PAIR is $PAIR; set it to wyckoff or sites" >&2
+        exit 2
+        ;;
+esac
+RUNS=${RUNS:-runs/release-$PAIR}
+BUNDLE=${BUNDLE:-flowllm/hub/bundled/$PAIR}
 DEVICE=${DEVICE:-auto}
 SAMPLES=${SAMPLES:-2}
 TEMPERATURE=${TEMPERATURE:-0.7}
@@ -32,7 +49,7 @@ TARGETS=${TARGETS:-1000}
 WORKERS=${WORKERS:-2}
 read -ra LIMIT <<<"${LIMIT:-}"
 read -ra PRIOR <<<"${PRIOR:-}"
-read -ra LAST <<<"${LAST:-training.epochs=8 training.learning_rate=1e-3 training.warmup_steps=50}"
+read -ra LAST <<<"$LAST"
 read -ra REFINER <<<"${REFINER:-}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -43,11 +60,11 @@ run() {
 }
 
 # --resume continues a training, and starts it if there is no checkpoint yet.
-run flowllm train-llm --config llm/release --data "$DATA/mp20/train.parquet" \
+run flowllm train-llm --config "$PRIOR_RECIPE" --data "$DATA/mp20/train.parquet" \
     --data "$DATA/mp_extra/train.parquet" --validation "$DATA/mp20/val.parquet" --skip-invalid \
     --out "$RUNS/prior-of-all" --device "$DEVICE" --resume "${PRIOR[@]}"
 
-run flowllm train-llm --config llm/release --data "$DATA/mp20/train.parquet" \
+run flowllm train-llm --config "$PRIOR_RECIPE" --data "$DATA/mp20/train.parquet" \
     --validation "$DATA/mp20/val.parquet" --skip-invalid --out "$RUNS/prior" --device "$DEVICE" \
     --resume model.architecture=null "model.name=$RUNS/prior-of-all/model" "${LAST[@]}"
 
@@ -59,8 +76,8 @@ run flowllm pair "$DATA/mp20/val.parquet" --prior "$RUNS/prior/model" \
     --temperature "$TEMPERATURE" --skip-invalid \
     --out "$RUNS/pairs-validation" --workers "$WORKERS" --device "$DEVICE" "${LIMIT[@]}"
 
-run flowllm train-rfm --config rfm/release --pairs "$RUNS/pairs/pairs.parquet" \
-    --validation "$RUNS/pairs-validation/pairs.parquet" --out "$RUNS/refiner" \
+run flowllm train-rfm --config "$REFINER_RECIPE" --pairs "$RUNS/pairs" \
+    --validation "$RUNS/pairs-validation" --out "$RUNS/refiner" \
     --device "$DEVICE" --resume "${REFINER[@]}"
 
 # The slope is chosen on another random draw of targets than the figures of the card; some targets are

@@ -251,7 +251,7 @@ VALIDATION = common_option(
     "--validation",
     section="Training",
     type=PATH,
-    help="Crystals or pairs of the validation set.",
+    help="Crystals or pairs of the validation set: a file or a run folder.",
 )
 WORKERS = common_option("--workers", type=int, minimum=1, help="Processes.", default_text="1")
 FILE = click.argument(

@@ -9,6 +9,7 @@ import click
 
 from flowllm.cli.options import (
     CIF,
+    DEVICE,
     FILE,
     LIMIT,
     OUT,
@@ -26,7 +27,8 @@ from flowllm.cli.options import (
 @common_option(
     "--potential",
     section="Options",
-    help="chgnet, matgl:NAME-OR-FOLDER or MODULE:FACTORY (any ASE calculator).",
+    help="chgnet, chgnet:r2scan, sevennet, matgl:NAME-OR-FOLDER or MODULE:FACTORY (any ASE "
+    "calculator).",
     default_text="chgnet",
 )
 @OUT
@@ -34,10 +36,11 @@ from flowllm.cli.options import (
 @LIMIT
 @SKIP
 @WORKERS
+@DEVICE
 def relax_command(file: Path, out: Path, **arguments: Any) -> None:
     """Relax cell and positions of the crystals of FILE.
 
-    Each one is relaxed in isolation. The same command goes on with a killed run.
+    A crystal that hangs or crashes is lost alone. The same command goes on with a killed run.
     """
     from flowllm.energy.relaxation import relax
 

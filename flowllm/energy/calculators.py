@@ -6,17 +6,15 @@ checked before anything is loaded.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import re
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from flowllm.energy import matgl_folder
 from flowllm.errors import UserError, one_line
+from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_folder
 
 if TYPE_CHECKING:
@@ -24,12 +22,14 @@ if TYPE_CHECKING:
 
 POTENTIAL = "chgnet"  # default
 
-EnergyScheme = Literal["mp2020", "mp-raw", "matpes-pbe", "matpes-r2scan", "own"]
+EnergyScheme = Literal["mp2020", "mp-raw", "mp-r2scan", "matpes-pbe", "matpes-r2scan", "own"]
 """Kind of energies that a potential predicts; only energies of one kind may be compared.
 
 `mp2020`: Materials Project's GGA and GGA+U with its corrections of 2020 (Wang et al. 2021,
-Sci. Rep. 11, 15496). `mp-raw`: the same calculations, uncorrected. `matpes-pbe`, `matpes-r2scan`:
-the MatPES data (Kaplan et al. 2025, arXiv 2503.04070), without +U. `own`: unknown.
+Sci. Rep. 11, 15496). `mp-raw`: the same calculations, uncorrected. `mp-r2scan`:
+Materials Project's r2SCAN (Kingsbury et al. 2022, Phys. Rev. Mater. 6, 013801), uncorrected.
+`matpes-pbe`, `matpes-r2scan`: the MatPES data (Kaplan et al. 2025, arXiv 2503.04070), without +U.
+`own`: unknown.
 """
 _SCHEMES: tuple[str, ...] = get_args(EnergyScheme)
 _MATGL = "matgl:"
@@ -44,12 +44,29 @@ _NUM_CHGNET_ELEMENTS = 94
 _NOT_IN_MPTRJ = frozenset({"Po", "At", "Rn", "Fr", "Ra"})
 
 
+class _Published(NamedTuple):
+    """Weights in the wheel of a package."""
+
+    package: str
+    extra: str  # of this package, which installs it
+    weights: str
+    scheme: EnergyScheme
+
+
+_PUBLISHED = {
+    "chgnet": _Published("chgnet", "eval", "0.3.0", "mp2020"),
+    "chgnet:r2scan": _Published("chgnet", "eval", "r2scan", "mp-r2scan"),
+    "sevennet": _Published("sevenn", "sevennet", "7net-0", "mp-raw"),
+}
+_OWN_PREFIXES = ("chgnet:", "sevennet:")  # what else begins so is no module
+
+
 def check_potential_name(name: str) -> str:
     """Return the canonical name of a potential; nothing is loaded.
 
     Args:
-        name: `chgnet` in any case, `matgl:NAME` with a folder, a hub id or the name of a potential
-            that matgl publishes, or `MODULE:FACTORY`.
+        name: `chgnet`, `chgnet:r2scan` or `sevennet` in any case, `matgl:NAME` with a folder, a
+            hub id or the name of a potential that matgl publishes, or `MODULE:FACTORY`.
 
     Returns:
         The name as the other functions of this module and manifests have it.
@@ -61,8 +78,8 @@ def check_potential_name(name: str) -> str:
     if not isinstance(name, str):
         raise _unknown(name)
     text = name.strip()
-    if text.lower() == "chgnet":
-        return "chgnet"
+    if text.lower() in _PUBLISHED:
+        return text.lower()
     if text.lower().startswith(_MATGL):
         model = text[len(_MATGL) :]
         if not model:
@@ -71,9 +88,51 @@ def check_potential_name(name: str) -> str:
         if (folder := Path(model).expanduser()).is_dir():
             matgl_folder.check_folder(folder)
         return _MATGL + model
-    if not _FACTORY.fullmatch(text):
+    if not _FACTORY.fullmatch(text) or text.lower().startswith(_OWN_PREFIXES):
         raise _unknown(name)
     return text
+
+
+def check_installed(potential: str) -> str:
+    """Check that the package of a potential is installed; nothing is imported.
+
+    Args:
+        potential: name, see `check_potential_name`.
+
+    Returns:
+        The canonical name.
+
+    Raises:
+        UserError: if the name is unknown, or its package is not installed.
+    """
+    potential = check_potential_name(potential)
+    if (published := _PUBLISHED.get(potential)) is not None:
+        _version(published)
+    return potential
+
+
+def pick_potential_device(potential: str, device: str) -> str:
+    """Return the device on which a potential computes.
+
+    Args:
+        potential: name, see `check_potential_name`.
+        device: `cpu`, `cuda`, `cuda:NUMBER`, or `auto` for a GPU if there is one and the potential
+            can use it.
+
+    Returns:
+        A name for `torch.device`.
+
+    Raises:
+        UserError: if a name is unknown, there is no such GPU, or the potential cannot use it.
+    """
+    if check_potential_name(potential) in _PUBLISHED:
+        return pick_device(device)
+    if check_device(device).startswith("cuda"):
+        raise UserError(
+            f"potential {potential} computes on the CPU here; use --device cpu, or one of "
+            f"{', '.join(_PUBLISHED)}"
+        )
+    return "cpu"
 
 
 def available_potentials() -> list[tuple[str, str]]:
@@ -83,7 +142,7 @@ def available_potentials() -> list[tuple[str, str]]:
         Name and text, such as `("chgnet", "0.4.2")`; nothing is imported.
     """
     found = []
-    for name, extra in (("chgnet", "[eval]"), ("matgl", "")):
+    for name, extra in (("chgnet", "[eval]"), ("sevenn", "[sevennet]"), ("matgl", "")):
         try:
             found.append((name, version(name)))
         except PackageNotFoundError:
@@ -91,18 +150,21 @@ def available_potentials() -> list[tuple[str, str]]:
     return found
 
 
-def load_calculator(potential: str, *, check: bool = True) -> Calculator:
-    """Return the calculator of a potential, on the CPU.
+def load_calculator(potential: str, *, check: bool = True, device: str = "cpu") -> Calculator:
+    """Return the calculator of a potential.
 
-    `chgnet` is the CHGNet package's own one (Deng et al. 2023). `matgl:NAME` is a saved matgl
-    potential: a folder, a hub id, or the name of a potential that matgl publishes.
-    `MODULE:FACTORY` is a function without arguments that returns an ASE calculator; it may set an
-    attribute `energy_scheme` on it, one of `EnergyScheme`.
+    `chgnet` is CHGNet 0.3.0 (Deng et al. 2023), `chgnet:r2scan` its weights for r2SCAN, `sevennet`
+    SevenNet-0 (Park et al. 2024); these three evaluate batches, see
+    `flowllm.energy.single_points.BatchCalculator`. `matgl:NAME` is a saved matgl potential: a
+    folder, a hub id, or the name of a potential that matgl publishes. `MODULE:FACTORY` is a
+    function without arguments that returns an ASE calculator; it may set an attribute
+    `energy_scheme` on it, one of `EnergyScheme`.
 
     Args:
         potential: name, see above.
         check: test the potential, see `flowllm.energy.potential_check`; False only if it was
             tested before.
+        device: of torch. matgl stays on the CPU, and a factory chooses itself.
 
     Returns:
         The calculator.
@@ -113,8 +175,8 @@ def load_calculator(potential: str, *, check: bool = True) -> Calculator:
     potential = check_potential_name(potential)
     if potential.startswith(_MATGL):
         calculator = _load_matgl(potential.removeprefix(_MATGL))
-    elif potential == "chgnet":
-        calculator = _load_chgnet()
+    elif potential in _PUBLISHED:
+        calculator = _load_published(potential, device)
     else:
         calculator = _load_factory(potential)
     if check:
@@ -138,8 +200,8 @@ def energy_scheme(potential: str, calculator: Calculator) -> EnergyScheme:
         UserError: if the calculator declares a scheme that does not exist.
     """
     potential = check_potential_name(potential)
-    if potential == "chgnet":
-        return "mp2020"
+    if potential in _PUBLISHED:
+        return _PUBLISHED[potential].scheme
     if potential.startswith(_MATGL):
         name = Path(potential.removeprefix(_MATGL)).name
         return next((s for part, s in _MATGL_SCHEMES.items() if part in name), "own")
@@ -159,17 +221,15 @@ def potential_identity(potential: str) -> dict[str, Any]:
         potential: name, see `check_potential_name`.
 
     Returns:
-        `name`, and `version` for CHGNet or the content hash `sha256` for a folder.
+        `name`, and `version` of the package or the content hash `sha256` of a folder.
 
     Raises:
-        UserError: if the name is unknown, or there is no such folder here or on the hub.
+        UserError: if the name is unknown, its package is not installed, or there is no such folder
+            here or on the hub.
     """
     potential = check_potential_name(potential)
-    if potential == "chgnet":
-        try:
-            return {"name": "chgnet", "version": version("chgnet")}
-        except PackageNotFoundError:
-            raise _no_chgnet() from None
+    if potential in _PUBLISHED:
+        return {"name": potential, "version": _version(_PUBLISHED[potential])}
     if not potential.startswith(_MATGL):
         return {"name": potential}
     name = potential.removeprefix(_MATGL)
@@ -191,17 +251,17 @@ def accepted_elements(potential: str) -> frozenset[str] | None:
     Raises:
         UserError: if the name is unknown, or there is no such folder here or on the hub.
     """
-    if check_potential_name(potential) != "chgnet":
-        return known_elements(potential)
-    from pymatgen.core import Element
-
-    return frozenset(Element.from_Z(z).symbol for z in range(1, _NUM_CHGNET_ELEMENTS + 1))
+    potential = check_potential_name(potential)
+    if potential in _PUBLISHED and _PUBLISHED[potential].package == "chgnet":
+        return _chgnet_elements()
+    return known_elements(potential)
 
 
 def known_elements(potential: str) -> frozenset[str] | None:
     """Return the elements that a potential was trained on.
 
-    CHGNet takes any element up to plutonium, but its data (MPtrj, Deng et al. 2023) has 89 of them.
+    CHGNet takes any element up to plutonium, but its data (MPtrj, Deng et al. 2023) has 89 of them,
+    the ones that SevenNet takes.
 
     Args:
         potential: name, see `check_potential_name`.
@@ -213,23 +273,29 @@ def known_elements(potential: str) -> frozenset[str] | None:
         UserError: if the name is unknown, or there is no such folder here or on the hub.
     """
     potential = check_potential_name(potential)
-    if potential == "chgnet":
-        accepted = accepted_elements(potential)
-        return None if accepted is None else accepted - _NOT_IN_MPTRJ
+    if potential in _PUBLISHED:
+        return _chgnet_elements() - _NOT_IN_MPTRJ
     if not potential.startswith(_MATGL):
         return None
     return matgl_folder.element_types(matgl_folder.find_folder(potential.removeprefix(_MATGL)))
 
 
-def _load_chgnet() -> Calculator:
-    try:
-        from chgnet.model.dynamics import CHGNetCalculator
-    except ImportError as error:
-        raise _no_chgnet() from error
-    # chgnet 0.4 converts tensors with gradients to numbers in every step; torch 2.13 warns of it.
-    warnings.filterwarnings("ignore", "Converting a tensor with requires_grad", UserWarning)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its device
-        return CHGNetCalculator(use_device="cpu", on_isolated_atoms="error")
+def _chgnet_elements() -> frozenset[str]:
+    from pymatgen.core import Element
+
+    return frozenset(Element.from_Z(z).symbol for z in range(1, _NUM_CHGNET_ELEMENTS + 1))
+
+
+def _load_published(potential: str, device: str) -> Calculator:
+    published = _PUBLISHED[potential]
+    _version(published)
+    if published.package == "chgnet":
+        from flowllm.energy.chgnet_potential import CHGNetPotential
+
+        return CHGNetPotential(published.weights, device=device)
+    from flowllm.energy.sevennet_potential import SevenNetPotential
+
+    return SevenNetPotential(published.weights, device=device)
 
 
 def _load_matgl(name: str) -> Calculator:
@@ -239,16 +305,20 @@ def _load_matgl(name: str) -> Calculator:
     return PESCalculator(potential, stress_unit="eV/A3")
 
 
-def _no_chgnet() -> UserError:
-    return UserError(
-        "chgnet is not installed; pip install 'flowllm-crystal[eval]', or give another potential, "
-        "such as matgl:FOLDER"
-    )
+def _version(published: _Published) -> str:
+    try:
+        return version(published.package)
+    except PackageNotFoundError:
+        raise UserError(
+            f"{published.package} is not installed; pip install "
+            f"'flowllm-crystal[{published.extra}]', or give another potential, such as matgl:FOLDER"
+        ) from None
 
 
 def _unknown(potential: object) -> UserError:
     return UserError(
-        f"unknown potential {potential!r}; write matgl:FOLDER, chgnet or MODULE:FACTORY"
+        f"unknown potential {potential!r}; write {', '.join(_PUBLISHED)}, matgl:FOLDER or "
+        "MODULE:FACTORY"
     )
 
 

@@ -5,9 +5,10 @@ ASE and pymatgen are imported with the first relaxation, so that bad options are
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,13 +20,16 @@ from flowllm.system.options import Options, from_arguments, option
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
+    from numpy.typing import NDArray
     from pymatgen.core import Structure
 
+    from flowllm.energy.single_points import SinglePoint
     from flowllm.runs.records import Frame
 
 # Raised by calculators when a crystal falls apart or has an element that they do not know.
 CALCULATOR_ERRORS = (ValueError, LookupError, ArithmeticError, RuntimeError)
 _EXACT = 1e-4  # Angstrom; tolerance of a crystal that is exactly symmetric
+_NEAR, _TERMS = 0.1, 8  # the terms left out of a logarithm are below 1e-17
 _VOLUME_RANGE = (1.0, 1000.0)  # Angstrom^3/atom; beyond it a crystal has collapsed or exploded
 
 
@@ -89,7 +93,8 @@ def relax_structure(
 
     FIRE (Bitzek et al. 2006, PRL 97, 170201) on positions and cell together (ASE's
     `FrechetCellFilter`). With symmetry `keep`, ASE's `FixSymmetry` holds the space group; forces
-    and stress that break it do not count. A crystal whose symmetry search fails has failed.
+    and stress that break it do not count. A crystal whose symmetry search fails has failed. For
+    several crystals `flowllm.energy.batched.relax_structures` is faster.
 
     Args:
         structure: an ordered crystal; not changed.
@@ -103,37 +108,129 @@ def relax_structure(
     Raises:
         UserError: if an option is unknown or out of range.
     """
-    from ase.filters import FrechetCellFilter
-    from ase.optimize import FIRE
-
-    from flowllm.crystals.crystal import to_atoms, to_structure
+    from flowllm.energy.single_points import single_points
 
     limits = from_arguments(RelaxationConfig, options, base=config)
     start = time.monotonic()
-    path = _Path(len(structure), limits.trajectories)
-    try:
-        atoms = to_atoms(structure) if limits.symmetry == "free" else _symmetric_atoms(structure)
-        if atoms is None:
-            return path.failed("no symmetry is found; relax with symmetry free")
-        atoms.calc = calculator
-        optimizer = FIRE(FrechetCellFilter(atoms), logfile=None)
-        # fmax 0 is never reached: ASE's own rule takes force and stress for one number.
-        for _ in optimizer.irun(fmax=0.0, steps=limits.step_limit):
-            path.steps = optimizer.nsteps
-            if (problem := path.add(atoms)) is not None:
-                return path.failed(problem)
-            if _converged(atoms, limits):
-                break
-            if time.monotonic() - start > limits.time_limit:
-                return path.failed(f"over the time limit of {limits.time_limit:g} s")
-        else:
-            return path.failed(f"not converged in {limits.step_limit} steps")
-        relaxed = to_structure(atoms)
-    except InvalidCrystal as error:
-        return path.failed(error.detail)
-    except CALCULATOR_ERRORS as error:
-        return path.failed(one_line(error))
-    return path.result(relaxed, None)
+    minimization = Minimization(structure, limits)
+    while minimization.outcome is None:
+        [point] = single_points(calculator, [minimization.atoms])
+        minimization.advance(point, seconds=time.monotonic() - start)
+    return minimization.outcome
+
+
+class Minimization:
+    """One crystal on its way to the minimum; its energies come from outside.
+
+    Args:
+        structure: an ordered crystal; not changed.
+        limits: of the relaxation.
+
+    Attributes:
+        outcome: the end; None as long as the energy of `atoms` is needed.
+    """
+
+    def __init__(self, structure: Structure, limits: RelaxationConfig) -> None:
+        from ase.filters import FrechetCellFilter
+        from ase.optimize import FIRE
+
+        from flowllm.crystals.crystal import to_atoms
+
+        self.outcome: Relaxation | None = None
+        self._limits = limits
+        self._path = _Path(len(structure), limits.trajectories)
+        with self._failing():
+            keep = limits.symmetry == "keep"
+            atoms = _symmetric_atoms(structure) if keep else to_atoms(structure)
+            if atoms is None:
+                self.outcome = self._path.failed("no symmetry is found; relax with symmetry free")
+                return
+            self._given = atoms.calc = _Given()
+            self._atoms = atoms
+            cell_filter = FrechetCellFilter(atoms)
+            cell_filter._utility.logm = _log  # half of the time of a step of ASE is in SciPy's
+            self._optimizer = FIRE(cell_filter, logfile=None)
+
+    @property
+    def atoms(self) -> Atoms:
+        """The crystal as it is now."""
+        return self._atoms
+
+    def advance(self, point: SinglePoint | str, *, seconds: float) -> None:
+        """Take the energy of `atoms`, then end or move on by one step.
+
+        Args:
+            point: energy, forces and stress, without the constraints; a text if there are none.
+            seconds: that this crystal has taken up to now.
+        """
+        if isinstance(point, str):
+            self.outcome = self._path.failed(point)
+            return
+        self._given.point = point
+        with self._failing():
+            self.outcome = self._end(seconds)
+            if self.outcome is None:
+                self._optimizer.step()
+                self._path.steps += 1
+
+    def _end(self, seconds: float) -> Relaxation | None:
+        from flowllm.crystals.crystal import to_structure
+
+        limits = self._limits
+        if (problem := self._path.add(self._atoms)) is not None:
+            return self._path.failed(problem)
+        if _converged(self._atoms, limits):
+            return self._path.result(to_structure(self._atoms), None)
+        if seconds > limits.time_limit:
+            return self._path.failed(f"over the time limit of {limits.time_limit:g} s")
+        if self._path.steps == limits.step_limit:
+            return self._path.failed(f"not converged in {limits.step_limit} steps")
+        return None
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Make an error of pymatgen or ASE the failure of this crystal."""
+        try:
+            yield
+        except InvalidCrystal as error:
+            self.outcome = self._path.failed(error.detail)
+        except CALCULATOR_ERRORS as error:
+            self.outcome = self._path.failed(one_line(error))
+
+
+def _log(deformation: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return the logarithm of a (3, 3) matrix; a series near the unit matrix, else SciPy's.
+
+    log F = 2 (X + X^3 / 3 + X^5 / 5 + ...) with X = (F - 1) (F + 1)^-1 (Higham 2008, Functions of
+    Matrices, chapter 11).
+    """
+    unit = np.eye(3)
+    ratio = np.linalg.solve((deformation + unit).T, (deformation - unit).T).T
+    if np.linalg.norm(ratio) > _NEAR:
+        from scipy.linalg import logm
+
+        found: NDArray[np.floating] = logm(deformation)
+        return found
+    square, power, total = ratio @ ratio, ratio, ratio.copy()
+    for odd in range(3, 2 * _TERMS, 2):
+        power = power @ square
+        total += power / odd
+    return 2 * total
+
+
+class _Given:
+    """The calculator of a crystal whose energy is known."""
+
+    point: SinglePoint
+
+    def get_potential_energy(self, atoms: Atoms, **_: Any) -> float:
+        return self.point.energy
+
+    def get_forces(self, atoms: Atoms) -> NDArray[np.floating]:
+        return self.point.forces.copy()
+
+    def get_stress(self, atoms: Atoms) -> NDArray[np.floating]:
+        return self.point.stress.copy()
 
 
 def failed(reason: str) -> Relaxation:

@@ -1,10 +1,11 @@
-"""Relaxation of many crystals as a run folder, each crystal isolated from the others.
+"""Relaxation of many crystals as a run folder, isolated from the process that writes it.
 
 Heavy libraries are imported when the work begins, so that bad arguments are refused at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -12,25 +13,28 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowllm.energy.batched import Evaluating, relaxations
 from flowllm.energy.calculators import (
     POTENTIAL,
     accepted_elements,
-    check_potential_name,
+    check_installed,
     energy_scheme,
     load_calculator,
+    pick_potential_device,
     potential_identity,
 )
 from flowllm.energy.elements import holding_others, warn_of_unlearnt
-from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed, relax_structure
+from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed
 from flowllm.errors import UserError
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
-from flowllm.runs.sharded import MANIFEST, run_job
+from flowllm.runs.sharded import MANIFEST, RunFolder, run_job
+from flowllm.system.device import check_device
 from flowllm.system.options import from_arguments
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 _GRACE = 30.0  # seconds in which a step that began within the time limit may end
 _TOO_MANY_FAILED = 0.05
+# Crystals in a shard at most: what a kill loses, and on a GPU what is evaluated together.
+_SHARD_ON_CPU, _SHARD_ON_GPU = 8, 256
 
 
 def relax(
@@ -58,6 +64,7 @@ def relax(
     skip_invalid: bool = False,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    device: str = "auto",
     progress: bool = True,
     **options: Any,
 ) -> Outcome:
@@ -71,7 +78,8 @@ def relax(
         limit: relax the first `limit` rows only.
         skip_invalid: leave bad rows out and count them.
         cif: see `relax_crystals`.
-        workers: crystals at a time.
+        workers: processes that relax.
+        device: see `relax_crystals`.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
 
@@ -81,9 +89,10 @@ def relax(
     Raises:
         UserError: if the file, the potential, an option or the folder is bad.
     """
-    potential = check_potential_name(potential)
+    potential = check_installed(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
     check_cif_form(cif)
+    check_device(device)
     check_folder(out, MANIFEST)
     from flowllm.crystals.io import check_input, read
 
@@ -97,6 +106,7 @@ def relax(
         config=config,
         cif=cif,
         workers=workers,
+        device=device,
         progress=progress,
     )
 
@@ -109,22 +119,26 @@ def relax_crystals(
     config: RelaxationConfig | None = None,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    device: str = "auto",
     progress: bool = True,
     **options: Any,
 ) -> Outcome:
-    """Relax crystals, cell and positions, with a potential on the CPU.
+    """Relax crystals, cell and positions, with a potential.
 
-    Every crystal is relaxed in a process that may hang or die with it. That is recorded as its
-    failure, and the other crystals go on.
+    Crystals are relaxed in batches (`flowllm.energy.batched`), in a process that may hang or die.
+    Then the crystals that it computed are halved until the bad one is alone. That is recorded as
+    its failure, and the other crystals go on.
 
     Args:
         crystals: each with an id of its own.
-        out: run folder: `manifest.json`, `shards/` (one crystal each), then the files of
-            `flowllm.runs.outputs.publish_crystals`. Called again, a killed run goes on.
+        out: run folder: `manifest.json`, `shards/` (up to 8 crystals each, on a GPU 256), then
+            the files of `flowllm.runs.outputs.publish_crystals`. Called again, a killed run goes
+            on.
         potential: see `flowllm.energy.calculators.load_calculator`.
         config: limits of each relaxation; None: the defaults.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
-        workers: crystals at a time, each in a process with one thread.
+        workers: processes that relax, each with one thread.
+        device: `cpu`, `cuda`, `cuda:NUMBER`, or `auto` for a GPU if the potential can use one.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
 
@@ -136,9 +150,10 @@ def relax_crystals(
         UserError: if there are no crystals, an id occurs twice, or the potential, an option or the
             folder is bad.
     """
-    potential = check_potential_name(potential)
+    potential = check_installed(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
     check_cif_form(cif)
+    check_device(device)
     if not crystals:
         raise UserError("there are no crystals to relax")
     repeated = [name for name, count in Counter(c.id for c in crystals).items() if count > 1]
@@ -151,26 +166,28 @@ def relax_crystals(
     from flowllm.runs.outputs import publish_crystals
     from flowllm.system.versions import versions
 
+    where = pick_potential_device(potential, device)
     manifest = {
         "command": "relax",
         "input": _sha256(crystals),
         "potential": potential_identity(potential),
-        "energy_scheme": energy_scheme(potential, load_calculator(potential)),
+        "energy_scheme": energy_scheme(potential, load_calculator(potential, device=where)),
+        "device": where,  # another one adds floats in another order
         "niggli_tolerance": NIGGLI_TOLERANCE,
         "cif": cif,
         **dataclasses.asdict(config),
     }
     start = time.monotonic()
-    before = len(list(Path(out).glob("shards/*.jsonl")))
+    done = _num_done(Path(out))
     run = run_job(
         out,
         manifest=manifest,
         total=len(crystals),
-        batch_size=1,  # a kill loses the crystals at work, and no worker waits for another one
+        batch_size=_shard_size(len(crystals), where),
         work=functools.partial(
             _relax_batch, crystals, config.time_limit, potential, accepted_elements(potential)
         ),
-        setup=functools.partial(_isolate, potential, config),
+        setup=functools.partial(_isolate, potential, where, config),
         info=versions(),
         workers=workers,
         progress=progress,
@@ -182,7 +199,7 @@ def relax_crystals(
         "steps": pa.int64(),
     }
     outcome = publish_crystals(run, columns, cif=cif)
-    if new := len(crystals) - before:
+    if new := len(crystals) - done:
         minutes = (time.monotonic() - start) / 60
         logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)
     if (count := outcome.failures.total()) > _TOO_MANY_FAILED * len(crystals):
@@ -194,21 +211,35 @@ def relax_crystals(
     return outcome
 
 
-def _isolate(potential: str, config: RelaxationConfig) -> Isolated[Structure, Relaxation]:
+def _shard_size(total: int, device: str) -> int:
+    """Return the crystals in a shard: an eighth of the run, so that several workers have some."""
+    return min(-(-total // 8), _SHARD_ON_CPU if device == "cpu" else _SHARD_ON_GPU)
+
+
+def _num_done(out: Path) -> int:
+    if not (out / MANIFEST).is_file():
+        return 0
+    folder = RunFolder.open(out)
+    return folder.total - sum(batch.count for batch in folder.missing)
+
+
+def _isolate(
+    potential: str, device: str, config: RelaxationConfig
+) -> Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating]:
     from flowllm.system.isolation import Isolated
 
     return Isolated(
-        functools.partial(load_calculator, potential, check=False),  # the parent has tested it
-        functools.partial(_relax_one, config),
+        # The parent has tested it.
+        functools.partial(load_calculator, potential, check=False, device=device),
+        functools.partial(_relax_in_process, config),
         what=f"potential {potential}",
     )
 
 
-def _relax_one(
-    config: RelaxationConfig, calculator: Calculator, structure: Structure
-) -> Relaxation:
-    calculator.reset()  # it must not take anything from the crystal before
-    return relax_structure(structure, calculator, config=config)
+def _relax_in_process(
+    config: RelaxationConfig, calculator: Calculator, structures: Sequence[Structure]
+) -> Iterator[tuple[int, Relaxation] | Evaluating]:
+    return relaxations(structures, calculator, config)
 
 
 def _relax_batch(
@@ -216,41 +247,80 @@ def _relax_batch(
     time_limit: float,
     potential: str,
     accepted: frozenset[str] | None,
-    isolated: Isolated[Structure, Relaxation],
+    isolated: Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating],
     batch: Batch,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    from flowllm.runs.records import CrystalRecord
+    of_batch = crystals[batch.start : batch.stop]
+    relaxed: dict[int, Relaxation] = {}
+    for index, crystal in enumerate(of_batch):
+        _, foreign = holding_others([crystal.structure], accepted)
+        if foreign:
+            relaxed[index] = failed(f"{potential} does not know {', '.join(foreign)}")
+            progress(1)
+    known = {i: c.structure for i, c in enumerate(of_batch) if i not in relaxed}
+    for index, relaxation in _isolated_relaxations(known, isolated, time_limit + _GRACE):
+        relaxed[index] = relaxation
+        progress(1)
+    return [_record(crystal, relaxed[index]) for index, crystal in enumerate(of_batch)]
+
+
+def _isolated_relaxations(
+    structures: Mapping[int, Structure],
+    isolated: Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating],
+    time_limit: float,
+) -> Iterator[tuple[int, Relaxation]]:
+    """Yield the outcome of each crystal by its key, also if the process is lost.
+
+    The crystals that it was computing are then halved; one that is alone has failed. The others
+    begin again.
+    """
     from flowllm.system.isolation import Lost
 
-    records = []
-    for crystal in crystals[batch.start : batch.stop]:
-        _, foreign = holding_others([crystal.structure], accepted)
+    groups = [list(structures)] if structures else []
+    while groups:
+        group = groups.pop(0)
+        left = dict.fromkeys(group)  # ordered
+        suspects = group
         try:
-            if foreign:
-                relaxed = failed(f"{potential} does not know {', '.join(foreign)}")
-            else:
-                relaxed = isolated(crystal.structure, time_limit=time_limit + _GRACE)
+            events = isolated([structures[key] for key in group], time_limit=time_limit)
+            with contextlib.closing(events):
+                for event in events:
+                    if isinstance(event, Evaluating):
+                        suspects = [group[index] for index in event.indices]
+                    else:
+                        index, relaxation = event
+                        del left[group[index]]
+                        yield group[index], relaxation
         except Lost as error:
-            relaxed = failed(str(error))
-        energies = {
-            "energy_per_atom": relaxed.energy_per_atom,
-            "initial_energy_per_atom": relaxed.initial_energy_per_atom,
-        }
-        record = CrystalRecord(
-            id=crystal.id,
-            structure=relaxed.structure,
-            initial_structure=crystal.structure,
-            failure=relaxed.failure,
-            properties={
-                **{name: energy for name, energy in energies.items() if energy is not None},
-                "steps": relaxed.steps,
-            },
-            trajectory=relaxed.frames,
-        )
-        records.append(record.to_json())
-        progress(1)
-    return records
+            suspects = [key for key in suspects if key in left]
+            others = [key for key in left if key not in suspects]
+            if len(suspects) == 1:
+                yield suspects[0], failed(str(error))
+                suspects = []
+            half = len(suspects) // 2
+            groups = [g for g in (suspects[:half], suspects[half:], others) if g] + groups
+
+
+def _record(crystal: Crystal, relaxed: Relaxation) -> dict[str, Any]:
+    from flowllm.runs.records import CrystalRecord
+
+    energies = {
+        "energy_per_atom": relaxed.energy_per_atom,
+        "initial_energy_per_atom": relaxed.initial_energy_per_atom,
+    }
+    record = CrystalRecord(
+        id=crystal.id,
+        structure=relaxed.structure,
+        initial_structure=crystal.structure,
+        failure=relaxed.failure,
+        properties={
+            **{name: energy for name, energy in energies.items() if energy is not None},
+            "steps": relaxed.steps,
+        },
+        trajectory=relaxed.frames,
+    )
+    return record.to_json()
 
 
 def _sha256(crystals: Sequence[Crystal]) -> str:
@@ -301,7 +371,6 @@ def read_relaxed(path: str | Path) -> RelaxedRun:
         UserError: if it is no such folder, or the run is not finished.
     """
     from flowllm.runs.records import read_records
-    from flowllm.runs.sharded import RunFolder
 
     folder = RunFolder.open(path)
     if folder.run.get("command") != "relax":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowllm.energy.calculators import check_installed
 from flowllm.evaluation.config import IDENTITY, EvaluationConfig
 from flowllm.runs.identity import check_folder
 from flowllm.system.options import as_tuple, from_arguments
@@ -57,6 +58,8 @@ def evaluate(
     paths = [Path(path) for path in as_tuple(samples)]
     config.check_files(paths)
     check_folder(out, IDENTITY)
+    if config.potential is not None:
+        check_installed(config.potential)
     from flowllm.evaluation.pipeline import run_evaluation
 
     return run_evaluation(paths, config, Path(out), workers=workers, progress=progress)

@@ -258,8 +258,13 @@ def _add_conditions(
     if energies is not None:
         above = energies.for_conditions()
     judged = [
-        conditions_met(structure, generated.conditions, e_above_hull=energy)
-        for structure, energy in zip(generated.structures, above, strict=True)
+        conditions_met(
+            structure,
+            generated.conditions,
+            e_above_hull=energy,
+            spacegroup=row.get("spacegroup"),
+        )
+        for structure, energy, row in zip(generated.structures, above, result.rows, strict=True)
     ]
     sizes = [None if structure is None else len(structure) for structure in generated.structures]
     for row, found in zip(result.rows, judged, strict=True):

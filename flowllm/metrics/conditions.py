@@ -10,11 +10,12 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.metrics.intervals import Estimate, rate
+from flowllm.metrics.prototypes import SYMPREC
 from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior.prompts import BY_NAME, parse_composition
 from llm_prior.spacegroups import parse_spacegroups
 
-SYMPRECS = (0.2, 0.1)  # Angstrom; Gruver et al. 2024 use the first
+SYMPRECS = (0.2, SYMPREC)  # Angstrom; Gruver et al. 2024 use the first
 HULL_TOLERANCE = 0.1  # eV/atom
 
 
@@ -24,6 +25,7 @@ def conditions_met(
     conditions: Mapping[str, Any],
     *,
     e_above_hull: float | None = None,
+    spacegroup: int | None = None,
 ) -> dict[str, bool]:
     """Return for each condition whether a crystal meets it.
 
@@ -42,6 +44,7 @@ def conditions_met(
         conditions: requested values by the names of `llm_prior.prompts.ATTRIBUTES`.
         e_above_hull: energy above the hull in eV/atom; infinite for a crystal that could not be
             relaxed, which does not meet the condition.
+        spacegroup: number of the group at 0.1 Angstrom where it is known; None has it searched.
 
     Returns:
         Condition -> whether it is met.
@@ -59,11 +62,13 @@ def conditions_met(
             case "num_atoms":
                 found[name] = structure is not None and BY_NAME[name].holds_for(structure, value)
             case "spacegroup":
+                groups = parse_spacegroups(value)
                 for symprec in SYMPRECS:
                     key = name if symprec == SYMPRECS[0] else f"{name}_{symprec}"
-                    found[key] = structure is not None and (
-                        spacegroup_number(structure, symprec=symprec) in parse_spacegroups(value)
-                    )
+                    number = spacegroup if symprec == SYMPREC else None
+                    if number is None and structure is not None:
+                        number = spacegroup_number(structure, symprec=symprec)
+                    found[key] = structure is not None and number in groups
             case "e_above_hull":
                 if structure is None or e_above_hull is not None:
                     found[name] = (

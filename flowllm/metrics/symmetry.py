@@ -11,8 +11,9 @@ distance itself is that of a bootstrap, moved so that the mean of the draws lies
 drawing from a sample adds noise, which only makes distances larger.
 
 Sources: Kazeev et al. 2025 ("WyFormer", arXiv 2503.02407) for the share of P1, the chi-square
-statistic of space groups and the distance of the numbers of free parameters; LeMat-GenBench (arXiv
-2512.04562) for the Jensen-Shannon distance of space groups.
+statistic of space groups (there without the crystals whose group the reference lacks) and the
+distance of the numbers of free parameters; LeMat-GenBench (arXiv 2512.04562) for the Jensen-Shannon
+distance of space groups.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def symmetry_metrics(
         - `symmetry_found`: share of crystals with a space group;
         - `p1`: share of the crystals with a group that have the group P1;
         - `spacegroup_js_distance`: see `js_distance`;
-        - `spacegroup_chi_square`: see `chi_square`, over crystals with a group of the reference;
+        - `spacegroup_chi_square`: see `chi_square`;
         - `free_parameters`: mean number of free parameters, see `Prototype`;
         - `free_parameters_distance`: earth mover's distance of their distributions;
         - `NAME_reference`: the same figure of the reference, or for a distance the distance of N
@@ -85,12 +86,11 @@ def symmetry_metrics(
     if reference is None:
         return metrics
     known_groups, known_parameters = _arrays(reference)
-    shared = groups[np.isin(groups, known_groups)]
     metrics["p1_reference"] = _p1(known_groups)
     metrics["free_parameters_reference"] = bootstrap(known_parameters, np.mean, seed=seed)
     comparisons: list[tuple[str, Distance, Integers, Integers]] = [
         ("spacegroup_js_distance", js_distance, groups, known_groups),
-        ("spacegroup_chi_square", chi_square, shared, known_groups),
+        ("spacegroup_chi_square", chi_square, groups, known_groups),
         ("free_parameters_distance", wasserstein_distance, parameters, known_parameters),
     ]
     for name, distance, own, known in comparisons:
@@ -120,23 +120,27 @@ def js_distance(samples: Integers, reference: Integers) -> float:
 def chi_square(samples: Integers, reference: Integers) -> float:
     """Return the chi-square statistic between two distributions of space groups.
 
-    sum_g (p_g - q_g)^2 / q_g over the groups of the reference, with shares p_g in the samples and
-    q_g in the reference. For N samples of the reference's own distribution it is about (number of
-    groups - 1) / N: compare sets of one size.
+    sum_g (p_g - q_g)^2 / q_g over the groups of both, with shares p_g in the samples and q_g in the
+    reference. If the reference lacks a group, 1/2 is added to its count of every group, the
+    correction of Haldane and Anscombe. For N samples of the reference's own distribution the
+    statistic is about (number of groups - 1) / N: compare sets of one size.
 
-    Source: WyFormer (arXiv 2503.02407), which leaves out samples with other groups.
+    Sources: WyFormer (arXiv 2503.02407), which leaves out samples with other groups and so has no
+    zero counts; Anscombe 1956, Biometrika 43, 461 for the correction.
 
     Args:
-        samples: (N,) numbers of space groups that occur in the reference, N at least 1.
-        reference: (M,) numbers of space groups.
+        samples: (N,) numbers of space groups, N at least 1.
+        reference: (M,) numbers of space groups, M at least 1.
 
     Returns:
         The statistic, 0 or more.
     """
-    expected = _shares(reference)
-    there = expected > 0
-    gaps = _shares(samples)[there] - expected[there]
-    return float((gaps**2 / expected[there]).sum())
+    own, known = _counts(samples), _counts(reference)
+    there = (own > 0) | (known > 0)
+    expected = known[there] + (0.5 if (known[there] == 0).any() else 0.0)
+    expected /= expected.sum()
+    gaps = own[there] / len(samples) - expected
+    return float((gaps**2 / expected).sum())
 
 
 def _arrays(found: Sequence[Prototype | None]) -> tuple[Integers, Integers]:
@@ -152,7 +156,11 @@ def _p1(groups: Integers) -> Estimate:
 
 
 def _shares(groups: Integers) -> NDArray[np.float64]:
-    return np.bincount(groups, minlength=NUM_SPACEGROUPS + 1) / len(groups)
+    return _counts(groups) / len(groups)
+
+
+def _counts(groups: Integers) -> NDArray[np.float64]:
+    return np.bincount(groups, minlength=NUM_SPACEGROUPS + 1).astype(np.float64)
 
 
 def _compare(

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -18,10 +18,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _SETUP_LIMIT = 600.0  # seconds
+_END = "end of the results"
 
 
 class Lost(Exception):
-    """The end of an isolated process without a result; the message says how it ended."""
+    """The end of an isolated process before its last result; the message says how it ended."""
 
 
 class Isolated(Generic[Item, Result]):
@@ -32,12 +33,12 @@ class Isolated(Generic[Item, Result]):
 
     Args:
         setup: makes the context in the process; picklable.
-        work: computes the result from the context and an item; picklable.
+        work: yields the results from the context and an item; picklable.
         what: name of the context for error messages.
     """
 
     def __init__(
-        self, setup: Callable[[], Any], work: Callable[[Any, Item], Result], *, what: str
+        self, setup: Callable[[], Any], work: Callable[[Any, Item], Iterable[Result]], *, what: str
     ) -> None:
         self._setup = setup
         self._work = work
@@ -45,15 +46,15 @@ class Isolated(Generic[Item, Result]):
         self._process: BaseProcess | None = None
         self._pipe: Connection
 
-    def __call__(self, item: Item, *, time_limit: float) -> Result:
-        """Return the result for one item.
+    def __call__(self, item: Item, *, time_limit: float) -> Generator[Result, None, None]:
+        """Yield the results for one item as they come.
 
         Args:
             item: sent to the process; picklable.
-            time_limit: seconds after which the process is killed.
+            time_limit: seconds without a result after which the process is killed.
 
         Raises:
-            Lost: if there is no result within the time limit, or the process died.
+            Lost: if there is no further result within the time limit, or the process died.
             UserError: if no process could be set up.
         """
         if self._process is not None and not self._process.is_alive():
@@ -64,13 +65,15 @@ class Isolated(Generic[Item, Result]):
                 self._pipe.send(item)
             except BrokenPipeError:
                 raise Lost(self._stop(process)) from None
-            result: Result = self._receive(process, time_limit)
-        except KeyboardInterrupt:  # the next item must not get the result of this one
+            while (received := self._receive(process, time_limit)) != _END:
+                [result] = received
+                yield result
+        except (KeyboardInterrupt, GeneratorExit):
+            # The next item must not get the results of this one.
             if self._process is not None:
                 self._process.kill()
                 self._stop(self._process)
             raise
-        return result
 
     def close(self) -> None:
         """End the process."""
@@ -116,7 +119,9 @@ class Isolated(Generic[Item, Result]):
         return f"its process ended with exit code {code}"
 
 
-def _serve(pipe: Connection, setup: Callable[[], Any], work: Callable[[Any, Any], Any]) -> None:
+def _serve(
+    pipe: Connection, setup: Callable[[], Any], work: Callable[[Any, Any], Iterable[Any]]
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # before any library that reads it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends, and this one with it
     threading.Thread(target=end_with_parent, daemon=True).start()
@@ -127,4 +132,6 @@ def _serve(pipe: Connection, setup: Callable[[], Any], work: Callable[[Any, Any]
             item = pipe.recv()
         except EOFError:
             return
-        pipe.send(work(context, item))
+        for result in work(context, item):
+            pipe.send((result,))
+        pipe.send(_END)

@@ -71,9 +71,9 @@ def propose_templates(
     """Return structures of a composition made from templates, the likeliest first.
 
     Templates have the same amounts of their elements in the reduced formula. Their elements are
-    replaced in every way that keeps the amounts. The genes that come out are all different. The free
-    parameters of a structure are the weighted mean over up to `MAX_AVERAGED` templates of its gene,
-    as far as they are close to the likeliest one (`flowllm.templates.averaging`).
+    replaced in every way that keeps the amounts. The genes that come out are all different. The
+    free parameters of a structure are the weighted mean over up to `MAX_AVERAGED` templates of its
+    gene, as far as they are close to the likeliest one (`flowllm.templates.averaging`).
 
     Args:
         formula: text, a pymatgen composition or a mapping of elements to amounts.

@@ -43,13 +43,14 @@ def train_refiner(
 
     Args:
         config: recipe by name (`rfm/small`) or path.
-        pairs: files made by `flowllm pair` for `base.kind: llm`, or by `flowllm pair --samples` for
-            `base.kind: file`; either kind also takes files of `flowllm pair --templates`.
+        pairs: run folders of `flowllm pair`, or their files, for `base.kind: llm`; of
+            `flowllm pair --samples` for `base.kind: file`; of `flowllm pair --templates` for
+            either.
         data: crystals for `base.kind: uniform` (FlowMM, arXiv 2406.04713), which needs no language
             model.
         out: run folder: `run.json`, `checkpoint-STEP/`, `validation.csv` (see
             `flowllm.training.validation`), at the end `model/`.
-        validation: a file like `pairs` or `data` on which the training is evaluated.
+        validation: one like `pairs` or `data`, on which the training is evaluated.
         init: a trained refiner with the same network and chart, whose weights are the start.
         overrides: `key=value` changes to the recipe.
         skip_invalid: leave out bad rows of `data` instead of stopping.
@@ -66,6 +67,8 @@ def train_refiner(
     """
     recipe = load_recipe(RefinerRecipe, config, overrides)
     sources = _sources(recipe.base.kind, config, pairs, data)
+    if validation is not None and recipe.base.from_crystals:
+        validation = _pairs_file(validation)
     check_device(device)
     with training_run(
         out,
@@ -124,12 +127,18 @@ def _sources(
         raise UserError(
             f"{config} has base.kind {kind}, which uses no {other}; leave --{other} out"
         )
-    if wanted == "pairs":  # the run folder of `flowllm pair` stands for its file
-        return [
-            Path(path) / PAIRS_FILE if (Path(path) / PAIRS_FILE).is_file() else path
-            for path in given[wanted]
-        ]
-    return given[wanted]
+    return [_pairs_file(path) for path in given[wanted]] if wanted == "pairs" else given[wanted]
+
+
+def _pairs_file(path: str | Path) -> str | Path:
+    """Return the file of pairs for which a run folder of `flowllm pair` stands."""
+    if not Path(path).is_dir():
+        return path
+    if not (file := Path(path) / PAIRS_FILE).is_file():
+        raise UserError(
+            f"{path} is a folder without {PAIRS_FILE}; give a finished run of `flowllm pair`"
+        )
+    return file
 
 
 def _train(

@@ -20,6 +20,8 @@ from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat
 
 _MOST_VALUES = 20_000
+_MOST_REMEMBERED = 1000  # sets of values whose tokens are kept
+_SHORT = 128  # values
 _SHAPES = (  # of trial texts: the largest cell, and fields that others follow
     ("group", *("element", "letter") * 2, "first_length", *("length",) * 2, *("angle",) * 3,
      *("first_coord", "coord", "coord") * 2),
@@ -69,7 +71,7 @@ class TokenTable:
             for tokens in values.values():
                 if len(tokens) > 1:  # so its first token may be more than the value
                     self._single.pop((kind, tokens[0]), None)
-        self._remembered: dict[tuple[str, ...], tuple[Choices, Legal]] = {}
+        self._remembered: dict[tuple[tuple[str, bytes | int], ...], tuple[Choices, Legal]] = {}
 
     def rows(self, choices: Choices) -> NDArray[np.int64]:
         """Return the rows of values.
@@ -89,16 +91,22 @@ class TokenTable:
         return self._single.get((kind, token))
 
     def first_tokens(self, choices: Choices) -> Legal:
-        """Return the first tokens of values; those of the last time are remembered.
+        """Return the first tokens of values, remembered for the sets that came last.
 
         Args:
             choices: kinds of fields, each with its (k,) values.
         """
-        kinds = tuple(kind for kind, _ in choices)
-        known, found = self._remembered.get(kinds, ((), None))
-        if found is None or any(a is not b for (_, a), (_, b) in zip(known, choices, strict=True)):
+        # Long rows of values are shared by all places, so that each is one object.
+        key = tuple(
+            (kind, values.tobytes() if len(values) <= _SHORT else id(values))
+            for kind, values in choices
+        )
+        _, found = self._remembered.pop(key, (choices, None))
+        if found is None:
             found = legal_of(self.tokens[self.rows(choices), 0])
-            self._remembered[kinds] = choices, found
+            if len(self._remembered) == _MOST_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]  # the least recent
+        self._remembered[key] = choices, found  # the choices are kept, so an id stays theirs
         return found
 
     def field(self, row: int) -> tuple[str, int]:

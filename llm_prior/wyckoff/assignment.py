@@ -11,7 +11,7 @@ one that made a choice legal is found again after it: there is always a way on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 
@@ -47,8 +47,9 @@ class Assignment:
         """What tells assignments of one rule apart."""
         return self.number, self.orbits, self.element
 
+    @cached_property
     def possible_elements(self) -> list[int]:
-        """Return the elements among which the next one is, by their numbers of atoms alone.
+        """The elements among which the next one is, by their numbers of atoms alone.
 
         Raises:
             ValueError: if a letter is due.
@@ -64,8 +65,9 @@ class Assignment:
                 found.append(element)
         return sorted(found)
 
+    @cached_property
     def possible_letters(self) -> list[int]:
-        """Return the letters, by place, among which the next one is.
+        """The letters, by place, among which the next one is.
 
         Raises:
             ValueError: if an element is due.
@@ -88,7 +90,7 @@ class Assignment:
         Raises:
             ValueError: if a letter is due.
         """
-        possible = self.possible_elements()
+        possible = self.possible_elements
         found = [e for e in possible if self._is_required(e) and self._may_follow(e)]
         optional = [e for e in possible if not self._is_required(e)]
         # What follows the last of these by electronegativity may follow any other of them too.
@@ -105,15 +107,16 @@ class Assignment:
         Raises:
             ValueError: if an element is due.
         """
-        return [p for p in self.possible_letters() if self.with_letter(p).can_complete()]
+        return [p for p in self.possible_letters if self.with_letter(p).can_complete()]
 
+    @cached_property
     def may_end(self) -> bool:
-        """Return whether the orbits so far are a crystal of the conditions with exactly the
-        group."""
-        return self.could_end() and self._keeps_group(())
+        """Whether the orbits so far are a crystal of the conditions with exactly the group."""
+        return self.could_end and self._keeps_group(())
 
+    @cached_property
     def could_end(self) -> bool:
-        """Return whether the orbits so far have the atoms of the conditions."""
+        """Whether the orbits so far have the atoms of the conditions."""
         if not self.orbits or self.element is not None:
             return False
         if self.rule.unit is not None:
@@ -129,7 +132,8 @@ class Assignment:
         Args:
             element: place in `SYMBOLS`.
         """
-        return replace(self, element=element)
+        # `dataclasses.replace` takes several times as long.
+        return Assignment(rule=self.rule, number=self.number, orbits=self.orbits, element=element)
 
     def with_letter(self, place: int) -> Assignment:
         """Return the assignment after a letter.
@@ -138,7 +142,8 @@ class Assignment:
             place: place of the letter in the group.
         """
         assert self.element is not None
-        return replace(self, orbits=(*self.orbits, (self.element, place)), element=None)
+        orbits = (*self.orbits, (self.element, place))
+        return Assignment(rule=self.rule, number=self.number, orbits=orbits)
 
     def can_complete(self) -> bool:
         """Return whether a crystal that meets the conditions and has exactly the group can follow.
@@ -146,7 +151,7 @@ class Assignment:
         Only the completions that the search visits first count, see the module's text.
         """
         if self.element is not None:
-            places = reversed(self.possible_letters())
+            places = reversed(self.possible_letters)
             return any(self.with_letter(place).can_complete() for place in places)
         return any(self._some_keeps_group(completions_) for completions_ in self._completions())
 
@@ -279,7 +284,7 @@ class Assignment:
 
     def _open_completions(self, orbits: _Orbits, start: int) -> Iterator[_Orbits | None]:
         """Completions of a crystal whose formula is not given, and None for each step."""
-        state = replace(self, orbits=orbits, element=None)
+        state = Assignment(rule=self.rule, number=self.number, orbits=orbits)
         total = sum(state._counts.values())
         present = sum(1 << element for element in state._counts)
         missing = state.rule.required & ~present

@@ -97,8 +97,12 @@ def can_complete(number: int, missing: int, start: int, used: int, others: Seque
         used: bit mask of the positions without free coordinates that are taken, by any element.
         others: atoms of each element that comes later.
     """
+    return _can_complete(number, missing, start, used, tuple(sorted(others)))
+
+
+@lru_cache(maxsize=200_000)
+def _can_complete(number: int, missing: int, start: int, used: int, rest: tuple[int, ...]) -> bool:
     of_group = sizes(number)
-    rest = tuple(sorted(others))
     stock = of_group.stock(used)
     if not missing:
         return _fill(rest, stock, of_group.reusable())

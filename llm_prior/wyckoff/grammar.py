@@ -31,6 +31,8 @@ from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
 
 Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
 
+_MOST_KNOWN = 5000  # assignments that a grammar keeps
+
 
 class Choice(NamedTuple):
     """Values that one kind of field may take next.
@@ -95,6 +97,7 @@ class Grammar:
         self._elements: dict[object, list[int]] = {}
         self._letters: dict[object, list[int]] = {}
         self._completes: dict[object, bool] = {}
+        self._known: dict[object, Assignment] = {}
         if not any(has_crystal(rule, number) for number in self.requested):
             others = [n for n in every if has_crystal(rule, fmt.written_group(n))]
             several = "one of the space groups" if len(asked) > 1 else "space group"
@@ -133,6 +136,16 @@ class Grammar:
             self._letters[assignment.key] = assignment.letters()
         return self._letters[assignment.key]
 
+    def known(self, assignment: Assignment) -> Assignment:
+        """Return the same assignment as the object that came first, which remembers its counts.
+
+        Args:
+            assignment: orbits so far, maybe an element.
+        """
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        return self._known.setdefault(assignment.key, assignment)
+
     def completes(self, assignment: Assignment) -> bool:
         """Return `assignment.can_complete()`, remembered.
 
@@ -162,6 +175,7 @@ class Cursor:
         self._grammar = grammar
         self._assignment: Assignment | None = None
         self._cell: CellPart | None = None
+        self._draft: CellPart | None = None  # the cell, if the orbits end here
         self._coords: CoordPart | None = None
         self._legal: tuple[Choice, ...] | None = None
         self._possible: tuple[Choice, ...] | None = None
@@ -227,19 +241,21 @@ class Cursor:
         if kind == "end":
             self.finished = True
         elif kind == "group":
-            self._assignment = Assignment(rule=self._grammar.rule, number=value)
+            start = Assignment(rule=self._grammar.rule, number=value)
+            self._assignment = self._grammar.known(start)
         elif kind == "element":
             assert self._assignment is not None
-            self._assignment = self._assignment.with_element(value)
+            self._assignment = self._grammar.known(self._assignment.with_element(value))
         elif kind == "letter":
             assert self._assignment is not None
-            self._assignment = self._assignment.with_letter(value)
+            self._assignment = self._grammar.known(self._assignment.with_letter(value))
+            self._draft = None
         elif kind == "coord":
             assert self._coords is not None
             self._coords.add(value)
         else:
             if self._cell is None:
-                self._cell = self._new_cell()
+                self._cell = self._empty_cell
             self._cell.add(value)
             if self._cell.complete:
                 self._coords = CoordPart(self._cell, self._grammar.fmt)
@@ -274,8 +290,8 @@ class Cursor:
             elements = self._grammar.elements(assignment)
             if elements:
                 yield _choice("element", elements)
-            if assignment.may_end():
-                cell = self._new_cell()
+            if assignment.may_end:
+                cell = self._empty_cell
                 yield Choice(cell.kind, cell.allowed())
 
     def _candidates(self) -> Iterable[Choice]:
@@ -287,11 +303,11 @@ class Cursor:
         elif self._cell is not None:
             yield _every_parameter(self._cell.kind, fmt.length_decimals, fmt.angle_decimals)
         elif assignment.element is not None:
-            yield _choice("letter", assignment.possible_letters())
+            yield _choice("letter", assignment.possible_letters)
         else:
-            if elements := assignment.possible_elements():
+            if elements := assignment.possible_elements:
                 yield _choice("element", elements)
-            if assignment.could_end():
+            if assignment.could_end:
                 yield _every_parameter("length", fmt.length_decimals, fmt.angle_decimals)
 
     def _fits(self, kind: Kind, value: int) -> bool:
@@ -304,14 +320,19 @@ class Cursor:
         if self._cell is not None:
             return self._cell.accepts(value)
         if kind == "letter":
-            return self._grammar.completes(assignment.with_letter(value))
+            return self._grammar.completes(self._grammar.known(assignment.with_letter(value)))
         if kind == "element":
-            return self._grammar.completes(assignment.with_element(value))
-        return assignment.may_end() and self._new_cell().accepts(value)
+            return self._grammar.completes(self._grammar.known(assignment.with_element(value)))
+        return assignment.may_end and self._empty_cell.accepts(value)
 
-    def _new_cell(self) -> CellPart:
-        assert self._assignment is not None
-        return CellPart(self._assignment.number, self._assignment.orbits, self._grammar.fmt)
+    @property
+    def _empty_cell(self) -> CellPart:
+        """The cell of the orbits so far, without any value."""
+        if self._draft is None:
+            assert self._assignment is not None
+            orbits = self._assignment.orbits
+            self._draft = CellPart(self._assignment.number, orbits, self._grammar.fmt)
+        return self._draft
 
 
 def _among(choices: Iterable[Choice], kind: Kind, value: int) -> bool:

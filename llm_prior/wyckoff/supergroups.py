@@ -9,7 +9,7 @@ the atoms of some of its elements have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +49,7 @@ class ExtraSymmetry:
         self._change = primitive_change(number)
         self._metric = lattice @ lattice.T
         self._maps = further_maps(number, cell).astype(float)
-        generic = GENERIC_CELLS[space_group(number).family]
-        self.is_generic = len(self._maps) == len(further_maps(number, generic))
+        self.is_generic = len(self._maps) == _num_generic_maps(number)
 
     def found(
         self, points: NDArray[np.float64], kinds: Sequence[int], tolerance: float = LOOSE
@@ -87,14 +86,16 @@ class ExtraSymmetry:
         new = (map_ > 0) | (target > 0)  # the identity is an operation of the group
         crystal, map_ = crystal[new], map_[new]
         shift = shifts.reshape(-1, 3)[new]
-        for part in atoms:
+        # One atom of an element rules out most operations, at less cost than all of them.
+        probes = [(part, part[-1:]) for part in atoms] + [(part, part[:-1]) for part in atoms]
+        for part, probe in probes:
             if not len(crystal):
                 break
-            there = coords[crystal][:, part]  # (k, n, 3)
-            moved = there @ self._maps[map_].transpose(0, 2, 1) + shift[:, None]
-            gaps = moved[:, :, None] - there[:, None]  # (k, n, n, 3)
+            there = coords[crystal[:, None], part]  # (k, n, 3)
+            moved = coords[crystal[:, None], probe] @ self._maps[map_].transpose(0, 2, 1)
+            gaps = (moved + shift[:, None])[:, :, None] - there[:, None]  # (k, m, n, 3)
             gaps -= np.rint(gaps)
-            apart = ((gaps @ self._metric) * gaps).sum(-1).min(2).max(1)
+            apart = ((gaps @ self._metric) * gaps).sum(-1).min(2).max(1, initial=0.0)
             fits = apart < tolerance**2
             crystal, map_, shift = crystal[fits], map_[fits], shift[fits]
         found = np.zeros(len(coords), dtype=bool)
@@ -135,6 +136,11 @@ def keeps_group(number: int, parts: tuple[tuple[int, ...], ...]) -> bool:
         if not extra.found(np.concatenate(points)[None], kinds, _GENERAL)[0]:
             return True
     return False
+
+
+@cache
+def _num_generic_maps(number: int) -> int:
+    return len(further_maps(number, GENERIC_CELLS[space_group(number).family]))
 
 
 @lru_cache(maxsize=256)

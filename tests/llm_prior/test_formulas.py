@@ -90,6 +90,8 @@ def test_amounts_are_exact(formula, amounts):
         ("H2@C60", "dopants and inclusions are not read"),
         ("Li1.5CoO2", "the full stop may separate compounds or be a decimal point"),
         ("CaCl2.6NH3", "the full stop may separate compounds"),
+        ("Ni1.5H2O", "the full stop may separate compounds or be a decimal point"),
+        ("(NH4)1.5H2O", "the full stop may separate compounds"),
         ("Na2O.2SiO2", "the full stop may separate compounds"),
         ("Li.5CoO2", "the full stop may separate compounds"),
         ("BaTiO3-PbTiO3", "is not a chemical formula"),

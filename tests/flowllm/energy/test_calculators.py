@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from ase.calculators.emt import EMT
 
 from flowllm.energy.calculators import (
     available_potentials,
+    check_installed,
     check_potential_name,
     energy_scheme,
     known_elements,
     load_calculator,
+    pick_potential_device,
+    potential_identity,
 )
 from flowllm.energy.potential_check import check_calculator
 from flowllm.errors import UserError
@@ -49,19 +53,47 @@ def test_a_right_potential_of_matgl_passes() -> None:
     load_calculator(f"matgl:{RIGHT}")
 
 
-def test_chgnet_passes(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture) -> None:
-    pytest.importorskip("chgnet")
-    calculator = load_calculator("chgnet", check=False)
+@pytest.mark.parametrize("name", ["chgnet", "chgnet:r2scan", "sevennet"])
+def test_published_potentials_pass(
+    name: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("sevenn" if name == "sevennet" else "chgnet")
+    calculator = load_calculator(name, check=False)
     with caplog.at_level(logging.WARNING, "flowllm"):
-        check_calculator("chgnet", calculator)
+        check_calculator(name, calculator)
     assert not caplog.text
-    assert not capsys.readouterr().out  # stdout is for results
+    captured = capsys.readouterr()
+    assert not captured.out and not captured.err  # stdout is for results
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("flowllm.energy.calculators.version", missing)
+    for use in (check_installed, load_calculator, potential_identity):
+        with pytest.raises(
+            UserError, match=r"sevenn is not installed; pip install '.*\[sevennet\]"
+        ):
+            use("sevennet")
+        with pytest.raises(UserError, match=r"chgnet is not installed; pip install '.*\[eval\]"):
+            use("chgnet:r2scan")
+    assert check_installed("a:b") == "a:b"
+
+
+def test_only_published_potentials_take_a_gpu() -> None:
+    assert pick_potential_device("chgnet", "cpu") == "cpu"
+    assert pick_potential_device("a:b", "auto") == "cpu"
+    with pytest.raises(UserError, match="potential a:b computes on the CPU here"):
+        pick_potential_device("a:b", "cuda")
 
 
 @pytest.mark.parametrize(
     ("potential", "scheme"),
     [
         ("chgnet", "mp2020"),
+        ("chgnet:r2scan", "mp-r2scan"),
+        ("sevennet", "mp-raw"),
         ("matgl:models/TensorNet-MatPES-PBE-v2025.1-PES", "matpes-pbe"),
         ("matgl:materialyze/TensorNet-MatPES-r2SCAN-v2025.1-PES", "matpes-r2scan"),
         ("matgl:M3GNet-MP-2021.2.8-PES", "mp-raw"),
@@ -87,6 +119,8 @@ def test_a_calculator_may_declare_its_scheme() -> None:
     [
         ("CHGNet", "chgnet"),
         (" chgnet ", "chgnet"),
+        ("CHGNet:r2SCAN", "chgnet:r2scan"),
+        ("SevenNet", "sevennet"),
         ("MatGL:TensorNet-MatPES-PBE-v2025.1-PES", "matgl:TensorNet-MatPES-PBE-v2025.1-PES"),
         ("matgl:account/name", "matgl:account/name"),
         ("ase.calculators.emt:EMT", "ase.calculators.emt:EMT"),
@@ -96,9 +130,16 @@ def test_a_name_has_one_canonical_form(name: str, canonical: str) -> None:
     assert check_potential_name(name) == canonical
 
 
-@pytest.mark.parametrize("name", ["mace", "", "matgl:", "chgnet:", ":EMT", "a b:c", "a..b:c", 3])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("mace", "", "matgl:", "chgnet:", "chgnet:pbe", "SevenNet:9", ":EMT", "a b:c", "a..b:c"),
+        3,
+    ],
+)
 def test_an_unknown_name_is_refused_with_the_known_forms(name: object) -> None:
-    with pytest.raises(UserError, match="unknown potential.*matgl:FOLDER, chgnet or MODULE:FACT"):
+    forms = "write chgnet, chgnet:r2scan, sevennet, matgl:FOLDER or MODULE:FACTORY"
+    with pytest.raises(UserError, match=f"unknown potential.*{forms}"):
         check_potential_name(name)
 
 
@@ -124,6 +165,6 @@ def test_checking_a_name_loads_no_heavy_library() -> None:
 
 def test_packages_of_potentials_are_listed_with_version_or_advice() -> None:
     found = dict(available_potentials())
-    assert found.keys() == {"chgnet", "matgl"}
+    assert found.keys() == {"chgnet", "sevenn", "matgl"}
     assert found["matgl"][0].isdigit()
     assert found["chgnet"][0].isdigit() or "pip install 'flowllm-crystal[eval]'" in found["chgnet"]

@@ -97,7 +97,7 @@ def test_rock_salt_relaxes_with_matgl() -> None:
 @pytest.mark.parametrize(
     ("potential", "message"),
     [
-        ("mace", "write matgl:FOLDER, chgnet or MODULE:FACTORY"),
+        ("mace", "write chgnet, chgnet:r2scan, sevennet, matgl:FOLDER or MODULE:FACTORY"),
         ("matgl:no/where", "there is no potential folder no/where"),
         ("no_such_module:make", "No module named 'no_such_module'"),
         ("json:nothing", "has no attribute 'nothing'"),

@@ -118,6 +118,55 @@ def test_a_crystal_that_hangs_or_ends_its_process_is_recorded_alone(
     assert len(list((outcome.folder / "cif").iterdir())) == 3
 
 
+BATCHED = """
+import os
+from ase.calculators.emt import EMT
+from flowllm.energy.single_points import BatchCalculator, SinglePoint
+
+class Batched(BatchCalculator):
+    batch_atoms = 4
+
+    def evaluate(self, batch):
+        if any("Ag" in atoms.symbols for atoms in batch):
+            os._exit(7)
+        points = []
+        for atoms in batch:
+            atoms = atoms.copy()
+            atoms.calc = EMT()
+            points.append(
+                SinglePoint(atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
+            )
+        return points
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_that_ends_its_process_is_halved_and_loses_one_crystal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    (tmp_path / "batched_potential.py").write_text(BATCHED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(relaxing, "_shard_size", lambda total, device: 5)
+    symbols = ["Cu", "Pt", "Ag", "Pd", "Au", "Cu", "Ni"]
+    crystals = [
+        Crystal(id=f"{symbol}-{i}", structure=fcc(symbol, 3.9)) for i, symbol in enumerate(symbols)
+    ]
+    found = relax_crystals(
+        crystals,
+        potential="batched_potential:Batched",
+        out=tmp_path / "run",
+        workers=workers,
+        progress=False,
+    )
+    assert found.failures == {"relaxation: its process ended with exit code 7": 1}
+    assert [c.id for c in found.crystals] == [c.id for c in crystals if "Ag" not in c.id]
+    assert len(list((tmp_path / "run" / "shards").iterdir())) == 2
+    for crystal, relaxed in zip(crystals, read_relaxed(tmp_path / "run").structures, strict=True):
+        if relaxed is not None:
+            assert relaxed == relax_structure(crystal.structure, EMT()).structure
+
+
 def test_the_relaxed_crystal_is_at_rest_and_lower(run: RelaxedRun) -> None:
     relaxed, initial = run.structures[6], run.initial[6]
     assert relaxed is not None

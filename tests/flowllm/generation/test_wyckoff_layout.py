@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from cli_support import check_mistake
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.io import Crystal, read, write
 from flowllm.evaluation.sets import read_generated
 from flowllm.generation import pipeline
 from flowllm.generation.infilling import infill
@@ -20,10 +22,10 @@ from flowllm.metrics.conditions import conditions_met
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.prior_pairs import pair_prior
 from llm_prior import BaseModel, Prior, PriorError, Proposal, TextFormat
-from llm_prior.wyckoff import actual_group
+from llm_prior.wyckoff import actual_group, describe, space_group
 from prior_support import TINY
 from rfm import Refiner
-from support import BUNDLED_REFINER, MP20_SAMPLE, perovskite, run_command, table
+from support import BUNDLED_REFINER, MP20_SAMPLE, SALT, perovskite, run_command, table
 
 REQUEST = {"formula": "SrTiO3", "num_atoms": 5, "spacegroup": "Pm-3m"}
 
@@ -153,6 +155,83 @@ def test_crystals_are_scored_infilled_and_mutated(
     assert len(infill(perovskites, "Ti", prior=folder)) == 3
     mutate(perovskites, 3, out=tmp_path / "mutations", prior=folder, device="cpu", progress=False)
     assert len(pd.read_parquet(tmp_path / "mutations" / "samples.parquet")) == 3
+
+
+@pytest.mark.parametrize("layout", ["wyckoff", "sites"])
+def test_a_swap_takes_whole_orbits_and_keeps_the_group(
+    layout: str, folder: Path, tmp_path: Path
+) -> None:
+    """20 real crystals: group, letters, cell and positions stay, one element stands for another."""
+    parents = {crystal.id: crystal.structure for crystal in read(MP20_SAMPLE)[::3][:20]}
+    write([Crystal(id=name, structure=s) for name, s in parents.items()], tmp_path / "in.jsonl")
+    prior = folder if layout == "wyckoff" else "bundled:sites"
+    options = {"prior": prior, "device": "cpu", "cif": "p1"}
+    mutate(
+        tmp_path / "in.jsonl", 40, out=tmp_path / "swaps", swap_table=False, progress=False,
+        **options,
+    )  # fmt: skip
+    infill(tmp_path / "in.jsonl", "O", structures=tmp_path / "filled", **options)
+    rows = [
+        row
+        for run in ("swaps", "filled")
+        for row in pq.read_table(tmp_path / run / "samples.parquet").to_pylist()
+    ]
+    assert len({row.get("parent") for row in rows}) > 10
+    for row in rows:
+        parent = parents[row.get("parent") or row["id"]]
+        child = Structure.from_str(row["structure"], fmt="json")
+        old, new = row["swap"].split("->")
+        before, after = describe(parent), describe(child)
+        assert after.spacegroup == before.spacegroup
+        if new not in before.composition:  # else two elements may have become one
+            swapped = {old: new}
+            expected = sorted((swapped.get(e, e), letter) for e, letter in before.gene[1])
+            assert list(after.gene[1]) == expected
+        assert (child.frac_coords == parent.frac_coords).all()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("sample -n 1 --spacegroup 231", "spacegroup '231' is not a whole number from 1 to 230"),
+        ("sample -n 1 --spacegroup Fm-4m", "spacegroup 'Fm-4m' is not a whole number from 1"),
+        ("sample -n 1 --spacegroup 225-231", "spacegroup '231' is not a whole number"),
+        ("sample -n 1 --num-atoms 21", "21 atoms are too many, this model writes at most 20"),
+    ],
+)
+def test_a_bad_request_of_symmetry_is_one_line(
+    folder: Path, tmp_path: Path, command: str, message: str
+) -> None:
+    words = [*command.split(), "--prior", folder, "--no-refine", "--out", tmp_path / "out"]
+    check_mistake(run_command(*words), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_letter_that_the_group_lacks_is_one_line() -> None:
+    with pytest.raises(PriorError, match=r"225 \(Fm-3m\) has no Wyckoff letter 'm'; it has a to l"):
+        space_group(225).position("m")
+
+
+@pytest.mark.parametrize("command", ["score", "infill --mask Na", "ipt", "mutate -n 1 --out run"])
+def test_a_crystal_whose_symmetry_search_fails_is_one_line(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_prior.wyckoff.analysis.symmetry_dataset", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    write([Crystal(id="salt", structure=SALT)], tmp_path / "salt.jsonl")
+    name, *options = command.split()
+    result = run_command(name, "salt.jsonl", *options, "--prior", folder)
+    check_mistake(result, "spglib finds no symmetry of Na4 Cl4 at a symprec of 0.1 Angstrom")
+
+
+def test_a_model_of_the_other_layout_is_no_run_to_resume_and_no_adapter(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = ["train-llm", "--data", MP20_SAMPLE, "--device", "cpu", "--out", tmp_path / "out"]
+    for more in (["model.lora={r: 2}"], []):
+        result = run_command(*words, f"model.name={folder}", "model.architecture=null", *more)
+        check_mistake(result, "was trained with text.layout=wyckoff, the recipe has sites")
+        assert not (tmp_path / "out" / "model").exists()
 
 
 def test_crystals_are_paired_with_samples(folder: Path, tmp_path: Path) -> None:

@@ -53,15 +53,25 @@ def command_of(file: str) -> click.Command:
     return module.main
 
 
-def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
-    settings = {"DRY": "1", "RUNS": str(tmp_path), "LIMIT": "--limit 64", "PRIOR": "seed=1 a=b"}
-    printed = subprocess.run(
+def release(**settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         ["bash", str(ROOT / "tools" / "release.sh")],
-        env={**os.environ, **settings},
+        env={**os.environ, "DRY": "1", **settings},
         capture_output=True,
         text=True,
-        check=True,
-    ).stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("pair", "recipes"),
+    [({}, ("llm/wyckoff", "rfm/wyckoff")), ({"PAIR": "sites"}, ("llm/release", "rfm/release"))],
+)
+def test_every_command_of_the_release_recipe_is_one(
+    pair: dict[str, str], recipes: tuple[str, str], tmp_path: Path
+) -> None:
+    ended = release(RUNS=str(tmp_path), LIMIT="--limit 64", PRIOR="seed=1 a=b", **pair)
+    assert ended.returncode == 0, ended.stderr
+    printed = ended.stdout
     lines = [shlex.split(line) for line in printed.splitlines()]
     assert [line[:2] for line in lines if line[0] == "flowllm"] == [
         ["flowllm", name]
@@ -69,7 +79,9 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
     ]
     both, alone, pairs = lines[:3]
     given = [word for word in alone if "=" in word]
-    model = load_recipe(PriorRecipe, "llm/release", given).model
+    used = [line[line.index("--config") + 1] for line in lines if "--config" in line]
+    assert used == [recipes[0], *recipes]
+    model = load_recipe(PriorRecipe, recipes[0], given).model
     assert (model.architecture, model.name) == (None, f"{tmp_path}/prior-of-all/model")
     assert both[both.index("--out") + 1] == f"{tmp_path}/prior-of-all"
     assert pairs[pairs.index("--prior") + 1] == alone[alone.index("--out") + 1] + "/model"
@@ -86,6 +98,13 @@ def test_every_command_of_the_release_recipe_is_one(tmp_path: Path) -> None:
             pytest.fail(f"{shlex.join([program, first, *rest])}: {error.format_message()}")
 
 
-def test_the_release_recipes_are_recipes() -> None:
-    load_recipe(PriorRecipe, "llm/release", [])
-    assert load_recipe(RefinerRecipe, "rfm/release", []).base.kind == "llm"
+def test_an_unknown_pair_is_one_line() -> None:
+    ended = release(PAIR="wyckof")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: PAIR is wyckof; set it to wyckoff or sites\n"
+
+
+@pytest.mark.parametrize("pair", ["release", "wyckoff"])
+def test_the_release_recipes_are_recipes(pair: str) -> None:
+    load_recipe(PriorRecipe, f"llm/{pair}", [])
+    assert load_recipe(RefinerRecipe, f"rfm/{pair}", []).base.kind == "llm"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm.metrics import conditions
 from flowllm.metrics.conditions import condition_rates, conditions_met
 from support import SALT
 
@@ -48,6 +50,22 @@ def test_the_space_group_is_checked_at_two_tolerances():
     perovskite.translate_sites([1], [0, 0, 0.08 / 3.9])
     judged = conditions_met(perovskite, {"spacegroup": 221})
     assert judged == {"spacegroup": True, "spacegroup_0.1": False}
+
+
+def test_a_group_that_is_known_is_not_searched_again(monkeypatch: pytest.MonkeyPatch):
+    searched = []
+
+    def search(structure: Structure, *, symprec: float) -> int:
+        searched.append(symprec)
+        return 225
+
+    monkeypatch.setattr(conditions, "spacegroup_number", search)
+    judged = conditions_met(SALT, {"spacegroup": 225}, spacegroup=221)
+    assert judged == {"spacegroup": True, "spacegroup_0.1": False}
+    assert searched == [0.2]
+    conditions_met(SALT, {"spacegroup": 225})
+    assert searched == [0.2, 0.2, 0.1]
+    assert not any(conditions_met(None, {"spacegroup": 225}, spacegroup=None).values())
 
 
 def test_rates_are_given_by_number_of_atoms_as_well():

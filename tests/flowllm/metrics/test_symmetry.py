@@ -59,13 +59,18 @@ def test_figures_of_a_set_equal_a_hand_calculation():
     assert alone == {name: found[name] for name in ("symmetry_found", "p1", "free_parameters")}
 
 
-def test_groups_that_the_reference_lacks_count_in_the_distance_but_not_in_chi_square():
+def test_groups_that_the_reference_lacks_count():
     found = symmetry_metrics(prototypes(1, 3, 3), prototypes(1, 2))
-    assert found["spacegroup_chi_square"].count == 1 and found["spacegroup_chi_square"].value == 1
-    assert found["spacegroup_js_distance"].count == 3
+    # p = (1, 0, 2) / 3; counts (1, 1, 0) of the reference + 1/2: q = (3, 3, 1) / 7
+    expected = (1 / 3 - 3 / 7) ** 2 / (3 / 7) + 3 / 7 + (2 / 3 - 1 / 7) ** 2 / (1 / 7)
+    assert found["spacegroup_chi_square"].value == pytest.approx(expected)
+    assert found["spacegroup_chi_square"].count == found["spacegroup_js_distance"].count == 3
     apart = symmetry_metrics(prototypes(3), prototypes(1, 2))
-    assert apart["spacegroup_chi_square"].value is None
+    assert apart["spacegroup_chi_square"].value == pytest.approx(6 / 7 + 36 / 7)
     assert apart["spacegroup_js_distance"].value == pytest.approx(1)
+    # One of many crystals with a new group changes little.
+    many = np.repeat([1, 2], 500)
+    assert 0 < chi_square(np.append(many, 3), many) < 0.01
 
 
 def test_the_interval_of_a_distance_holds_it_and_shrinks_with_the_number_of_crystals():
@@ -124,5 +129,5 @@ def test_the_group_does_not_depend_on_the_cell_and_a_flat_cell_has_none():
 def test_the_groups_of_known_crystals_are_found():
     found = symmetry_metrics([prototype(SALT), prototype(CSCL)], [prototype(SALT)] * 2)
     assert found["p1"] == rate(0, 2)
-    assert found["spacegroup_chi_square"].count == 1  # CsCl is in no group of the reference
+    assert found["spacegroup_chi_square"].count == 2  # CsCl is in no group of the reference
     assert found["free_parameters"].value == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.io import Crystal, write
+from flowllm.errors import UserError
 from flowllm.training import validation
 from flowllm.training.config import RefinerTrainingConfig
 from flowllm.training.pairing.table import write_pairs
@@ -88,6 +90,25 @@ def test_a_run_that_was_cut_off_ends_with_the_same_table(kind: str, tmp_path: Pa
         shutil.rmtree(out / f"checkpoint-{step}")
     train(resume=True)
     assert (out / "validation.csv").read_bytes() == table
+
+
+def test_a_run_folder_of_pairs_stands_for_its_file(tmp_path: Path) -> None:
+    run, other = tmp_path / "pairs", tmp_path / "unfinished"
+    run.mkdir()
+    other.mkdir()
+    write_pairs(PAIRS, run / "pairs.parquet")
+
+    def train(name: str, pairs: Path, validation: Path) -> dict[str, str]:
+        out = tmp_path / name
+        train_refiner(
+            pairs=[pairs], validation=validation, out=out, overrides=OVERRIDES, device="cpu"
+        )
+        return {**json.loads((out / "run.json").read_text()), "table": rows(out)}
+
+    assert train("folders", run, run) == train("files", *[run / "pairs.parquet"] * 2)
+    with pytest.raises(UserError, match="unfinished is a folder without pairs.parquet; give a fin"):
+        train("none", run, other)
+    assert not (tmp_path / "none").exists()
 
 
 def test_targets_themselves_match_and_lost_crystals_do_not(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pymatgen.core import Structure
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_prior import (
     BaseModel,
@@ -27,7 +29,15 @@ from llm_prior import (
 )
 from llm_prior.prompts import generation_prompt
 from llm_prior.wyckoff import actual_group
-from prior_support import TINY, Script, ask, make_base, one_layer_prior, refused
+from prior_support import (
+    TINY,
+    Script,
+    ask,
+    llama_tokenizer,
+    make_base,
+    one_layer_prior,
+    refused,
+)
 from support import perovskite
 
 WYCKOFF = TextFormat(layout="wyckoff")
@@ -220,6 +230,51 @@ def test_elements_are_infilled_on_their_orbits(wyckoff_prior: Prior) -> None:
     refused(
         lambda: element_probabilities(wyckoff_prior, [doubled], ["C"]), "C is not in the crystal"
     )
+
+
+# --- pretrained tokenizers -----------------------------------------------------------------------
+
+
+@cache
+def llama_prior() -> Prior:
+    """A small random model with the real LLaMA-2 vocabulary."""
+    tokenizer = llama_tokenizer(pad_token="<unk>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.3,  # far from even, so that a mistake shows
+    )
+    return Prior(model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer, fmt=WYCKOFF)
+
+
+def test_the_llama_vocabulary_samples_scores_and_infills(crystals: list[Structure]) -> None:
+    prior = llama_prior()
+    chosen = [s for s in crystals if len(s) < 12][:6]
+    requests = []
+    for structure in chosen:
+        described = prior.layout.describe(structure)
+        text = described.text()
+        ids = prior.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert prior.tokenizer.decode(ids) == text
+        known = described.conditions({})
+        requests.append({name: known[name] for name in NAMES})
+    found = propose(prior, requests, seed=0, temperature=1.0)
+    for proposal, conditions in zip(found, requests, strict=True):
+        assert proposal.structure is not None and proposal.crystal is not None
+        assert proposal.structure.composition.reduced_formula == conditions["formula"]
+        assert actual_group(proposal.structure) == conditions["spacegroup"]
+    free = log_likelihood(prior, chosen, conditions=NAMES)
+    bound = log_likelihood(prior, chosen, conditions=NAMES, grammar=prior.grammar)
+    for one, other in zip(free, bound, strict=True):
+        assert one.log_likelihood < other.log_likelihood <= 0
+    masks = [s.composition.elements[0].symbol for s in chosen]
+    for probabilities in element_probabilities(prior, chosen, masks):
+        assert len(probabilities) == 118 and sum(probabilities.values()) == pytest.approx(1)
 
 
 # --- files ---------------------------------------------------------------------------------------
