@@ -83,8 +83,10 @@ def report_page(run: PredictionRun) -> str:
     )
 
 
-def powder_pattern(structure: Structure) -> NDArray[np.float64]:
+def powder_pattern(structure: Structure) -> NDArray[np.float64] | None:
     """Return the powder pattern of a crystal at `_ANGLES`, at most 100.
+
+    None if pymatgen has no scattering factors of an element.
 
     Kinematic intensities for Cu K alpha without thermal motion (pymatgen's `XRDCalculator`), each
     peak a Lorentzian.
@@ -92,8 +94,11 @@ def powder_pattern(structure: Structure) -> NDArray[np.float64]:
     Args:
         structure: an ordered crystal.
     """
-    with ignore_missing_electronegativity():
-        peaks = XRDCalculator().get_pattern(structure, two_theta_range=(5, 95))
+    try:
+        with ignore_missing_electronegativity():
+            peaks = XRDCalculator().get_pattern(structure, two_theta_range=(5, 95))
+    except ValueError:
+        return None
     steps = (_ANGLES[:, None] - np.asarray(peaks.x)) / _WIDTH
     pattern: NDArray[np.float64] = (np.asarray(peaks.y) / (1 + steps**2)).sum(1)
     return 100 * pattern / max(float(pattern.max(initial=0.0)), 1e-9)
@@ -105,7 +110,8 @@ def _section(outcome: FormulaOutcome) -> _Section:
     panels = []
     if any(prediction.energy_per_atom is not None for prediction in outcome.predictions):
         panels.append(_energies(outcome.predictions))
-    panels.append(_patterns(outcome.predictions))
+    if (patterns := _patterns(outcome.predictions)) is not None:
+        panels.append(patterns)
     return _Section(
         formula=outcome.formula,
         heads=[NAMES[name] for name in names],
@@ -153,14 +159,17 @@ def _energies(predictions: Sequence[Prediction]) -> Panel:
     return Panel(title="energies", figure=figure)
 
 
-def _patterns(predictions: Sequence[Prediction]) -> Panel:
+def _patterns(predictions: Sequence[Prediction]) -> Panel | None:
     """Return the powder patterns, one above the other, the best structure at the bottom."""
     figure = _figure("2θ (degrees), Cu Kα", "intensity, one above the other")
     for place, prediction in enumerate(predictions[: len(_COLOURS)]):
+        pattern = powder_pattern(prediction.structure)
+        if pattern is None:
+            return None
         figure.add_trace(
             go.Scatter(
                 x=_ANGLES.round(2),
-                y=(powder_pattern(prediction.structure) + 105 * place).round(1),
+                y=(pattern + 105 * place).round(1),
                 name=f"{prediction.rank}: {prediction.symbol}",
                 mode="lines",
                 line={"color": _COLOURS[place], "width": 1.2},

@@ -193,3 +193,12 @@ def test_elements_that_the_potential_has_not_learnt_are_ranked_without_it(
     (outcome,) = run.outcomes
     assert outcome.warning == f"{EMT_NAME} has not learnt Cl, Na: ranked by the sources alone"
     assert outcome.predictions and outcome.predictions[0].energy_per_atom is None
+
+
+def test_an_element_without_scattering_factors_has_no_pattern(tmp_path: Path) -> None:
+    result = run_command("predict", "Na7Cl11", "LrO", "--num-samples", "0", "-o", tmp_path / "run")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[0] == "Na7Cl11: no structure"
+    assert "failed: Na7Cl11: no template has its stoichiometry" in result.stderr
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "simulated powder patterns" not in page and "LrO-1" in page
