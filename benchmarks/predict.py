@@ -38,7 +38,7 @@ from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
 from flowllm.prediction.config import PredictionConfig
 from flowllm.prediction.prediction import Prediction
-from flowllm.prediction.templates import MAX_ATOMS, propose_templates
+from flowllm.templates.proposals import MAX_ATOMS, propose_templates
 
 SHOWN = (5, 10)
 # Formula, International number, and lengths (Angstrom) of the conventional cell

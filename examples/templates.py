@@ -1,7 +1,7 @@
 """Propose structures of a formula from known crystals with other elements; loads no model."""
 
 from flowllm import write
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.proposals import propose_templates
 
 
 def main(formula: str = "LiFePO4", n: int = 5) -> None:

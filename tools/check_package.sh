@@ -28,7 +28,7 @@ import os
 import flowllm
 import llm_prior
 import rfm
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.proposals import propose_templates
 from flowllm.training.recipes import named_recipes
 
 for module in (flowllm, llm_prior, rfm):

@@ -33,9 +33,9 @@ from flowllm.energy.calculators import load_calculator
 from flowllm.metrics.csp import rms_distance
 from flowllm.prediction.candidates import propose_candidates
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.library import bundled
 from flowllm.prediction.minima import SYMMETRIC, relaxer
 from flowllm.prediction.scores import WEIGHTS_FILE, Weights, fitted
+from flowllm.templates.library import bundled
 
 MEASURED = 1000  # targets of the benchmark with its seed 0
 SHARES = np.arange(0.05, 1.0, 0.05)

@@ -18,6 +18,7 @@ from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.crystal import to_structure
 from flowllm.crystals.formulas import KnownFormulas
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.generation.analogues import Analogues
 from flowllm.generation.capabilities import check_models, unknown_elements
 from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.generation.sample import Sample
@@ -178,14 +179,31 @@ class FlowLLM:
         config = SamplingConfig.of(config, **options)
         check_count("n", n, 0)
         known = KnownFormulas(config.novel_to)
+        analogues = None if config.like is None else Analogues(config)
         self.prepare(config, known)
+        self.check_analogues(config, analogues, n)
         samples: list[Sample] = []
-        assert self.prior is not None  # see `check_models`
-        batch_size = config.batch_size_for(n, self.prior.num_parameters)
+        parameters = 0 if self.prior is None else self.prior.num_parameters
+        batch_size = config.batch_size_for(n, parameters)
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            samples += self.sample_batch(config, known, indices)
+            samples += self.sample_batch(config, known, indices, analogues=analogues)
         return samples
+
+    def check_analogues(self, config: SamplingConfig, analogues: Analogues | None, n: int) -> None:
+        """Check that the crystals of `config.like` give enough structures of a size to refine.
+
+        Args:
+            config: the request.
+            analogues: the structures, or None if the request has no `like`.
+            n: structures that are asked for.
+
+        Raises:
+            UserError: if they do not.
+        """
+        if analogues is not None:
+            refiner = self.refiner if config.refine else None
+            analogues.check(n, None if refiner is None else refiner.config.max_atoms)
 
     def prepare(self, config: SamplingConfig, known: KnownFormulas) -> None:
         """Check that a request can be fulfilled, and load the potential that it ranks with.
@@ -212,6 +230,8 @@ class FlowLLM:
         known: KnownFormulas,
         indices: Sequence[int],
         progress: Callable[[int], None] = no_progress,
+        *,
+        analogues: Analogues | None = None,
     ) -> list[Sample]:
         """Return the samples of these indices, after `prepare`.
 
@@ -224,10 +244,13 @@ class FlowLLM:
             indices: positions of the samples among all samples of the request.
             progress: called with the number of crystals that were finished since its last call;
                 in the end they add up to that of `indices`.
+            analogues: the structures of `config.like`.
 
         Returns:
             The samples, in the order of `indices`.
         """
+        if analogues is not None:
+            return self._analogue_batch(config, analogues, indices, progress)
         assert self.prior is not None  # see `check_models`
         excluded = list(config.exclude_elements)
         if config.refine:  # the prior writes only elements that the refiner knows
@@ -276,6 +299,34 @@ class FlowLLM:
             progress(len(candidates))
         return flat(candidates)
 
+    def _analogue_batch(
+        self,
+        config: SamplingConfig,
+        analogues: Analogues,
+        indices: Sequence[int],
+        progress: Callable[[int], None],
+    ) -> list[Sample]:
+        """Return the samples of these indices that crystals of a file give."""
+        samples = []
+        for index in indices:
+            proposal = analogues.proposals[index]
+            structure = reduce_cell(proposal.structure)
+            samples.append(
+                Sample(
+                    id=f"sample-{index:05d}",
+                    prompt="",
+                    text="",
+                    prior_structure=structure,
+                    structure=structure,
+                    template=proposal.template,
+                )
+            )
+        if config.refine:
+            self._refine_samples(samples, indices, config, progress)
+        else:
+            progress(len(samples))
+        return samples
+
     def _rank(self, samples: Sequence[Sample], config: SamplingConfig) -> list[float]:
         """Return the score of each finished candidate; the highest one wins."""
         if config.rank == "energy":
@@ -301,10 +352,10 @@ class FlowLLM:
                 structures.append(sample.prior_structure)
                 places.append(place)
         progress(len(samples) - len(places))
-        assert self.prior is not None
         groups = None
-        if config.symmetry == "keep" and self.prior.fmt.layout == "wyckoff":
-            # The text states the group; a wider search may find a higher one.
+        exact = self.prior is None or self.prior.fmt.layout == "wyckoff" or config.like is not None
+        if config.symmetry == "keep" and exact:
+            # Text or template state the group; a wider search may find a higher one.
             groups = find_symmetries(structures, STATED_SYMPREC)
         results = refine_structures(
             self.refiner,

@@ -30,11 +30,12 @@ class Sample:
         id: `sample-00000` and so on; a request for N crystals gives exactly N samples.
         prompt: the prompt of the prior.
         text: the prior's last answer.
-        prior_structure: the prior's crystal in its Niggli cell, or None.
+        prior_structure: the crystal before refining in its Niggli cell, or None.
         structure: the final crystal (refined, unless refining was switched off), or None.
         attempts: texts drawn from the prior.
         rejects: number of rejected texts by reason.
         failure: reason why `structure` is None, else None.
+        template: id of the crystal whose elements were replaced (`SamplingConfig.like`), or None.
         rank_score: score by which the crystal was chosen among its candidates, higher is better:
             nats, or minus eV/atom. None if there was one candidate, or it has no score. See
             `flowllm.generation.selection`.
@@ -51,6 +52,7 @@ class Sample:
     rejects: dict[str, int] = field(default_factory=dict)
     failure: str | None = None
     rank_score: float | None = None
+    template: str | None = None
     refinement: Refinement | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -103,6 +105,8 @@ class Sample:
             "text": self.text,
             "attempts": self.attempts,
         }
+        if self.template is not None:
+            properties["template"] = self.template
         if self.rank_score is not None:
             properties["rank_score"] = self.rank_score
         trajectory = None

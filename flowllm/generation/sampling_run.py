@@ -34,6 +34,7 @@ from llm_prior.settings import read_settings
 if TYPE_CHECKING:
     from flowllm.crystals.crystal import Crystal
     from flowllm.crystals.formulas import KnownFormulas
+    from flowllm.generation.analogues import Analogues
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.runs.outputs import Outcome
 
@@ -83,10 +84,15 @@ def run_sampling(
     check_cif_form(cif)
     if refiner is not None and not config.refine:
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
+    if prior is not None and config.like is not None:
+        raise UserError("like takes the place of a prior; leave one of them out")
     check_folder(out, MANIFEST)
     check_device(device)
+    prior_folder: Path | None = None
     refiner_folder: Path | None = None
-    if config.refine:
+    if config.like is not None:
+        refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
+    elif config.refine:
         prior_folder, refiner_folder = resolve_pair(prior, refiner)
     else:
         prior_folder = resolve(prior, BUNDLED_PRIOR)
@@ -95,7 +101,14 @@ def run_sampling(
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.energy.calculators import potential_identity
 
-    check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
+    analogues = None
+    if prior_folder is not None:
+        check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
+    else:
+        from flowllm.generation.analogues import Analogues
+
+        analogues = Analogues(config)
+        analogues.check(n, None)
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
     potential = config.ranking_potential
@@ -103,9 +116,12 @@ def run_sampling(
     where = pick_device(device)  # the first to import torch
     load = functools.partial(load_models, prior_folder, refiner_folder, where, potential)
     model = load(check=True)
-    models: dict[str, Any] = {"prior": identity(prior_folder), "refiner": None}
-    assert model.prior is not None
-    parameters = {"prior": announce("prior", prior_folder, models["prior"], model.prior.model)}
+    models: dict[str, Any] = {"prior": None, "refiner": None}
+    parameters = {"prior": 0}
+    if prior_folder is not None:
+        assert model.prior is not None
+        models["prior"] = identity(prior_folder)
+        parameters["prior"] = announce("prior", prior_folder, models["prior"], model.prior.model)
     if refiner_folder is not None:
         assert model.refiner is not None
         models["refiner"] = identity(refiner_folder)
@@ -113,6 +129,7 @@ def run_sampling(
             "refiner", refiner_folder, models["refiner"], model.refiner
         )
     model.prepare(config, known)  # before the folder is claimed
+    model.check_analogues(config, analogues, n)
     manifest = {
         "command": "sample",
         "device": where,  # another one draws other numbers
@@ -120,6 +137,7 @@ def run_sampling(
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **config.identity(),
         "novel_to": known.files,
+        "like": None if analogues is None else analogues.file,
         "potential": ranked_by,
         "cif": cif,
     }
@@ -128,14 +146,14 @@ def run_sampling(
         manifest=manifest,
         total=n,
         batch_size=config.batch_size_for(n, parameters["prior"]),
-        work=functools.partial(_sample_batch, config, known),
+        work=functools.partial(_sample_batch, config, known, analogues),
         setup=load if workers > 1 else lambda: model,
         info={**versions(), "parameters": parameters},
         workers=workers,
         progress=progress,
         description="sampling",
     )
-    columns: list[str] = ["prompt", "text", "attempts"]
+    columns = ["prompt", "text", "attempts"] if analogues is None else ["template"]
     if config.best_of > 1:
         columns.append("rank_score")
     return _publish(folder, columns, cif, scored=config.score or config.rank == "flow")
@@ -279,12 +297,13 @@ def load_models(
 def _sample_batch(
     config: SamplingConfig,
     known: KnownFormulas,
+    analogues: Analogues | None,
     model: FlowLLM,
     batch: Batch,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     indices = range(batch.start, batch.start + batch.count)
-    samples = model.sample_batch(config, known, indices, progress)
+    samples = model.sample_batch(config, known, indices, progress, analogues=analogues)
     return [sample.to_record().to_json() for sample in samples]
 
 
@@ -326,7 +345,12 @@ def _publish(folder: RunFolder, columns: list[str], cif: CifForm, *, scored: boo
     from flowllm.generation.sample import SCORE_COLUMNS
     from flowllm.runs.outputs import publish_crystals
 
-    types = {"prompt": pa.string(), "text": pa.string(), "attempts": pa.int64()}
+    types = {
+        "prompt": pa.string(),
+        "text": pa.string(),
+        "template": pa.string(),
+        "attempts": pa.int64(),
+    }
     names = [*columns, *(SCORE_COLUMNS if scored else ())]
     columns_by_name = {name: types.get(name, pa.float64()) for name in names}
     return publish_crystals(folder, columns_by_name, cif=cif, table_only=columns)

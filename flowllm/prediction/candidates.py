@@ -31,9 +31,9 @@ from flowllm.errors import FlowLLMError, UserError
 from flowllm.generation.config import SamplingConfig
 from flowllm.metrics.uniqueness import PrimitiveCells, Tolerances
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.library import TemplateLibrary
 from flowllm.prediction.scores import Weights
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.library import TemplateLibrary
+from flowllm.templates.proposals import propose_templates
 from llm_prior.prompts import parse_composition, render_formula
 
 if TYPE_CHECKING:

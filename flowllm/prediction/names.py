@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import cache
 
-from flowllm.prediction.prototypes import MAX_ELEMENTS, Placement, Prototype, place
+from flowllm.templates.prototypes import MAX_ELEMENTS, Placement, Prototype, place
 from llm_prior.errors import PriorError
 from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, element_order
 from llm_prior.wyckoff.table import space_group

@@ -28,7 +28,6 @@ from flowllm.prediction.candidates import (
     propose_candidates,
 )
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.library import TemplateLibrary
 from flowllm.prediction.minima import SYMMETRIC, Relax, leave_saddles, relaxer
 from flowllm.prediction.names import prototype_name
 from flowllm.prediction.resources import (
@@ -40,6 +39,7 @@ from flowllm.prediction.resources import (
 from flowllm.prediction.scores import fitted
 from flowllm.runs.records import CrystalRecord
 from flowllm.system.options import check_count
+from flowllm.templates.library import TemplateLibrary
 from llm_prior.prompts import parse_composition, render_formula
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from flowllm.energy.formation import References, read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
 from flowllm.evaluation.energies import EnergyModel, load_energy_model
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.library import BUNDLED, TemplateLibrary, bundled
+from flowllm.templates.library import BUNDLED, TemplateLibrary, bundled
 from llm_prior.prompts import parse_composition
 
 

@@ -28,8 +28,8 @@ from flowllm.system.versions import versions
 if TYPE_CHECKING:
     from flowllm.evaluation.energies import EnergyModel
     from flowllm.generation.pipeline import FlowLLM
-    from flowllm.prediction.library import TemplateLibrary
     from flowllm.prediction.prediction import Energies, FormulaOutcome
+    from flowllm.templates.library import TemplateLibrary
 
 logger = logging.getLogger(__name__)
 

@@ -29,12 +29,13 @@ class PairingOutcome:
     Attributes:
         file: the file of pairs.
         requested: number of samples: for a prior, targets times `samples_per_target`; for a file of
-            samples, its crystals, each counted once for each of its targets.
+            samples, its crystals, each counted once for each of its targets. For templates, those
+            asked for.
         kept: pairs in the file.
         first_try: pairs whose sample was accepted at the first attempt; for a file, all pairs.
         rejects: refused samples by reason. A prior can have several for one request. Samples of a
-            file without a target are `no_target` or `other_composition`, and samples that could not
-            be aligned `not_aligned`.
+            file without a target are `no_target` or `other_composition`, targets without a template
+            `no_template`, and samples that could not be aligned `not_aligned`.
     """
 
     file: Path
@@ -90,7 +91,7 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
 
     Args:
         folder: a complete run.
-        base: origin of the base crystals, `llm` (samples of a prior) or `file`.
+        base: origin of the base crystals: `llm` (samples of a prior), `file` or `templates`.
         remedy: advice in the error message if there is no pair.
 
     Returns:

@@ -34,7 +34,7 @@ FUNCTIONS = {
     "train-llm": "training.prior:train_prior",
     "pair": "training.pairing.run:pair",
     "train-rfm": "training.refiner:train_refiner",
-    "templates build": "prediction.library:build_library",
+    "templates build": "templates.library:build_library",
 }
 NO_OPTIONS = {"config", "progress", "options"}  # `config` of commands with a config class
 

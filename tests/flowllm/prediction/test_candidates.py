@@ -19,8 +19,8 @@ from flowllm.prediction.candidates import (
     propose_candidates,
 )
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.library import bundled
 from flowllm.prediction.scores import fitted
+from flowllm.templates.library import bundled
 from support import perovskite
 
 TEMPLATES = PredictionConfig(num_samples=0)

@@ -8,8 +8,8 @@ import pytest
 from pymatgen.core import Structure
 
 from flowllm.crystals.symmetry import symmetry_of
-from flowllm.prediction.library import bundled
 from flowllm.prediction.names import ARCHETYPES, crystal_of_gene, prototype_name
+from flowllm.templates.library import bundled
 from support import CSCL, SALT, perovskite
 
 # Reduced formulas of training crystals that textbooks give for the prototype.

@@ -13,13 +13,15 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.symmetry import Symmetry
 from flowllm.errors import UserError
-from flowllm.prediction.library import TemplateLibrary, bundled
-from flowllm.prediction.ranking import Ranking, fitted
+from flowllm.templates.averaging import average
+from flowllm.templates.library import TemplateLibrary, bundled
+from flowllm.templates.ranking import Ranking, fitted
 from llm_prior.prompts import parse_composition, render_formula
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 
 MAX_ATOMS = 20  # of the primitive cell, the limit of MP-20
+MAX_AVERAGED = 8  # templates whose parameters are averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,10 @@ class Proposal:
     """A structure made from a template.
 
     Attributes:
-        template: id of the nearest template that has the gene.
+        template: id of the likeliest template that has the gene.
         template_formula: reduced formula of that template.
         rank: 1 for the likeliest.
-        distance: of the composition from the template; see `flowllm.prediction.ranking`.
+        distance: of the composition from the template; see `flowllm.templates.ranking`.
         log_probability: of the gene among all genes that templates have for the composition.
         crystal: the structure as space group, orbits and free parameters.
     """
@@ -69,7 +71,9 @@ def propose_templates(
     """Return structures of a composition made from templates, the likeliest first.
 
     Templates have the same amounts of their elements in the reduced formula. Their elements are
-    replaced in every way that keeps the amounts. The genes that come out are all different.
+    replaced in every way that keeps the amounts. The genes that come out are all different. The
+    free parameters of a structure are the weighted mean over up to `MAX_AVERAGED` templates of its
+    gene, as far as they are close to the likeliest one (`flowllm.templates.averaging`).
 
     Args:
         formula: text, a pymatgen composition or a mapping of elements to amounts.
@@ -79,7 +83,8 @@ def propose_templates(
         spacegroups: numbers of the groups that may come out; empty: all.
         exclude_formula: leave out templates of the same reduced formula.
         exclude_ids: leave out these templates.
-        scale: change the volume of the cell by `Ranking.growth`.
+        scale: change the volume of each cell by `Ranking.growth`, and average; False: the likeliest
+            template as it is, with other elements.
         library: the templates; None: the bundled ones.
         ranking: the distance; None: the fitted one.
 
@@ -122,21 +127,26 @@ def propose_templates(
     distances = ranking.distances(family.elements[chosen], targets, counts)
     weights = ranking.log_weights(distances, family.e_above_hull[chosen], same_formula[chosen])
     proposals = []
-    for rank, (best, log_probability) in enumerate(_likeliest(weights, family.genes[chosen], n), 1):
-        template, way = divmod(best, len(targets))
-        row = int(family.rows[chosen[template]])
-        crystal = library.crystal(row, [SYMBOLS[number - 1] for number in targets[way]])
-        if scale:
+    for rank, (places, log_probability) in enumerate(
+        _likeliest(weights, family.genes[chosen], n), 1
+    ):
+        crystals = []
+        for place in places if scale else places[:1]:
+            template, way = divmod(place, len(targets))
+            row = int(family.rows[chosen[template]])
+            crystal = library.crystal(row, [SYMBOLS[number - 1] for number in targets[way]])
             growth = ranking.growth(family.elements[chosen[template]], targets[way], counts)
-            crystal = _scaled(crystal, growth)
+            crystals.append(_scaled(crystal, growth) if scale else crystal)
+        shares = np.exp(weights.flat[places] - weights.flat[places[0]])[: len(crystals)]
+        template, way = divmod(places[0], len(targets))
         proposals.append(
             Proposal(
-                template=library.ids[row],
+                template=library.ids[int(family.rows[chosen[template]])],
                 template_formula=_formula(family.elements[chosen[template]], counts),
                 rank=rank,
                 distance=float(distances[template, way]),
                 log_probability=log_probability,
-                crystal=crystal,
+                crystal=average(crystals, shares),
             )
         )
     return proposals
@@ -159,13 +169,16 @@ def _formula(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
 
 def _likeliest(
     weights: NDArray[np.float64], genes: NDArray[np.int64], n: int
-) -> Iterator[tuple[int, float]]:
-    """Yield the flat place of the best template and way of each gene, and its log-probability.
+) -> Iterator[tuple[list[int], float]]:
+    """Yield flat places of templates and ways of each gene, and the gene's log-probability.
 
     Args:
         weights: (T, P) logarithms.
         genes: (T, P) numbers of genes.
         n: genes at most; the likeliest come first.
+
+    Yields:
+        The places that weigh most, at most `MAX_AVERAGED`, and the logarithm.
     """
     flat = weights.ravel()
     order = np.argsort(-flat, kind="stable")  # so that the first place of a gene is its best
@@ -175,7 +188,7 @@ def _likeliest(
     logs = flat[best] + np.log(totals)
     logs -= np.logaddexp.reduce(logs)
     for gene in np.argsort(-logs, kind="stable")[:n]:
-        yield int(best[gene]), float(logs[gene])
+        yield order[gene_of == gene][:MAX_AVERAGED].tolist(), float(logs[gene])
 
 
 def _scaled(crystal: WyckoffCrystal, growth: float) -> WyckoffCrystal:

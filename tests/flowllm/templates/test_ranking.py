@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowllm.prediction.ranking import Ranking, fitted, kinds
+from flowllm.templates.ranking import Ranking, fitted, kinds
 from llm_prior.text import SYMBOLS
 
 Z = {symbol: number for number, symbol in enumerate(SYMBOLS, start=1)}

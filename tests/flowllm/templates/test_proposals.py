@@ -13,8 +13,8 @@ from pymatgen.core import Composition
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import FlowLLMError
-from flowllm.prediction.library import TemplateLibrary, bundled
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.library import TemplateLibrary, bundled
+from flowllm.templates.proposals import propose_templates
 from support import MP20_SAMPLE
 
 FORMULAS = ["NaCl", "SrTiO3", "LiFePO4", "Al", "TiO2", "CaMgSi2O6", "Fe3O4"]

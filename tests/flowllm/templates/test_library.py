@@ -13,8 +13,8 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.io import read
 from flowllm.errors import UserError
 from flowllm.metrics.csp import rms_distance
-from flowllm.prediction import library as library_module
-from flowllm.prediction.library import BUNDLED, TemplateLibrary, bundled
+from flowllm.templates import library as library_module
+from flowllm.templates.library import BUNDLED, TemplateLibrary, bundled
 from support import MP20_SAMPLE, SALT, disordered
 
 CRYSTALS = read(MP20_SAMPLE)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import Symmetry
-from flowllm.prediction.prototypes import place
+from flowllm.templates.prototypes import place
 from llm_prior.wyckoff.analysis import describe
 from llm_prior.wyckoff.crystal import WyckoffCrystal
 from llm_prior.wyckoff.normal_form import augment, canonical

@@ -28,9 +28,9 @@ from flowllm.crystals.crystal import Crystal
 from flowllm.crystals.descriptions import CrystalRow, describe_crystals
 from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
-from flowllm.prediction.prototypes import MAX_ELEMENTS, Prototype, place
 from flowllm.system.files import publish
 from flowllm.system.tables import check_absent
+from flowllm.templates.prototypes import MAX_ELEMENTS, Prototype, place
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffDescription
 from llm_prior.text import SYMBOLS
@@ -370,6 +370,21 @@ def build_library(
     library = TemplateLibrary.build(crystals, source=Path(file).name, skip_invalid=skip_invalid)
     library.write(out)
     return library
+
+
+def library_file(name: str | Path) -> Path:
+    """Return the file of a library.
+
+    Args:
+        name: `bundled`, or a file that `TemplateLibrary.write` made.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    path = BUNDLED if str(name) == "bundled" else Path(name)
+    if not path.is_file():
+        raise UserError(f"{path}: no such template library; {_BUILD}, or name bundled")
+    return path
 
 
 @cache
