@@ -27,6 +27,7 @@ from rfm.config import INTEGRATION_METHODS, SYMMETRIES
 
 Rank = Literal["prior", "energy", "flow"]
 SymmetryChoice = Literal["keep", "free"]
+Volume = Literal["templates", "prior"]
 
 _CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
 _OF_A_CRYSTAL = ("formula", "num_atoms", "spacegroup")  # conditions that go with `like`
@@ -238,6 +239,13 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         default_text=POTENTIAL,
     )
     refine: bool = option(True, "Refine the crystals.", section="Refining")
+    volume: Volume = option(
+        "templates",
+        "Volume from which refining starts: that of known crystals of the same stoichiometry, with "
+        "their elements replaced, or that which the prior wrote.",
+        section="Refining",
+        choices=("templates", "prior"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

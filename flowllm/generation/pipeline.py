@@ -38,6 +38,7 @@ from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.files import publish
 from flowllm.system.options import check_count, from_arguments
+from flowllm.templates.volumes import with_template_volume
 from llm_prior import Prior, propose
 from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
 from rfm import Failure, Refinement, Refiner, find_symmetries
@@ -348,8 +349,10 @@ class FlowLLM:
         assert self.refiner is not None
         structures, places = [], []
         for place, sample in enumerate(samples):
-            if sample.prior_structure is not None:
-                structures.append(sample.prior_structure)
+            if (structure := sample.prior_structure) is not None:
+                if config.volume == "templates" and config.like is None:
+                    structure = with_template_volume(structure)
+                structures.append(structure)
                 places.append(place)
         progress(len(samples) - len(places))
         groups = None
