@@ -217,9 +217,7 @@ def is_right(
 @click.option("--textbook", "is_textbook", is_flag=True, help="Twenty compounds of textbooks.")
 @click.option("--refine-templates", is_flag=True, help="Templates before and after refining.")
 @click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Write all as JSON."
-)
+@click.option("--out", type=click.Path(path_type=Path), help="Write all as JSON.")
 def main(
     data: Path | None,
     n: int,
