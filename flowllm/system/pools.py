@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from flowllm.errors import UserError
+from flowllm.system.device import num_gpus
 from flowllm.system.factories import call_factory, find_factory, is_factory
 
 LOCAL = "local"
@@ -41,6 +42,25 @@ def check_executor(executor: str) -> None:
                 f"unknown executor {executor!r}; write {LOCAL}, {SLURM} or MODULE:FACTORY"
             )
         find_factory("executor", executor)
+
+
+def check_gpus(device: str, workers: int, executor: str = LOCAL) -> None:
+    """Check that each local worker can have a GPU of its own.
+
+    Args:
+        device: of the work, as `flowllm.system.device.pick_device` returns it.
+        workers: number of workers.
+        executor: name; those other than `local` have GPUs that this process need not see.
+
+    Raises:
+        UserError: if there are more workers than GPUs.
+    """
+    count = num_gpus(device)
+    if executor == LOCAL and count is not None and workers > count:
+        raise UserError(
+            f"workers is {workers}, more than the GPUs of device {device} ({count}); give "
+            f"{count} or fewer, or another device"
+        )
 
 
 def open_executor(executor: str, workers: int, device: str) -> Executor:

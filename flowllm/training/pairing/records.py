@@ -20,6 +20,10 @@ from rfm import PairedCrystal, RefinerError
 from rfm.alignment import align
 
 SUMMARY_FILE = "summary.json"
+_REMEDY = {
+    "llm": "train the prior longer, or allow more max_attempts (--max-attempts)",
+    "file": "give samples of the same atoms as crystals of the data, or name the targets by id",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +89,11 @@ def pair_record(
     return found
 
 
-def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcome:
+def publish_pairs(folder: RunFolder) -> PairingOutcome:
     """Write `pairs.parquet` and `summary.json` from the shards.
 
     Args:
         folder: a complete run.
-        base: origin of the base crystals, `llm` (samples of a prior) or `file`.
-        remedy: advice in the error message if there is no pair.
 
     Returns:
         The file of pairs and the counts.
@@ -99,6 +101,7 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     Raises:
         UserError: if there is no pair.
     """
+    base = "llm" if "prior" in folder.run else "file"  # origin of the base crystals
     records = list(folder.parsed(_counts))
     rejects: Counter[str] = Counter()
     for _, _, of_record in records:
@@ -115,7 +118,7 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     if not outcome.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.rejects.items())
         raise UserError(
-            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {remedy}; "
+            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {_REMEDY[base]}; "
             f"{folder.path} keeps the counts in {SUMMARY_FILE}"
         )
     folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path, base=base))

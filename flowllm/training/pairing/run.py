@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST
 from flowllm.system.device import check_device
 from flowllm.system.options import from_arguments
@@ -29,6 +30,8 @@ def pair(
     prior: str | Path | None = None,
     config: PairingConfig | None = None,
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -49,7 +52,11 @@ def pair(
         samples: base crystals from elsewhere; see `flowllm.crystals.io.read`.
         prior: folder or hub id; None takes the bundled one.
         config: the options that `options` do not name; None: the defaults.
-        workers: processes; their number does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: `cpu`, `cuda` or `auto`.
         progress: show a bar on a terminal.
         **options: fields of `PairingConfig`, such as `samples_per_target=2`.
@@ -61,6 +68,7 @@ def pair(
         UserError: if the data, the folder or an option is bad, if no sample could be kept, or if
             settings of a prior are given together with `samples`.
         PriorError: if the prior cannot be loaded.
+        Unfinished: at the end of a part while other parts are missing.
     """
     config = from_arguments(PairingConfig, options, base=config)
     from flowllm.crystals.io import check_input
@@ -70,12 +78,21 @@ def pair(
             check_input(path)
     check_folder(out, MANIFEST)
     check_device(device)
+    check_placement(workers, executor, part)
     # Imported after the checks, so that they need no torch.
     if samples is None:
         from flowllm.training.pairing.prior_pairs import pair_prior
 
         return pair_prior(
-            Path(data), prior, config, out=out, workers=workers, device=device, progress=progress
+            Path(data),
+            prior,
+            config,
+            out=out,
+            workers=workers,
+            executor=executor,
+            part=part,
+            device=device,
+            progress=progress,
         )
     defaults = PairingConfig()
     if prior is not None or any(getattr(config, n) != getattr(defaults, n) for n in _OF_A_PRIOR):
@@ -85,4 +102,13 @@ def pair(
         )
     from flowllm.training.pairing.file_pairs import pair_file
 
-    return pair_file(Path(data), Path(samples), config, out=out, workers=workers, progress=progress)
+    return pair_file(
+        Path(data),
+        Path(samples),
+        config,
+        out=out,
+        workers=workers,
+        executor=executor,
+        part=part,
+        progress=progress,
+    )
