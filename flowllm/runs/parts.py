@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from flowllm.errors import FlowLLMError
 from flowllm.system.options import OptionError, check_count
@@ -16,7 +16,8 @@ class Unfinished(FlowLLMError):
     """The end of a part while other parts of the run are missing: there is no outcome yet."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Part `number` of `count`: every `count`-th shard of a run.
 
     Attributes:

@@ -78,10 +78,10 @@ def open_executor(executor: str, workers: int, device: str) -> Executor:
     Raises:
         UserError: as `check_executor`, and if the factory fails or returns something else.
     """
+    check_executor(executor)
     if executor == LOCAL:
         return LocalPool(workers, visible_gpus() if device == "cuda" else ())
     if executor == SLURM:
-        _check_slurm()
         from executorlib import SlurmJobExecutor
 
         return SlurmJobExecutor(
@@ -103,13 +103,13 @@ def open_executor(executor: str, workers: int, device: str) -> Executor:
 def _check_slurm() -> None:
     if importlib.util.find_spec("executorlib") is None:
         raise UserError(
-            "executor slurm needs executorlib, which is not installed; "
+            "executor slurm needs a package that is not installed; "
             "pip install 'flowllm-crystal[cluster]'"
         )
     if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
         raise UserError(
             "executor slurm needs a Slurm allocation, and this process is in none; start it by "
-            "sbatch or salloc, or use --executor local"
+            "sbatch or salloc, or take the executor local"
         )
 
 

@@ -118,8 +118,8 @@ def publish_pairs(folder: RunFolder) -> PairingOutcome:
     if not outcome.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.rejects.items())
         raise UserError(
-            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {_REMEDY[base]}; "
-            f"{folder.path} keeps the counts in {SUMMARY_FILE}"
+            f"none of {outcome.requested} samples could be paired (refused: {reasons}); "
+            f"{_REMEDY[base]}; {folder.path} keeps the counts in {SUMMARY_FILE}"
         )
     folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path, base=base))
     return outcome
