@@ -86,7 +86,11 @@ def open_executor(executor: str, workers: int, device: str) -> Executor:
 
         return SlurmJobExecutor(
             max_workers=workers,
-            resource_dict={"cores": 1, "gpus_per_core": int(device.startswith("cuda"))},
+            resource_dict={
+                "cores": 1,
+                "gpus_per_core": int(device.startswith("cuda")),
+                "exclusive": True,  # srun --exact, so that workers share a node
+            },
             block_allocation=True,  # a worker stays, with its models, until the end
             disable_dependencies=True,
             restart_limit=MAX_ATTEMPTS,

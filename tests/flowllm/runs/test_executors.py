@@ -124,22 +124,27 @@ def test_each_worker_of_cuda_has_a_gpu_of_its_own(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
-@pytest.mark.parametrize("package", ["executorlib", "parsl", "dask"])
+@pytest.mark.parametrize("package", ["executorlib", "slurm", "parsl", "dask"])
 def test_other_executors_compute_the_same_after_a_kill(
     job: ModuleType, script: Path, tmp_path: Path, package: str
 ) -> None:
-    if importlib.util.find_spec({"dask": "distributed"}.get(package, package)) is None:
+    module = {"dask": "distributed", "slurm": "executorlib"}.get(package, package)
+    if importlib.util.find_spec(module) is None:
         pytest.skip(f"{package} is not installed")
     whole = run(job, tmp_path / "whole")
     out, marker = tmp_path / "run", tmp_path / "marker"
+    commands = (Path(sys.executable).parent, ROOT / "tests" / "slurm")  # Parsl's; srun
+    executor = package if package == "slurm" else f"engines:{package}"
     (tmp_path / "main.py").write_text(ON_AN_EXECUTOR)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, (script.parent, ROOT, ROOT / "tests"))),
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        "PATH": os.pathsep.join((*map(str, commands), os.environ["PATH"])),
+        "SLURM_JOB_ID": "1",
+        "SRUN_LOG": str(tmp_path / "srun.log"),
         "PARSL_RUNS": str(tmp_path / "parsl"),
     }
-    command = [sys.executable, tmp_path / "main.py", out, marker, f"engines:{package}"]
+    command = [sys.executable, tmp_path / "main.py", out, marker, executor]
     ended = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
