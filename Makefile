@@ -2,12 +2,14 @@
 # make test   install into .venv with the dev tools and run every test
 # make test-newest   tests of the model code with the newest transformers that pyproject.toml allows
 # make lint   ruff, import contracts, types
+# make docs   build the documentation into build/docs; a warning is an error
+# make package   build wheel and sdist into dist/ and try them in a clean environment
 # make release   hours: train the bundled pair from ../shared/data anew, see tools/release.sh
 PYTHON ?= python3.11
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-newest lint release clean
+.PHONY: demo test test-newest lint docs package release clean
 
 demo: .venv/.installed
 	$(BIN)/flowllm sample -n 16 --seed 0 --out demo
@@ -28,6 +30,12 @@ lint: .venv/.installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+package: .venv/.installed-dev
+	tools/check_package.sh $(BIN)/python
+
 release: .venv/.installed-dev
 	PATH=$(CURDIR)/$(BIN):$$PATH tools/release.sh
 
@@ -47,4 +55,8 @@ clean:
 
 .venv/.installed-dev: .venv/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@ .venv/.installed
+
+.venv/.installed-docs: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@ .venv/.installed

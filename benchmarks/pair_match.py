@@ -6,7 +6,8 @@
 
 Some pairs are drawn at random. A base matches its target by pymatgen's StructureMatcher (stol 0.5,
 angle_tol 10, ltol 0.3); a base that could not be refined counts as not matched. The matcher scales
-volumes, so the error of the volume stands beside it, over all pairs.
+volumes, so the error of the volume stands beside it, over all pairs. With --template-volume every
+base is also scaled to the volume of templates (`flowllm.templates.volumes`) of other formulas.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pymatgen.core import Structure
 from flowllm.hub.locate import BUNDLED_REFINER, resolve
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
+from flowllm.templates.volumes import with_template_volume
 from flowllm.training.pairing.table import read_pairs
 from rfm import Refiner, refine
 
@@ -48,9 +50,15 @@ def show(name: str, made: Sequence[Structure | None], targets: Sequence[Structur
 @click.option(
     "--symmetry", "symmetries", multiple=True, type=click.Choice(["keep", "free"]), default=["keep"]
 )
+@click.option("--template-volume", is_flag=True, help="Also with the volume of templates.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    file: Path, n: int, refiners: tuple[str, ...], symmetries: tuple[str, ...], seed: int
+    file: Path,
+    n: int,
+    refiners: tuple[str, ...],
+    symmetries: tuple[str, ...],
+    template_volume: bool,
+    seed: int,
 ) -> None:
     """Print the figures of the pairs in FILE."""
     torch.set_num_threads(1)
@@ -58,12 +66,20 @@ def main(
     random.Random(seed).shuffle(pairs)
     bases = [pair.base for pair in pairs[:n]]
     targets = [pair.target for pair in pairs[:n]]
-    show("raw", bases, targets)
+    starts = {"": bases}
+    if template_volume:
+        starts[", volume of templates"] = [
+            with_template_volume(base, exclude_formula=True) for base in bases
+        ]
+    for volume, start in starts.items():
+        show(f"raw{volume}", start, targets)
     for name in refiners:
         refiner = Refiner.from_pretrained(resolve(name, BUNDLED_REFINER))
         for symmetry in symmetries:
-            refined = refine(refiner, bases, seed=seed, symmetry=symmetry)
-            show(f"{name}, {symmetry}", [result.structure for result in refined], targets)
+            for volume, start in starts.items():
+                refined = refine(refiner, start, seed=seed, symmetry=symmetry)
+                made = [result.structure for result in refined]
+                show(f"{name}, {symmetry}{volume}", made, targets)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,11 @@ line says "any number of formula units". "Plain distance" is the mean over the e
 distance in (Mendeleev number / 33, Pauling electronegativity, atomic radius / 0.5 Angstrom), the
 nearest template first. The matcher makes volumes equal before it compares, so the size of the cell
 is measured on its own: the median over matched first proposals of |V / V of the target - 1|.
+
+"Polymorphs" are structures of formulas of which DATA and the library together have several. The
+composition is given without the number of atoms, and a structure is found if one of the first ten
+proposals matches it. "No template of the formula" counts all structures, "all templates" those of
+DATA.
 """
 
 from __future__ import annotations
@@ -20,24 +25,27 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from pymatgen.core import Element, Structure
+from pymatgen.core import Composition, Element, Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
-from flowllm.prediction.library import TemplateLibrary, bundled
-from flowllm.prediction.ranking import Ranking, fitted
-from flowllm.prediction.templates import MAX_ATOMS, propose_templates
+from flowllm.templates.library import TemplateLibrary, bundled
+from flowllm.templates.proposals import MAX_ATOMS, propose_templates
+from flowllm.templates.ranking import Ranking, fitted
 from llm_prior.text import SYMBOLS
 
 SHOWN = 5  # proposals for a target
+LISTED = 10  # proposals for a formula with several structures
 
 
 @dataclass(kw_only=True)
@@ -108,9 +116,12 @@ def plain_distance() -> Ranking:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-n", default=1000, show_default=True, help="Targets, drawn at random.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--formulas", default=100, show_default=True, help="Formulas with polymorphs.")
 @click.option("--templates", type=click.Path(path_type=Path), help="Library; default: bundled.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
-def main(data: Path, n: int, seed: int, templates: Path | None, out: Path | None) -> None:
+def main(
+    data: Path, n: int, seed: int, formulas: int, templates: Path | None, out: Path | None
+) -> None:
     """Print the figures for DATA."""
     library = bundled() if templates is None else TemplateLibrary.read(templates)
     crystals = read(data, max_atoms=MAX_ATOMS, skip_invalid=True)
@@ -133,8 +144,48 @@ def main(data: Path, n: int, seed: int, templates: Path | None, out: Path | None
         for target in targets:
             evaluate(trial, target, library, known)
         click.echo(json.dumps(trial.figures(), indent=2))
+    figures = [trial.figures() for trial in trials]
+    if formulas:
+        figures.append(polymorphs(crystals, library, formulas, seed))
+        click.echo(json.dumps(figures[-1], indent=2))
     if out is not None:
-        out.write_text(json.dumps([trial.figures() for trial in trials], indent=2) + "\n")
+        out.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def polymorphs(
+    crystals: Sequence[Crystal], library: TemplateLibrary, count: int, seed: int
+) -> dict[str, Any]:
+    """Return how many structures of formulas with several of them are found."""
+    unknown: dict[str, list[Structure]] = defaultdict(list)
+    for crystal in crystals:
+        unknown[crystal.structure.composition.reduced_formula].append(crystal.structure)
+    known: dict[str, list[int]] = defaultdict(list)
+    for row in range(len(library)):
+        known[Composition(library.crystal(row).composition).reduced_formula].append(row)
+    several = sorted(f for f in unknown if len(unknown[f]) + len(known[f]) > 1)
+    chosen = random.Random(seed).sample(several, min(count, len(several)))
+    hits = {"no template of the formula": 0, "all templates": 0}
+    totals = dict.fromkeys(hits, 0)
+    for formula in chosen:
+        theirs = [library.crystal(row).primitive() for row in known[formula]]
+        for name, wanted, options in (
+            ("no template of the formula", unknown[formula] + theirs, {"exclude_formula": True}),
+            ("all templates", unknown[formula], {}),
+        ):
+            found = propose_templates(formula, n=LISTED, library=library, **options)
+            made = [proposal.structure for proposal in found]
+            totals[name] += len(wanted)
+            hits[name] += sum(
+                any(rms_distance(structure, target) is not None for structure in made)
+                for target in wanted
+            )
+    return {
+        "name": "polymorphs",
+        "formulas": len(chosen),
+        "formulas with several structures": len(several),
+        **{f"first {LISTED}, {name}": share(hits[name], totals[name]) for name in hits},
+        **{f"structures, {name}": totals[name] for name in hits},
+    }
 
 
 def evaluate(

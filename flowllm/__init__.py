@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowllm.crystals.crystal import Crystal
     from flowllm.crystals.io import read, write
+    from flowllm.crystals.views.notebook import view
     from flowllm.energy.relaxation import RelaxationConfig, relax
     from flowllm.errors import FlowLLMError, InvalidCrystal, PriorError, RefinerError, UserError
     from flowllm.evaluation.evaluate import EvaluationConfig, evaluate
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.generation.sample import Sample
     from flowllm.generation.sampling_run import run_refinement, run_sampling
+    from flowllm.hub.publication import push_to_hub
+    from flowllm.prediction.config import PredictionConfig
+    from flowllm.prediction.prediction import Prediction
+    from flowllm.prediction.run import predict
     from flowllm.training.prior import train_prior
     from flowllm.training.refiner import train_refiner
     from rfm import Refinement
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {
     "flowllm.crystals.crystal": ("Crystal",),
     "flowllm.crystals.io": ("read", "write"),
+    "flowllm.crystals.views.notebook": ("view",),
     "flowllm.energy.relaxation": ("RelaxationConfig", "relax"),
     "flowllm.errors": ("FlowLLMError", "InvalidCrystal", "PriorError", "RefinerError", "UserError"),
     "flowllm.evaluation.evaluate": ("EvaluationConfig", "evaluate"),
@@ -39,6 +45,10 @@ _NAMES = {
     "flowllm.generation.pipeline": ("FlowLLM",),
     "flowllm.generation.sample": ("Sample",),
     "flowllm.generation.sampling_run": ("run_refinement", "run_sampling"),
+    "flowllm.hub.publication": ("push_to_hub",),
+    "flowllm.prediction.config": ("PredictionConfig",),
+    "flowllm.prediction.prediction": ("Prediction",),
+    "flowllm.prediction.run": ("predict",),
     "flowllm.training.prior": ("train_prior",),
     "flowllm.training.refiner": ("train_refiner",),
     "rfm": ("Refinement",),
@@ -51,6 +61,8 @@ __all__ = [
     "FlowLLM",
     "FlowLLMError",
     "InvalidCrystal",
+    "Prediction",
+    "PredictionConfig",
     "PriorError",
     "Refinement",
     "RefinementConfig",
@@ -61,12 +73,15 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluate",
+    "predict",
+    "push_to_hub",
     "read",
     "relax",
     "run_refinement",
     "run_sampling",
     "train_prior",
     "train_refiner",
+    "view",
     "write",
 ]
 

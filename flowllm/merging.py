@@ -41,8 +41,8 @@ def merge(folder: str | Path) -> Outcome | PairingOutcome:
     command = run.run.get("command")
     if command not in _PUBLISHERS:
         raise UserError(
-            f"{folder} is a run of {command}, which has no parts; give one of "
-            f"{', '.join(_PUBLISHERS)}"
+            f"{folder} is a run of {command}, whose results merge does not write; repeat the "
+            "command without --part"
         )
     if missing := run.missing:
         raise UserError(

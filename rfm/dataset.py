@@ -2,12 +2,15 @@
 
 With `BaseConfig.symmetry` `keep`, a pair whose target has the space group of its base is made
 exactly symmetric, and its noise and the velocities of its atoms are averaged over the group, so
-that the whole path is symmetric as in an integration that keeps the group (`rfm.symmetry`). Other
-pairs are drawn as they are: no symmetric path leads from their base to their target.
+that the whole path is symmetric as in an integration that keeps the group (`rfm.symmetry`). Pairs
+whose base has a group that the target does not share are left out: no symmetric path leads from
+their base to their target, and such paths, long and different for each pair, made up most of the
+loss. A pair whose base has no symmetry is drawn as it is.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +26,8 @@ from rfm.config import BaseConfig, Statistics
 from rfm.errors import RefinerError
 from rfm.lattice import StandardChart, chart
 from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
+
+logger = logging.getLogger(__name__)
 
 # A cell with a smaller share of the volume a b c counts as flat.
 _SMALLEST_VOLUME = 1e-6
@@ -67,24 +72,26 @@ class PairedCrystal:
     def _structure(self, lattice: np.ndarray, frac_coords: np.ndarray) -> Structure:
         return Structure(Lattice(lattice), self.atomic_numbers.tolist(), frac_coords)
 
-    def symmetric(self) -> tuple[PairedCrystal, Symmetry | None]:
+    def symmetric(self) -> tuple[PairedCrystal, Symmetry | None] | None:
         """Return the pair made exactly symmetric, with the symmetry of the base.
 
         Returns:
-            The pair as it is, and None, if the base has no symmetry, the target does not share it,
-            or the shortest path between them is not symmetric (for atoms that are half a period
-            apart along some axis).
+            The pair as it is, and None, if the base has no symmetry. None alone if the target does
+            not share it, or the shortest path between them is not symmetric (for atoms that are
+            half a period apart along some axis).
         """
         base, target = self.base, self.target
         symmetry = None if base is None else find_symmetry(base)
-        if symmetry is None or symmetry.trivial or not symmetry.holds(target, SYMPREC):
+        if symmetry is None or symmetry.trivial:
             return self, None
+        if not symmetry.holds(target, SYMPREC):
+            return None
         assert base is not None
         base, target = symmetry.symmetrised(base), symmetry.symmetrised(target)
         way = target.frac_coords - base.frac_coords
         way -= np.rint(way)
         if np.abs(symmetry.blocks.average(way) - way).max() > _SYMMETRIC_WAY:
-            return self, None
+            return None
         pair = replace(
             self,
             base_frac_coords=base.frac_coords,
@@ -102,7 +109,8 @@ class PairDataset:
     but its index and its generator.
 
     Args:
-        pairs: at least one.
+        pairs: at least one. With `base.symmetry` `keep`, those without a symmetric path are left
+            out, and the log counts them.
         chart_name: representation of the cell, see `rfm.lattice`.
         base: base distribution; None is the pairs' base without noise.
         statistics: statistics of the training pairs, for a validation set; None computes them from
@@ -117,7 +125,7 @@ class PairDataset:
     Raises:
         RefinerError: if there are no pairs; the arrays of a pair do not fit together, or hold a
             number that is not finite or no element; a cell has no volume; or a base is missing
-            where `base.kind` is not `uniform`.
+            where `base.kind` is not `uniform`; or no pair can be used with `base.symmetry` `keep`.
     """
 
     def __init__(
@@ -135,7 +143,19 @@ class PairDataset:
             _check(pair, needs_base=self.base.from_crystals)
         groups: list[Symmetry | None] = [None] * len(pairs)
         if self.base.symmetry == "keep":
-            symmetric = [pair.symmetric() for pair in pairs]
+            symmetric = [found for pair in pairs if (found := pair.symmetric()) is not None]
+            if len(symmetric) < len(pairs):
+                logger.info(
+                    "%d of %d pairs are left out: no path that keeps the group of the base leads "
+                    "to the target",
+                    len(pairs) - len(symmetric),
+                    len(pairs),
+                )
+            if not symmetric:
+                raise RefinerError(
+                    "no target has the space group of its base; give other pairs, or set "
+                    "base.symmetry to free"
+                )
             pairs, groups = [pair for pair, _ in symmetric], [group for _, group in symmetric]
         self._blocks = [g if g is None else g.blocks for g in groups]
         self._metric_averages = [g if g is None else g.metric_average for g in groups]

@@ -17,6 +17,7 @@ from support import ROOT
 
 # Enough arguments for every command; `nacl.cif` is a file of the fixture `files`.
 NEEDED = {
+    "predict": "NaCl",
     "sample": "-n 1",
     "refine": "nacl.cif",
     "mutate": "nacl.cif -n 1",
@@ -30,6 +31,8 @@ NEEDED = {
     "pair": "nacl.cif",
     "train-rfm": "--config rfm/uniform --data nacl.cif",
     "data": "nacl.cif out.csv",
+    "show": "nacl.cif",
+    "ui": "",
     "templates build": "nacl.cif --out library.parquet",
     "doctor": "",
 }

@@ -27,8 +27,8 @@ import torch
 from numpy.typing import NDArray
 from pymatgen.core import Element
 
-from flowllm.prediction.library import Family, TemplateLibrary, bundled
-from flowllm.prediction.ranking import RANKING_FILE, Ranking, kinds
+from flowllm.templates.library import Family, TemplateLibrary, bundled
+from flowllm.templates.ranking import RANKING_FILE, Ranking, kinds
 from llm_prior.text import SYMBOLS
 
 BATCH, MOST_TEMPLATES = 32, 600

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from flowllm.crystals.io import read
-from flowllm.prediction.library import BUNDLED, TemplateLibrary
+from flowllm.templates.library import BUNDLED, TemplateLibrary
 
 SOURCE = (
     "Materials Project (Jain et al. 2013, APL Materials 1, 011002), training split of MP-20 "

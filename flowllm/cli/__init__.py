@@ -14,14 +14,16 @@ import click
 
 from flowllm import __version__
 from flowllm.cli.evaluate import evaluate_command
-from flowllm.cli.files import data_command, doctor_command
+from flowllm.cli.files import data_command, doctor_command, show_command
 from flowllm.cli.generate import mutate_command, refine_command, sample_command
 from flowllm.cli.group import Group
 from flowllm.cli.merge import merge_command
+from flowllm.cli.predict import predict_command
 from flowllm.cli.relax import export_vasp_command, relax_command
 from flowllm.cli.templates import templates_group
 from flowllm.cli.text import infill_command, ipt_command, score_command
 from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
+from flowllm.cli.ui import ui_command
 from flowllm.errors import UserError
 
 # Each command imports what it calls when it is called: `flowllm --help` imports nothing heavy.
@@ -52,12 +54,19 @@ def cli(verbose: bool) -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
-cli.add_commands("Generate", sample_command, refine_command, mutate_command)
+cli.add_commands(
+    "Generate", predict_command, sample_command, refine_command, mutate_command, ui_command
+)
 cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill_command)
 cli.add_commands("Relax", relax_command, export_vasp_command)
 cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
 cli.add_commands(
-    "Files and installation", data_command, merge_command, templates_group, doctor_command
+    "Files and installation",
+    data_command,
+    show_command,
+    merge_command,
+    templates_group,
+    doctor_command,
 )
 
 

@@ -1,4 +1,4 @@
-"""Commands about files and the installation: data, doctor."""
+"""Commands about files and the installation: data, show, doctor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def data_command(
     """Convert the crystals of FILE to another format.
 
     The suffix of OUT tells the format. Without a suffix it is a folder of CIFs; POSCAR or x.vasp
-    is a POSCAR.
+    is a POSCAR, x.db a database of ASE, x.optimade.json a set of OPTIMADE structures,
+    x.entries.json a list of pymatgen's ComputedStructureEntry, x.html a page to look at.
     """
     from flowllm.crystals.io import read, write
 
@@ -39,6 +40,33 @@ def data_command(
     )
     click.echo(write(crystals, out, overwrite=overwrite))
     click.echo(f"{len(crystals)} crystals written, left out: {counts(crystals.skipped)}")
+
+
+@click.command("show", cls=Command)
+@FILE
+@common_option(
+    "-o", "--out", type=PATH, help="Page to write (.html).", default_text="name of FILE + .html"
+)
+@common_option(
+    "--limit",
+    type=int,
+    minimum=1,
+    default=100,
+    help="Show the first so many crystals.",
+    default_text="100",
+)
+@SKIP
+@common_option("--overwrite", is_flag=True, help="Replace the page if it exists.")
+def show_command(
+    file: Path, out: Path | None, limit: int, skip_invalid: bool, overwrite: bool
+) -> None:
+    """Write a page with the crystals of FILE, which the mouse turns.
+
+    The page needs no network. Needs plotly and jinja2 (extra [show]).
+    """
+    from flowllm.crystals.views.show import show
+
+    click.echo(show(file, out, limit=limit, skip_invalid=skip_invalid, overwrite=overwrite))
 
 
 @click.command("doctor", cls=Command)

@@ -238,14 +238,14 @@ OVERRIDES = click.argument(
 PRIOR = common_option(
     "--prior",
     type=click.Path(),
-    help="Folder or hub id of a prior, or bundled:sites.",
+    help="Folder or hub id of a prior or a pair, or bundled:sites.",
     default_text="bundled",
 )
 REFINER = common_option(
     "--refiner",
     type=click.Path(),
-    help="Folder or hub id of a refiner, or bundled:sites.",
-    default_text="bundled",
+    help="Folder or hub id of a refiner or a pair, or bundled:sites.",
+    default_text="that of the pair, or bundled",
 )
 RESUME = common_option("--resume", is_flag=True, help="Go on from the newest complete checkpoint.")
 SEED = common_option("--seed", type=int, minimum=0, help="Seed of every draw.", default_text="0")

@@ -21,7 +21,7 @@ def build_command(file: Path, out: Path, **options: Any) -> None:
 
     Energies above the hull (column e_above_hull) are kept where FILE has them.
     """
-    from flowllm.prediction.library import build_library
+    from flowllm.templates.library import build_library
 
     library = build_library(file, out, **given(options))
     click.echo(f"{len(library)} templates in {out}")

@@ -56,6 +56,12 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
     type=PATH,
     help="Crystals of another origin, instead of the prior's samples.",
 )
+@common_option(
+    "--templates",
+    section="Data",
+    type=click.Path(),
+    help="Template library, or bundled: element swaps in known crystals, instead of samples.",
+)
 @PRIOR
 @OUT
 @WORKERS
@@ -65,7 +71,8 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
 def pair_command(data: Path, out: Path, **arguments: Any) -> None:
     """Pair the crystals of DATA with samples of the prior.
 
-    The refiner is trained on these pairs. Crystals of a file can take the place of the samples.
+    The refiner is trained on these pairs. Templates or crystals of a file can take the place of the
+    samples; `train-rfm` takes several files of pairs together.
     """
     from flowllm.training.pairing.run import pair
 

@@ -40,6 +40,12 @@ class Crystal:
     properties: dict[str, float | int | str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict, compare=False)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Show the crystal in a notebook."""
+        from flowllm.crystals.views.notebook import mimebundle
+
+        return mimebundle(self, include, exclude)
+
 
 class Geometry(NamedTuple):
     """Cell, elements and positions of one crystal: the form for parsing, reducing and caching."""

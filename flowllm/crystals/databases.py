@@ -20,7 +20,8 @@ from flowllm.errors import InvalidCrystal, UserError, one_line
 from flowllm.system.documents import parse_json
 
 _TABLE = "systems"
-_QUERY = f"SELECT id, numbers, positions, cell, pbc, energy, key_value_pairs FROM {_TABLE}"
+_QUERY = f"SELECT id, numbers, positions, cell, pbc, energy, key_value_pairs, data FROM {_TABLE}"
+OWN_DATA = "flowllm"  # key of `data`: the properties that key-value pairs cannot hold
 _LARGEST_VALUE = 2**28  # bytes
 _JOURNAL = slice(18, 20)  # bytes of the header that say whether there is a write-ahead log
 _WITHOUT_LOG = b"\x01\x01"
@@ -77,12 +78,20 @@ def database_rows(data: bytes, name: str, limit: int | None) -> Iterator[Databas
 
 
 def _row(
-    number: int, numbers: bytes, positions: bytes, cell: bytes, pbc: int, energy: Any, pairs: Any
+    number: int,
+    numbers: bytes,
+    positions: bytes,
+    cell: bytes,
+    pbc: int,
+    energy: Any,
+    pairs: Any,
+    data: Any,
 ) -> DatabaseRow:
     source: Geometry | InvalidCrystal
     values: dict[str, Any] = {"energy": energy}
     try:
         values |= _pairs(pairs)
+        values |= _own(data)
         check_periodic([bool(pbc & bit) for bit in (1, 2, 4)])
         matrix = np.frombuffer(cell, "<f8").reshape(3, 3)
         places = np.frombuffer(positions, "<f8").reshape(-1, 3)
@@ -95,6 +104,14 @@ def _row(
     except UNREADABLE as error:
         source = InvalidCrystal("unreadable", f"a damaged row: {one_line(error)}")
     return DatabaseRow(number, source, values)
+
+
+def _own(data: Any) -> dict[str, Any]:
+    """Return the properties that `writers` put into the data of a row; other data are ignored."""
+    try:
+        return dict(_pairs(data).get(OWN_DATA) or {})
+    except UNREADABLE:
+        return {}
 
 
 def _pairs(pairs: Any) -> dict[str, Any]:

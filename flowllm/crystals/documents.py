@@ -1,4 +1,4 @@
-"""Crystals in JSON: structures of pymatgen, ASE and JARVIS, and the documents that hold them.
+"""Crystals in JSON: structures of pymatgen, ASE, JARVIS and OPTIMADE, and their documents.
 
 A document is an object with a structure under a key and properties beside it, such as a summary of
 Materials Project, a `ComputedStructureEntry` or a line of WBM. Documents come one by one, in lists,
@@ -17,6 +17,7 @@ from pymatgen.core import Lattice
 
 from flowllm.crystals.cells import fractional
 from flowllm.crystals.crystal import UNREADABLE, Geometry, check_occupancies
+from flowllm.crystals.optimade import is_optimade, optimade_geometry, optimade_values
 from flowllm.crystals.rules import atomic_number, check_numbers, check_periodic, site_element
 from flowllm.errors import InvalidCrystal, one_line
 from flowllm.system.documents import parse_json
@@ -112,6 +113,8 @@ def _read(item: Any) -> tuple[str | Geometry, dict[str, Any], dict[str, str]]:
         item = _parsed(item)
     if not isinstance(item, Mapping):
         raise InvalidCrystal("unreadable", f"neither a structure nor a document: {keys_of(item)}")
+    if is_optimade(item):
+        return optimade_geometry(item), optimade_values(item), {}
     if _is_structure(item):
         return _geometry(item), _values({k: item.get(k) for k in _OF_STRUCTURE if k in item}), {}
     keys = [key for key in STRUCTURE_KEYS if _is_crystal(item.get(key))]
@@ -196,7 +199,7 @@ def _is_crystal(content: Any) -> bool:
         return text.startswith("data_") or "_cell_length_a" in text or '"lattice"' in text
     if not isinstance(content, Mapping):
         return False
-    if _is_structure(content):
+    if _is_structure(content) or is_optimade(content):
         return True
     found = (content.get(key) for key in STRUCTURE_KEYS)
     return any(_is_crystal(value) for value in found if value is not None)

@@ -1,6 +1,6 @@
-"""Reading and writing crystals: CSV, parquet, CIF (a file or folder), extxyz, JSON, POSCAR.
+"""Reading and writing crystals: CSV, parquet, CIF (a file or folder), extxyz, JSON, POSCAR, ...
 
-Compressed files, archives, ASE databases, run folders and standard input are read only.
+Compressed files, archives, run folders and standard input are read only.
 
 `readers` turns every format into `Row`s, `cif` parses those that are CIFs, and `_admit` decides
 which rows become crystals. From there on all formats are alike. Large files are cached by content.
@@ -90,8 +90,8 @@ def read(
       is read once.
     - `.vasp`, `.poscar`, or a name that begins with `POSCAR` or `CONTCAR`: one crystal.
     - `.extxyz`, `.xyz`: frames, with properties from the comment line.
-    - `.json`, `.jsonl`: structures or documents with one, such as those of Materials Project; see
-      `documents`.
+    - `.json`, `.jsonl`: structures or documents with one, such as those of Materials Project or
+      OPTIMADE; see `documents`.
     - `.db`: a database of ASE in SQLite.
     - Each of them compressed by gzip, bzip2 or xz (`.gz`, `.bz2`, `.xz`).
     - A folder with its subfolders, `.zip` or `.tar` (also compressed): their files of crystals; the
@@ -230,10 +230,13 @@ def write(
 ) -> Path:
     """Write crystals to a file in the format of its suffix, or to a folder of CIFs if it has none.
 
-    A name that begins with `POSCAR` or `CONTCAR` is a POSCAR. The file is whole or absent, even
-    after a kill.
+    A name that begins with `POSCAR` or `CONTCAR` is a POSCAR. `.db` is a database of ASE,
+    `.optimade.json` the structures of an OPTIMADE provider, `.entries.json` a list of pymatgen's
+    `ComputedStructureEntry` (the crystals need `energy_per_atom` or `energy`), and `.html` a page
+    to look at, which cannot be read again. The file is whole or absent, even after a kill.
 
-    CIF (and so CSV and parquet) and extxyz keep eight decimals, POSCAR sixteen, JSON all. A CIF is
+    CIF (and so CSV and parquet) and extxyz keep eight decimals, POSCAR sixteen, JSON and
+    databases all. A CIF is
     read with its sites sorted by electronegativity; a POSCAR has its sites grouped by element. CIF
     files and POSCAR hold no properties. CSV forgets types: the string `007` comes back as 7.
     Non-finite property values are left out.

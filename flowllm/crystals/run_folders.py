@@ -9,7 +9,8 @@ from flowllm.crystals.contents import content_hash
 from flowllm.errors import UserError
 from flowllm.system.documents import parse_json
 
-_RUN_TABLE = "samples.parquet"  # of sample, refine, mutate and relax
+# Of sample, refine, mutate and relax, and of predict.
+_RUN_TABLES = ("samples.parquet", "predictions.parquet")
 _MANIFEST = "manifest.json"
 _EVALUATION = "evaluation.json"
 _RELAXED_TABLE = "relaxed.parquet"
@@ -23,15 +24,16 @@ def run_table(path: str | Path) -> Path | None:
         path: a file or folder of any kind.
 
     Returns:
-        `samples.parquet` of a run; `relaxed.parquet` of an evaluation with a potential,
-        `structures.parquet` of one without; None if `path` is neither.
+        `samples.parquet` or `predictions.parquet` of a run; `relaxed.parquet` of an evaluation with
+        a potential, `structures.parquet` of one without; None if `path` is neither.
 
     Raises:
         UserError: if the run is not finished, or its folder holds no crystals.
     """
     path = Path(path)
-    if (path / _RUN_TABLE).is_file():
-        return path / _RUN_TABLE
+    for name in _RUN_TABLES:
+        if (path / name).is_file():
+            return path / name
     if (path / _EVALUATION).is_file():
         with_potential = _identity(path / _EVALUATION).get("potential") is not None
         table = path / (_RELAXED_TABLE if with_potential else _INPUT_TABLE)
@@ -42,7 +44,7 @@ def run_table(path: str | Path) -> Path | None:
     elif _identity(path / _MANIFEST).get("command") == "pair":
         raise UserError(
             f"{path}: a run of flowllm pair holds pairs and no crystals; give a run of sample, "
-            "refine, mutate or relax"
+            "refine, mutate, predict or relax"
         )
     raise UserError(f"{path}: the run is not finished; repeat its command to go on with it")
 

@@ -25,8 +25,11 @@ from flowllm.crystals.crystal import (
     scalar,
     to_atoms,
 )
+from flowllm.crystals.databases import OWN_DATA
 from flowllm.crystals.formats import Format, format_of
+from flowllm.crystals.optimade import optimade_response
 from flowllm.errors import UserError
+from flowllm.system.extras import require
 from flowllm.system.files import file_names
 from flowllm.system.parquet import write_parquet
 
@@ -50,6 +53,9 @@ def writer_for(path: Path) -> Callable[[list[Crystal], Path], None] | None:
         return write_folder
     if format_of(path.name) is Format.POSCAR:
         return _write_poscar
+    for suffix, writer in _LONG_SUFFIXES.items():
+        if path.name.lower().endswith(suffix):
+            return writer
     return _WRITERS.get(path.suffix.lower()) if path.suffix else write_folder
 
 
@@ -161,6 +167,71 @@ def _extxyz_value(key: str, value: float | int | str) -> float | int | str:
     raise UserError(f"extxyz cannot hold the property {key!r} = {value!r}; rename or drop it")
 
 
+def _write_optimade(crystals: list[Crystal], path: Path) -> None:
+    response = optimade_response(crystals, [_written(c) for c in crystals])
+    path.write_text(json.dumps(response), encoding="utf-8")
+
+
+def _write_entries(crystals: list[Crystal], path: Path) -> None:
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+
+    entries = []
+    for crystal in crystals:
+        values = _written(crystal)
+        energy = values.pop("energy", None)
+        per_atom = values.get("energy_per_atom")
+        if isinstance(per_atom, int | float):
+            energy = per_atom * len(crystal.structure)
+        if not isinstance(energy, int | float):
+            raise UserError(
+                f"crystal {crystal.id} has no energy, which an entry needs: give energy_per_atom "
+                "(eV/atom, as `flowllm relax` computes it) or energy (eV)"
+            )
+        entry = ComputedStructureEntry(
+            crystal.structure, energy, data=values, entry_id=crystal.id
+        ).as_dict()
+        entries.append(entry)
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+def _write_database(crystals: list[Crystal], path: Path) -> None:
+    import ase.db  # slow to import, and no other format needs it
+
+    with ase.db.connect(path, type="db", use_lock_file=False) as database:
+        for crystal in crystals:
+            pairs: dict[str, float | int | str] = {}
+            other: dict[str, float | int | str] = {}
+            for key, value in {"material_id": crystal.id, **_written(crystal)}.items():
+                (pairs if _is_pair(key, value) else other)[key] = value
+            data = {OWN_DATA: other} if other else {}
+            database.write(to_atoms(crystal.structure), key_value_pairs=pairs, data=data)
+
+
+def _is_pair(key: str, value: float | int | str) -> bool:
+    """Return whether ASE takes a value as a key-value pair, and gives it back as it is.
+
+    It refuses keys that are no names or its own, and texts that look like numbers, and turns True
+    into 1.
+    """
+    from ase.db.core import check
+
+    if isinstance(value, bool):
+        return False
+    try:
+        check({key: value})
+    except ValueError:
+        return False
+    return True
+
+
+def _write_html(crystals: list[Crystal], path: Path) -> None:
+    for module in ("plotly", "jinja2"):
+        require(module, "show")
+    from flowllm.crystals.views.page import write_page
+
+    write_page(crystals, path)
+
+
 def _write_json(crystals: list[Crystal], path: Path) -> None:
     path.write_text(json.dumps(_structure_dicts(crystals)), encoding="utf-8")
 
@@ -186,6 +257,11 @@ def _written(crystal: Crystal) -> dict[str, float | int | str]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+# Formats that share a suffix with another one.
+_LONG_SUFFIXES = {
+    ".optimade.json": _write_optimade,
+    ".entries.json": _write_entries,
+}
 _WRITERS = {
     ".cif": _write_cif,
     ".csv": _write_csv,
@@ -194,5 +270,7 @@ _WRITERS = {
     ".xyz": write_extxyz,
     ".json": _write_json,
     ".jsonl": _write_jsonl,
+    ".db": _write_database,
+    ".html": _write_html,
 }
-KNOWN = f"known are {', '.join(_WRITERS)}, .vasp, POSCAR and a folder of CIFs"
+KNOWN = f"known are {', '.join([*_WRITERS, *_LONG_SUFFIXES])}, .vasp, POSCAR and a folder of CIFs"

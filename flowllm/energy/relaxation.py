@@ -5,7 +5,6 @@ Heavy libraries are imported when the work begins, so that bad arguments are ref
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,23 +12,21 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowllm.energy.batched import Evaluating, relaxations
 from flowllm.energy.calculators import (
     POTENTIAL,
-    accepted_elements,
     check_installed,
     energy_scheme,
     load_calculator,
     pick_potential_device,
     potential_identity,
 )
-from flowllm.energy.elements import holding_others, warn_of_unlearnt
-from flowllm.energy.minimization import Relaxation, RelaxationConfig, failed
+from flowllm.energy.elements import warn_of_unlearnt
+from flowllm.energy.minimization import Relaxation, RelaxationConfig
 from flowllm.errors import UserError
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
@@ -40,17 +37,15 @@ from flowllm.system.options import from_arguments
 from flowllm.system.pools import check_gpus
 
 if TYPE_CHECKING:
-    from ase.calculators.calculator import Calculator
     from pymatgen.core import Structure
 
     from flowllm.crystals.crystal import Crystal
+    from flowllm.energy.isolated import IsolatedRelaxation
     from flowllm.runs.outputs import Outcome
     from flowllm.runs.sharded import Batch, Progress
-    from flowllm.system.isolation import Isolated
 
 logger = logging.getLogger(__name__)
 
-_GRACE = 30.0  # seconds in which a step that began within the time limit may end
 _TOO_MANY_FAILED = 0.05
 # Crystals in a shard at most: what a kill loses, and on a GPU what is evaluated together.
 _SHARD_ON_CPU, _SHARD_ON_GPU = 8, 256
@@ -202,10 +197,8 @@ def relax_crystals(
         manifest=manifest,
         total=len(crystals),
         batch_size=_shard_size(len(crystals), where),
-        work=functools.partial(
-            _relax_batch, crystals, config.time_limit, potential, accepted_elements(potential)
-        ),
-        setup=functools.partial(_isolate, potential, where, config),
+        work=functools.partial(_relax_batch, crystals, config),
+        setup=functools.partial(_isolate, potential, where),
         info=versions(),
         workers=workers,
         executor=executor,
@@ -263,83 +256,25 @@ def _num_done(out: Path) -> int:
     return folder.total - sum(batch.count for batch in folder.missing)
 
 
-def _isolate(
-    potential: str, device: str, config: RelaxationConfig
-) -> Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating]:
-    from flowllm.system.isolation import Isolated
+def _isolate(potential: str, device: str) -> IsolatedRelaxation:
+    from flowllm.energy.isolated import IsolatedRelaxation
 
-    return Isolated(
-        # The parent has tested it.
-        functools.partial(load_calculator, potential, check=False, device=device),
-        functools.partial(_relax_in_process, config),
-        what=f"potential {potential}",
-    )
-
-
-def _relax_in_process(
-    config: RelaxationConfig, calculator: Calculator, structures: Sequence[Structure]
-) -> Iterator[tuple[int, Relaxation] | Evaluating]:
-    return relaxations(structures, calculator, config)
+    return IsolatedRelaxation(potential, device)  # the parent has tested the potential
 
 
 def _relax_batch(
     crystals: Sequence[Crystal],
-    time_limit: float,
-    potential: str,
-    accepted: frozenset[str] | None,
-    isolated: Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating],
+    config: RelaxationConfig,
+    isolated: IsolatedRelaxation,
     batch: Batch,
     progress: Progress,
 ) -> list[dict[str, Any]]:
     of_batch = crystals[batch.start : batch.stop]
-    relaxed: dict[int, Relaxation] = {}
-    for index, crystal in enumerate(of_batch):
-        _, foreign = holding_others([crystal.structure], accepted)
-        if foreign:
-            relaxed[index] = failed(f"{potential} does not know {', '.join(foreign)}")
-            progress(1)
-    known = {i: c.structure for i, c in enumerate(of_batch) if i not in relaxed}
-    for index, relaxation in _isolated_relaxations(known, isolated, time_limit + _GRACE):
+    relaxed = {}
+    for index, relaxation in isolated([crystal.structure for crystal in of_batch], config):
         relaxed[index] = relaxation
         progress(1)
     return [_record(crystal, relaxed[index]) for index, crystal in enumerate(of_batch)]
-
-
-def _isolated_relaxations(
-    structures: Mapping[int, Structure],
-    isolated: Isolated[Sequence[Structure], tuple[int, Relaxation] | Evaluating],
-    time_limit: float,
-) -> Iterator[tuple[int, Relaxation]]:
-    """Yield the outcome of each crystal by its key, also if the process is lost.
-
-    The crystals that it was computing are then halved; one that is alone has failed. The others
-    begin again.
-    """
-    from flowllm.system.isolation import Lost
-
-    groups = [list(structures)] if structures else []
-    while groups:
-        group = groups.pop(0)
-        left = dict.fromkeys(group)  # ordered
-        suspects = group
-        try:
-            events = isolated([structures[key] for key in group], time_limit=time_limit)
-            with contextlib.closing(events):
-                for event in events:
-                    if isinstance(event, Evaluating):
-                        suspects = [group[index] for index in event.indices]
-                    else:
-                        index, relaxation = event
-                        del left[group[index]]
-                        yield group[index], relaxation
-        except Lost as error:
-            suspects = [key for key in suspects if key in left]
-            others = [key for key in left if key not in suspects]
-            if len(suspects) == 1:
-                yield suspects[0], failed(str(error))
-                suspects = []
-            half = len(suspects) // 2
-            groups = [g for g in (suspects[:half], suspects[half:], others) if g] + groups
 
 
 def _record(crystal: Crystal, relaxed: Relaxation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from flowllm.system.options import Options, as_tuple, option
 
 MATERIALS_PROJECT = "materials-project"  # the hull of the online database
 LEMAT = "lemat"
+MATBENCH = "matbench-discovery"
 IDENTITY = "evaluation.json"  # file with the identity of an evaluation
 
 _SETS = "Reference sets"
@@ -108,10 +109,10 @@ class EvaluationConfig(Options):
     )
     submission: str | None = option(
         None,
-        "Also write the file that a public leaderboard takes (lemat: LeMat-GenBench, 2,500 "
-        "crystals).",
+        "Also write the files that a public leaderboard takes (lemat: LeMat-GenBench, 2,500 "
+        "crystals; matbench-discovery: the relaxed WBM set, needs a hull).",
         section=_OUTPUT,
-        choices=(LEMAT,),
+        choices=(LEMAT, MATBENCH),
     )
     seed: int = option(0, "Seed of the bootstrap intervals.", section=_OUTPUT, minimum=0)
 
@@ -125,6 +126,12 @@ class EvaluationConfig(Options):
             raise UserError("hull needs a potential; give potential (--potential) as well")
         if self.references is not None and self.hull is None:
             raise UserError("references need a hull; give hull (--hull) as well")
+
+        if self.submission == MATBENCH and self.hull is None:
+            raise UserError(
+                "submission matbench-discovery needs formation energies; give potential and hull "
+                "(--potential, --hull) as well"
+            )
 
     @property
     def needs_features(self) -> bool:

@@ -41,11 +41,19 @@ def write_submission(sets: Sequence[GeneratedSet], folder: Path) -> list[Path]:
     Returns:
         The paths of the files.
     """
-    names = file_names([_SUFFIX.sub("", s.name) for s in sets])
     return [
         publish(folder / f"{LEMAT}-{name}.csv", functools.partial(_write, of_set))
-        for of_set, name in zip(sets, names, strict=True)
+        for of_set, name in zip(sets, set_names(sets), strict=True)
     ]
+
+
+def set_names(sets: Sequence[GeneratedSet]) -> list[str]:
+    """Return the name of each set without suffix, as part of a file name.
+
+    Args:
+        sets: the generated sets.
+    """
+    return file_names([_SUFFIX.sub("", s.name) for s in sets])
 
 
 def _write(generated: GeneratedSet, path: Path) -> None:

@@ -16,7 +16,13 @@ from flowllm.crystals.io import read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.energy.formation import read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
-from flowllm.evaluation.config import IDENTITY, MATERIALS_PROJECT, EvaluationConfig
+from flowllm.evaluation.config import (
+    IDENTITY,
+    LEMAT,
+    MATBENCH,
+    MATERIALS_PROJECT,
+    EvaluationConfig,
+)
 from flowllm.evaluation.definitions import Definitions
 from flowllm.evaluation.energies import (
     EnergyModel,
@@ -27,6 +33,7 @@ from flowllm.evaluation.energies import (
 )
 from flowllm.evaluation.features import read_scale
 from flowllm.evaluation.leaderboards import write_submission
+from flowllm.evaluation.matbench import write_matbench
 from flowllm.evaluation.measurement import measure
 from flowllm.evaluation.results import (
     RELAXED,
@@ -96,13 +103,15 @@ def run_evaluation(
     with claimed(
         out, IDENTITY, run, info=versions(), extendable=_EXTENDABLE, replaceable=_REPLACEABLE
     ) as folder:
-        if config.submission is not None:
+        if config.submission == LEMAT:
             write_submission(sets, folder)
         relaxed: list[RelaxedSet] | None = None
         if model is not None:
             relaxed = _relax_all(
                 sets, model, folder, workers=workers, executor=executor, progress=progress
             )
+            if config.submission == MATBENCH:
+                write_matbench(sets, relaxed, folder)
         results = _measure_all(
             sets, relaxed, config, definitions, scale, folder, workers=workers, progress=progress
         )

@@ -50,7 +50,7 @@ def check_models(
 
     Args:
         config: the request.
-        prior: writes the crystals.
+        prior: writes the crystals; not needed with `config.like`.
         refiner: refines them; needed if `config.refine`.
         potential: ranks them; needed if `config.rank` is `energy`.
 
@@ -59,14 +59,15 @@ def check_models(
         PriorError: if the prior cannot meet the conditions.
         RefinerError: if the refiner cannot integrate with these settings.
     """
-    if prior is None:
-        raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
-    check_request(config, prior.fmt)
     conditions = config.conditions
+    if config.like is None:
+        if prior is None:
+            raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
+        check_request(config, prior.fmt)
     if config.refine:
         if refiner is None:
             raise UserError("refine needs a refiner; load one, or sample with refine=False")
-        if refiner.config.base.kind == "file":
+        if refiner.config.base.kind == "file" and config.like is None:
             raise UserError(
                 "the refiner was trained on crystals of a file, not on a prior's samples; use "
                 "`flowllm refine FILE`, or take another refiner"
@@ -80,8 +81,11 @@ def check_models(
                     f"the potential {potential.name} has not learnt {symbol}; rank by the "
                     "prior, or with another potential"
                 )
+    if config.like is not None:
+        return
     from llm_prior import warn_of_untrained  # imports torch
 
+    assert prior is not None
     settled = prior.layout.settle(
         conditions, np.random.default_rng(config.seed), config.exclude_elements
     )

@@ -27,8 +27,10 @@ from rfm.config import INTEGRATION_METHODS, SYMMETRIES
 
 Rank = Literal["prior", "energy", "flow"]
 SymmetryChoice = Literal["keep", "free"]
+Volume = Literal["templates", "prior"]
 
 _CONDITIONS = {attribute.name: attribute for attribute in ATTRIBUTES}
+_OF_A_CRYSTAL = ("formula", "num_atoms", "spacegroup")  # conditions that go with `like`
 SMALL_BATCH = 16  # crystals, if each of them takes seconds
 
 _INTEGRATION = ("steps", "method", "position_slope", "cell_slope")
@@ -207,6 +209,14 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         parse=lambda value: tuple(map(Path, as_tuple(value))),
         path=True,
     )
+    like: Path | None = option(
+        None,
+        "Crystals whose arrangement the new ones have: their elements are replaced by those of the "
+        "formula, without a prior.",
+        section="Conditions",
+        parse=Path,
+        path=True,
+    )
     best_of: int = option(
         1,
         "Candidates of one composition for each crystal, of which the best one is kept.",
@@ -229,6 +239,13 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         default_text=POTENTIAL,
     )
     refine: bool = option(True, "Refine the crystals.", section="Refining")
+    volume: Volume = option(
+        "templates",
+        "Volume from which refining starts: that of known crystals of the same stoichiometry, with "
+        "their elements replaced, or that which the prior wrote.",
+        section="Refining",
+        choices=("templates", "prior"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -243,6 +260,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
                 f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
                 "give a temperature above 0"
             )
+        self._check_like()
         if self.rank == "flow" and not self.refine:
             raise UserError("rank flow ranks refined crystals; refine, or choose another rank")
         if self.rank != "prior" and self.best_of == 1:
@@ -283,6 +301,23 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
                 known = ", ".join([*_CONDITIONS, *specs(cls)])
                 raise UserError(f"unknown condition or option {name!r}; known are {known}")
         return cls(**{**values, "conditions": conditions})
+
+    def _check_like(self) -> None:
+        """Refuse what needs a prior, and requests without a composition, together with `like`."""
+        if self.like is None:
+            return
+        if "formula" not in self.conditions:
+            raise UserError(
+                "like replaces the elements of a crystal; give the new ones as formula (--formula) "
+                "or composition (--composition), or use `flowllm refine` for the crystal as it is"
+            )
+        drawn = {name: spec[0].default for name, spec in specs(DrawingConfig).items()}
+        del drawn["seed"], drawn["batch_size"]
+        drawn |= {"exclude_elements": (), "novel_to": (), "best_of": 1}
+        unused = [name for name in self.conditions if name not in _OF_A_CRYSTAL]
+        unused += [name for name, default in drawn.items() if getattr(self, name) != default]
+        if unused:
+            raise UserError(f"like uses no prior and so no {unused[0]}; leave one of them out")
 
     def _merged_conditions(self) -> dict[str, str]:
         """Return all conditions as the prompt writes them, so that equal requests are equal."""
@@ -331,10 +366,10 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
     def identity(self) -> dict[str, Any]:
         """Return the request as plain JSON for manifests; equal requests give equal JSON.
 
-        `novel_to` is left out, as the caller hashes its files. `composition` and `crystal_system`
-        are in the conditions.
+        `novel_to` and `like` are left out, as the caller hashes their files. `composition` and
+        `crystal_system` are in the conditions.
         """
-        left_out = ("novel_to", "composition", "crystal_system", "batch_size")
+        left_out = ("novel_to", "like", "composition", "crystal_system", "batch_size")
         values = {name: getattr(self, name) for name in specs(self) if name not in left_out}
         return {
             **values,

@@ -110,7 +110,11 @@ def mutate(
         prior: folder or hub id for method `llm`; None takes the bundled prior.
         skip_invalid: leave out bad rows of `file` and too large crystals.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
-        workers: number of processes; it does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: of the prior: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a bar on a terminal.
         **options: fields of `MutationConfig`; they replace those of `config`.

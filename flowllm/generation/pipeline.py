@@ -6,9 +6,10 @@ Structures come out of this module as they go in: pymatgen `Structure` or ASE `A
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
 from pymatgen.core import IStructure, Structure
@@ -17,6 +18,7 @@ from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.crystal import to_structure
 from flowllm.crystals.formulas import KnownFormulas
 from flowllm.errors import InvalidCrystal, UserError
+from flowllm.generation.analogues import Analogues
 from flowllm.generation.capabilities import check_models, unknown_elements
 from flowllm.generation.config import RefinementConfig, SamplingConfig
 from flowllm.generation.sample import Sample
@@ -29,14 +31,22 @@ from flowllm.generation.selection import (
     flow_scores,
     prior_scores,
 )
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
+from flowllm.hub.card import CARD_FILE
+from flowllm.hub.locate import PRIOR, REFINER, resolve_pair
+from flowllm.hub.publication import check_repo_id, model_card, push_to_hub
 from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
+from flowllm.system.files import publish
 from flowllm.system.options import check_count, from_arguments
+from flowllm.templates.volumes import with_template_volume
 from llm_prior import Prior, propose
 from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
 from rfm import Failure, Refinement, Refiner, find_symmetries
 from rfm import refine as refine_structures
+
+if TYPE_CHECKING:
+    from flowllm.prediction.config import PredictionConfig
+    from flowllm.prediction.prediction import Prediction
 
 
 class FlowLLM:
@@ -57,6 +67,7 @@ class FlowLLM:
         self.prior = prior
         self.refiner = refiner
         self.potential = potential
+        self.energies: Any = None  # of `predict`, kept for its next call
 
     @classmethod
     def from_pretrained(
@@ -69,8 +80,10 @@ class FlowLLM:
         """Load both models.
 
         Args:
-            prior: folder or hub id; None takes the bundled prior.
-            refiner: folder or hub id; None takes the bundled refiner.
+            prior: folder or hub id of a prior, or of a pair (see `save_pretrained`); None takes the
+                bundled prior.
+            refiner: folder or hub id; None takes that of the pair that `prior` names, else the
+                bundled one.
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
 
         Returns:
@@ -83,10 +96,64 @@ class FlowLLM:
             RefinerError: if the refiner is damaged.
         """
         where = pick_device(device)
+        prior_folder, refiner_folder = resolve_pair(prior, refiner)
         return cls(
-            Prior.from_pretrained(resolve(prior, BUNDLED_PRIOR), device=where),
-            Refiner.from_pretrained(resolve(refiner, BUNDLED_REFINER), device=where),
+            Prior.from_pretrained(prior_folder, device=where),
+            Refiner.from_pretrained(refiner_folder, device=where),
         )
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the models to `prior/` and `refiner/` of a new folder, with a model card.
+
+        Weights are safetensors files. `FlowLLM.from_pretrained(folder)` loads both again.
+
+        Args:
+            folder: must not exist, or be empty. It appears whole or not at all.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: if the folder is not empty, or there is no model to save.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} exists; choose another name, or an empty folder")
+        if self.prior is None and self.refiner is None:
+            raise UserError("there is neither a prior nor a refiner to save")
+
+        def save(place: Path) -> None:
+            place.mkdir()
+            if self.prior is not None:
+                self.prior.save_pretrained(place / PRIOR)
+            if self.refiner is not None:
+                self.refiner.save_pretrained(place / REFINER)
+            (place / CARD_FILE).write_text(model_card(place, folder.name), encoding="utf-8")
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return publish(folder, save)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the models as one repository of the Hugging Face hub.
+
+        `FlowLLM.from_pretrained(repo_id)` loads both again.
+
+        Args:
+            repo_id: `OWNER/NAME` on the hub.
+            private: make a private repository; an existing one stays as it is.
+            token: access token of the hub; None: the one that `hf auth login` stored.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            UserError: see `flowllm.push_to_hub`.
+        """
+        check_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as folder:
+            place = self.save_pretrained(Path(folder) / repo_id.rpartition("/")[2])
+            (place / CARD_FILE).unlink()  # the one that is made there has the id of the hub
+            return push_to_hub(place, repo_id, private=private, token=token)
 
     def sample(self, n: int, config: SamplingConfig | None = None, **options: Any) -> list[Sample]:
         """Generate `n` crystals.
@@ -113,14 +180,31 @@ class FlowLLM:
         config = SamplingConfig.of(config, **options)
         check_count("n", n, 0)
         known = KnownFormulas(config.novel_to)
+        analogues = None if config.like is None else Analogues(config)
         self.prepare(config, known)
+        self.check_analogues(config, analogues, n)
         samples: list[Sample] = []
-        assert self.prior is not None  # see `check_models`
-        batch_size = config.batch_size_for(n, self.prior.num_parameters)
+        parameters = 0 if self.prior is None else self.prior.num_parameters
+        batch_size = config.batch_size_for(n, parameters)
         for start in range(0, n, batch_size):
             indices = range(start, min(start + batch_size, n))
-            samples += self.sample_batch(config, known, indices)
+            samples += self.sample_batch(config, known, indices, analogues=analogues)
         return samples
+
+    def check_analogues(self, config: SamplingConfig, analogues: Analogues | None, n: int) -> None:
+        """Check that the crystals of `config.like` give enough structures of a size to refine.
+
+        Args:
+            config: the request.
+            analogues: the structures, or None if the request has no `like`.
+            n: structures that are asked for.
+
+        Raises:
+            UserError: if they do not.
+        """
+        if analogues is not None:
+            refiner = self.refiner if config.refine else None
+            analogues.check(n, None if refiner is None else refiner.config.max_atoms)
 
     def prepare(self, config: SamplingConfig, known: KnownFormulas) -> None:
         """Check that a request can be fulfilled, and load the potential that it ranks with.
@@ -147,6 +231,8 @@ class FlowLLM:
         known: KnownFormulas,
         indices: Sequence[int],
         progress: Callable[[int], None] = no_progress,
+        *,
+        analogues: Analogues | None = None,
     ) -> list[Sample]:
         """Return the samples of these indices, after `prepare`.
 
@@ -159,10 +245,13 @@ class FlowLLM:
             indices: positions of the samples among all samples of the request.
             progress: called with the number of crystals that were finished since its last call;
                 in the end they add up to that of `indices`.
+            analogues: the structures of `config.like`.
 
         Returns:
             The samples, in the order of `indices`.
         """
+        if analogues is not None:
+            return self._analogue_batch(config, analogues, indices, progress)
         assert self.prior is not None  # see `check_models`
         excluded = list(config.exclude_elements)
         if config.refine:  # the prior writes only elements that the refiner knows
@@ -211,6 +300,34 @@ class FlowLLM:
             progress(len(candidates))
         return flat(candidates)
 
+    def _analogue_batch(
+        self,
+        config: SamplingConfig,
+        analogues: Analogues,
+        indices: Sequence[int],
+        progress: Callable[[int], None],
+    ) -> list[Sample]:
+        """Return the samples of these indices that crystals of a file give."""
+        samples = []
+        for index in indices:
+            proposal = analogues.proposals[index]
+            structure = reduce_cell(proposal.structure)
+            samples.append(
+                Sample(
+                    id=f"sample-{index:05d}",
+                    prompt="",
+                    text="",
+                    prior_structure=structure,
+                    structure=structure,
+                    template=proposal.template,
+                )
+            )
+        if config.refine:
+            self._refine_samples(samples, indices, config, progress)
+        else:
+            progress(len(samples))
+        return samples
+
     def _rank(self, samples: Sequence[Sample], config: SamplingConfig) -> list[float]:
         """Return the score of each finished candidate; the highest one wins."""
         if config.rank == "energy":
@@ -232,14 +349,16 @@ class FlowLLM:
         assert self.refiner is not None
         structures, places = [], []
         for place, sample in enumerate(samples):
-            if sample.prior_structure is not None:
-                structures.append(sample.prior_structure)
+            if (structure := sample.prior_structure) is not None:
+                if config.volume == "templates" and config.like is None:
+                    structure = with_template_volume(structure)
+                structures.append(structure)
                 places.append(place)
         progress(len(samples) - len(places))
-        assert self.prior is not None
         groups = None
-        if config.symmetry == "keep" and self.prior.fmt.layout == "wyckoff":
-            # The text states the group; a wider search may find a higher one.
+        exact = self.prior is None or self.prior.fmt.layout == "wyckoff" or config.like is not None
+        if config.symmetry == "keep" and exact:
+            # Text or template state the group; a wider search may find a higher one.
             groups = find_symmetries(structures, STATED_SYMPREC)
         results = refine_structures(
             self.refiner,
@@ -255,6 +374,37 @@ class FlowLLM:
         )
         for place, result in zip(places, results, strict=True):
             samples[place].add_refinement(result)
+
+    def predict(
+        self, formula: str, n: int = 5, config: PredictionConfig | None = None, **options: Any
+    ) -> list[Prediction]:
+        """Predict the structure of a formula: candidates, ranked, the best first.
+
+        Candidates come from templates (known crystals with other elements) and from the prior;
+        `potential="chgnet"` relaxes them and ranks by energy. `flowllm.predict` does the same for
+        many formulas into a run folder.
+
+            model.predict("LiFePO4", n=5, potential="chgnet")
+
+        Args:
+            formula: such as `NaCl`; the number of formula units is open unless `z` is given.
+            n: number of structures at most.
+            config: the request; None: the defaults.
+            **options: fields of `flowllm.PredictionConfig`; they replace those of `config`.
+
+        Returns:
+            At most `n` predictions.
+
+        Raises:
+            UserError: if the formula fits into no cell of the request or has no candidate, an
+                option, a file or the potential is bad, or the potential fails on every candidate.
+            PriorError: if it is no formula.
+        """
+        from flowllm.prediction.config import PredictionConfig
+        from flowllm.prediction.prediction import predict_structures
+
+        config = from_arguments(PredictionConfig, options, base=config)
+        return predict_structures(self, formula, n, config)
 
     def refine(
         self,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowllm.crystals.cells import reduce_cell
+from flowllm.crystals.crystal import Crystal
 from flowllm.errors import InvalidCrystal
 from flowllm.runs.records import CrystalRecord, Frame
 
@@ -29,11 +30,12 @@ class Sample:
         id: `sample-00000` and so on; a request for N crystals gives exactly N samples.
         prompt: the prompt of the prior.
         text: the prior's last answer.
-        prior_structure: the prior's crystal in its Niggli cell, or None.
+        prior_structure: the crystal before refining in its Niggli cell, or None.
         structure: the final crystal (refined, unless refining was switched off), or None.
         attempts: texts drawn from the prior.
         rejects: number of rejected texts by reason.
         failure: reason why `structure` is None, else None.
+        template: id of the crystal whose elements were replaced (`SamplingConfig.like`), or None.
         rank_score: score by which the crystal was chosen among its candidates, higher is better:
             nats, or minus eV/atom. None if there was one candidate, or it has no score. See
             `flowllm.generation.selection`.
@@ -50,6 +52,7 @@ class Sample:
     rejects: dict[str, int] = field(default_factory=dict)
     failure: str | None = None
     rank_score: float | None = None
+    template: str | None = None
     refinement: Refinement | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -77,6 +80,14 @@ class Sample:
         sample.structure = sample.prior_structure
         return sample
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Show the final crystal in a notebook; a failed sample is shown as text."""
+        if self.structure is None:
+            return {}
+        from flowllm.crystals.views.notebook import mimebundle
+
+        return mimebundle(Crystal(id=self.id, structure=self.structure), include, exclude)
+
     def add_refinement(self, refinement: Refinement) -> None:
         """Take the structure, or the failure, of a refinement of `prior_structure`.
 
@@ -94,6 +105,8 @@ class Sample:
             "text": self.text,
             "attempts": self.attempts,
         }
+        if self.template is not None:
+            properties["template"] = self.template
         if self.rank_score is not None:
             properties["rank_score"] = self.rank_score
         trajectory = None

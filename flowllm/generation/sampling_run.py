@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 from flowllm.errors import UserError
 from flowllm.generation.capabilities import check_request
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from flowllm.hub.locate import (
+    BUNDLED_PRIOR,
+    BUNDLED_REFINER,
+    announce,
+    identity,
+    resolve,
+    resolve_pair,
+)
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.parts import check_placement
@@ -29,6 +36,7 @@ from llm_prior.settings import read_settings
 if TYPE_CHECKING:
     from flowllm.crystals.crystal import Crystal
     from flowllm.crystals.formulas import KnownFormulas
+    from flowllm.generation.analogues import Analogues
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.runs.outputs import Outcome
 
@@ -57,8 +65,9 @@ def run_sampling(
         config: the request; None: the defaults.
         out: folder for `manifest.json`, `shards/` and, at the end, `samples.parquet`,
             `samples.extxyz` and `cif/`.
-        prior: folder or hub id; None takes the bundled prior.
-        refiner: folder or hub id; None takes the bundled refiner.
+        prior: folder or hub id of a prior or a pair; None takes the bundled prior.
+        refiner: folder or hub id; None takes that of the pair that `prior` names, else the bundled
+            one.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: batches at work at a time; with the executor `local`, processes. They do not change
             the result.
@@ -84,16 +93,31 @@ def run_sampling(
     check_cif_form(cif)
     if refiner is not None and not config.refine:
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
+    if prior is not None and config.like is not None:
+        raise UserError("like takes the place of a prior; leave one of them out")
     check_folder(out, MANIFEST)
     check_device(device)
-    prior_folder = resolve(prior, BUNDLED_PRIOR)
-    refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
+    prior_folder: Path | None = None
+    refiner_folder: Path | None = None
+    if config.like is not None:
+        refiner_folder = resolve(refiner, BUNDLED_REFINER) if config.refine else None
+    elif config.refine:
+        prior_folder, refiner_folder = resolve_pair(prior, refiner)
+    else:
+        prior_folder = resolve(prior, BUNDLED_PRIOR)
 
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.crystals.formulas import KnownFormulas
     from flowllm.energy.calculators import potential_identity
 
-    check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
+    analogues = None
+    if prior_folder is not None:
+        check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
+    else:
+        from flowllm.generation.analogues import Analogues
+
+        analogues = Analogues(config)
+        analogues.check(n, None)
     known = KnownFormulas(config.novel_to)
     known.check(config.conditions)
     potential = config.ranking_potential
@@ -102,9 +126,12 @@ def run_sampling(
     check_gpus(where, workers, executor)
     load = functools.partial(load_models, prior_folder, refiner_folder, where, potential)
     model = load(check=True)
-    models: dict[str, Any] = {"prior": identity(prior_folder), "refiner": None}
-    assert model.prior is not None
-    parameters = {"prior": announce("prior", prior_folder, models["prior"], model.prior.model)}
+    models: dict[str, Any] = {"prior": None, "refiner": None}
+    parameters = {"prior": 0}
+    if prior_folder is not None:
+        assert model.prior is not None
+        models["prior"] = identity(prior_folder)
+        parameters["prior"] = announce("prior", prior_folder, models["prior"], model.prior.model)
     if refiner_folder is not None:
         assert model.refiner is not None
         models["refiner"] = identity(refiner_folder)
@@ -112,6 +139,7 @@ def run_sampling(
             "refiner", refiner_folder, models["refiner"], model.refiner
         )
     model.prepare(config, known)  # before the folder is claimed
+    model.check_analogues(config, analogues, n)
     manifest = {
         "command": "sample",
         "device": where,  # another one draws other numbers
@@ -119,6 +147,7 @@ def run_sampling(
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **config.identity(),
         "novel_to": known.files,
+        "like": None if analogues is None else analogues.file,
         "potential": ranked_by,
         "cif": cif,
     }
@@ -127,7 +156,7 @@ def run_sampling(
         manifest=manifest,
         total=n,
         batch_size=config.batch_size_for(n, parameters["prior"]),
-        work=functools.partial(_sample_batch, config, known),
+        work=functools.partial(_sample_batch, config, known, analogues),
         setup=load,
         loaded=model,
         info={**versions(), "parameters": parameters},
@@ -291,12 +320,13 @@ def load_models(
 def _sample_batch(
     config: SamplingConfig,
     known: KnownFormulas,
+    analogues: Analogues | None,
     model: FlowLLM,
     batch: Batch,
     progress: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     indices = range(batch.start, batch.start + batch.count)
-    samples = model.sample_batch(config, known, indices, progress)
+    samples = model.sample_batch(config, known, indices, progress, analogues=analogues)
     return [sample.to_record().to_json() for sample in samples]
 
 
@@ -345,7 +375,7 @@ def publish_samples(folder: RunFolder) -> Outcome:
         UserError: if shards are missing or damaged.
     """
     run = folder.run
-    columns = ["prompt", "text", "attempts"]
+    columns = ["prompt", "text", "attempts"] if run["like"] is None else ["template"]
     if run["best_of"] > 1:
         columns.append("rank_score")
     return _publish(folder, columns, scored=run["score"] or run["rank"] == "flow")
@@ -372,7 +402,12 @@ def _publish(folder: RunFolder, columns: list[str], *, scored: bool) -> Outcome:
     from flowllm.generation.sample import SCORE_COLUMNS
     from flowllm.runs.outputs import publish_crystals
 
-    types = {"prompt": pa.string(), "text": pa.string(), "attempts": pa.int64()}
+    types = {
+        "prompt": pa.string(),
+        "text": pa.string(),
+        "template": pa.string(),
+        "attempts": pa.int64(),
+    }
     names = [*columns, *(SCORE_COLUMNS if scored else ())]
     columns_by_name = {name: types.get(name, pa.float64()) for name in names}
     return publish_crystals(folder, columns_by_name, cif=folder.run["cif"], table_only=columns)

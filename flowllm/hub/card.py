@@ -53,10 +53,42 @@ def write_card(
     datasets: Sequence[str] = (),
     license: str | None = None,
 ) -> Path:
-    """Write the card of a model whose weights are in place.
+    """Write the card of a model whose weights are in place; see `card_text`.
+
+    An existing card is replaced.
+
+    Returns:
+        The file of the card.
+
+    Raises:
+        UserError: if the folder holds no safetensors file.
+    """
+    text = card_text(
+        folder,
+        name=name,
+        sections=sections,
+        measurements=measurements,
+        tags=tags,
+        datasets=datasets,
+        license=license,
+    )
+    return write_atomic(folder / CARD_FILE, text)
+
+
+def card_text(
+    folder: Path,
+    *,
+    name: str,
+    sections: Mapping[str, str],
+    measurements: Sequence[Measurement] = (),
+    tags: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    license: str | None = None,
+) -> str:
+    """Return the card of a model whose weights are in place.
 
     Args:
-        folder: folder of the model; an existing card is replaced.
+        folder: folder of the model, or of several models in subfolders.
         name: name of the model.
         sections: text by heading, in the order of the card; the text without a heading comes first.
         measurements: figures of the model.
@@ -65,12 +97,15 @@ def write_card(
         license: licence of the model, as the hub abbreviates it.
 
     Returns:
-        The file of the card.
+        The text.
 
     Raises:
         UserError: if the folder holds no safetensors file.
     """
-    weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    weights = {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
     if not weights:
         raise UserError(f"{folder} holds no weights (*.safetensors); save the model first")
     results = [
@@ -102,7 +137,7 @@ def write_card(
         parts += [f"## {heading}", text] if heading else [text]
     if measurements:
         parts += ["## Figures", *map(_table, measurements)]
-    return write_atomic(folder / CARD_FILE, "\n\n".join(parts) + "\n")
+    return "\n\n".join(parts) + "\n"
 
 
 def check_weights(folder: Path) -> None:

@@ -17,32 +17,75 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PRIOR, REFINER = "prior", "refiner"  # subfolders of a pair
+ADAPTER_FILE = "adapter_config.json"  # peft's
+# The files that a model may need; nothing else is downloaded or uploaded.
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 _PREFIX = "bundled:"
 _DEFAULT_PAIR = "wyckoff"
 _BUNDLED = Path(__file__).parent / "bundled"  # PAIR/prior and PAIR/refiner
-BUNDLED_PRIOR = _BUNDLED / _DEFAULT_PAIR / "prior"
-BUNDLED_REFINER = _BUNDLED / _DEFAULT_PAIR / "refiner"
-_ADAPTER_FILE = "adapter_config.json"  # peft's
+BUNDLED_PRIOR = _BUNDLED / _DEFAULT_PAIR / PRIOR
+BUNDLED_REFINER = _BUNDLED / _DEFAULT_PAIR / REFINER
 
 
 def resolve(name: str | Path | None, bundled: Path) -> Path:
     """Return the folder of a model, downloaded first if the name is a hub id.
 
     Args:
-        name: a folder of a model or of a finished training, a hub id such as `owner/model`, or
-            `bundled:PAIR` for the model of a bundled pair; None for the model of the default pair.
+        name: a folder of a model, of a finished training or of a pair (`prior/` and `refiner/`), a
+            hub id of a model or a pair such as `owner/model`, or `bundled:PAIR` for the model of a
+            bundled pair; None for the model of the default pair.
         bundled: folder of the model of the default pair, `BUNDLED_PRIOR` or `BUNDLED_REFINER`.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if there is no such folder or pair, the hub has no such model or cannot be
-            reached, or the weights differ from the model card.
+        UserError: if there is no such folder or pair, the pair lacks this model, the hub has no
+            such model or cannot be reached, or the weights differ from the model card.
     """
-    folder = _find(name, bundled)
+    if name is None:
+        check_weights(bundled)
+        return bundled
+    place = _find(name)
+    if not is_pair(place):
+        check_weights(place)
+        return place
+    folder = place / bundled.name
+    if not folder.is_dir():
+        raise UserError(f"{name} holds no {bundled.name}; give one (--{bundled.name})")
+    check_weights(place)
     check_weights(folder)
     return folder
+
+
+def resolve_pair(prior: str | Path | None, refiner: str | Path | None) -> tuple[Path, Path]:
+    """Return the folders of a prior and a refiner; see `resolve`.
+
+    Args:
+        prior: name of a prior or a pair.
+        refiner: name of a refiner; None: that of the pair that `prior` names, else the bundled one.
+
+    Returns:
+        Folder of the prior, folder of the refiner.
+
+    Raises:
+        UserError: see `resolve`.
+    """
+    if refiner is None and prior is not None and is_pair(_find(prior)):
+        refiner = prior
+    return resolve(prior, BUNDLED_PRIOR), resolve(refiner, BUNDLED_REFINER)
+
+
+def is_pair(folder: Path) -> bool:
+    """Return whether a folder holds models in `prior/` or `refiner/`, and none itself.
+
+    Args:
+        folder: any.
+    """
+    if any((folder / name).is_file() for name in ("config.json", ADAPTER_FILE)):
+        return False
+    return any((folder / role).is_dir() for role in (PRIOR, REFINER))
 
 
 def bundled_pairs() -> dict[str, Path]:
@@ -50,15 +93,18 @@ def bundled_pairs() -> dict[str, Path]:
     return {folder.name: folder for folder in sorted(_BUNDLED.iterdir()) if folder.is_dir()}
 
 
-def _find(name: str | Path | None, bundled: Path) -> Path:
-    if name is None:
-        return bundled
-    if str(name).startswith(_PREFIX):
-        pairs = bundled_pairs()
-        pair = str(name).removeprefix(_PREFIX)
-        if pair not in pairs:
-            raise UserError(f"there is no bundled pair {pair!r}; choose {' or '.join(pairs)}")
-        return pairs[pair] / bundled.name
+def local_folder(name: str | Path) -> Path:
+    """Return the folder of a model on this machine.
+
+    Args:
+        name: folder of a model, of a pair or of a finished training.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if there is no such folder, or the training is not finished.
+    """
     path = Path(name).expanduser()
     if (path / "run.json").is_file():  # a run folder of a training
         if not (path / "model").is_dir():
@@ -68,8 +114,21 @@ def _find(name: str | Path | None, bundled: Path) -> Path:
         return path
     if path.exists():
         raise UserError(f"{path} is a file; give the folder of a model")
-    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1:
-        raise UserError(f"there is no model folder {name}; give a folder or a hub id")
+    raise UserError(f"there is no model folder {name}; give a folder or a hub id")
+
+
+def _find(name: str | Path) -> Path:
+    """Return the folder of a model or pair."""
+    if str(name).startswith(_PREFIX):
+        pairs = bundled_pairs()
+        pair = str(name).removeprefix(_PREFIX)
+        if pair not in pairs:
+            raise UserError(f"there is no bundled pair {pair!r}; choose {' or '.join(pairs)}")
+        return pairs[pair]
+    path = Path(name).expanduser()
+    here = path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") != 1
+    if path.exists() or here:
+        return local_folder(name)
     return _download(str(name))
 
 
@@ -79,7 +138,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id))
+        return Path(snapshot_download(hub_id, allow_patterns=list(MODEL_FILES)))
     except HFValidationError as error:
         raise UserError(
             f"{hub_id!r} is neither a folder here nor a valid hub id (OWNER/NAME); check the name"
@@ -105,7 +164,7 @@ def identity(folder: Path) -> dict[str, Any]:
         UserError: if the folder does not exist or is empty, or its adapter_config.json is damaged.
     """
     found: dict[str, Any] = {"name": folder.name, "sha256": sha256_folder(folder)}
-    adapter = folder / _ADAPTER_FILE
+    adapter = folder / ADAPTER_FILE
     if adapter.is_file():
         try:
             base = parse_json(adapter.read_bytes())["base_model_name_or_path"]

@@ -75,7 +75,7 @@ def symmetry_metrics(
         - `free_parameters`: mean number of free parameters, see `Prototype`;
         - `free_parameters_distance`: earth mover's distance of their distributions;
         - `NAME_reference`: the same figure of the reference, or for a distance the distance of N
-          crystals drawn from the reference, with the interval of 95% of the draws.
+            crystals drawn from the reference, with the interval of 95% of the draws.
     """
     groups, parameters = _arrays(samples)
     metrics = {

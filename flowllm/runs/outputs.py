@@ -94,8 +94,44 @@ def publish_crystals(
         UserError: if shards are missing or damaged, or another process works in the folder.
     """
     records = list(read_records(folder, trajectories=False))
+    outcome = publish_records(folder, records, columns, cif=cif, table_only=table_only)
+    if any(record.trajectory is not None for record in records):
+        names = file_names([record.id for record in records])
+        folder.publish(
+            "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
+        )
+    return outcome
+
+
+def publish_records(
+    folder: RunFolder,
+    records: Sequence[CrystalRecord],
+    columns: Mapping[str, pa.DataType],
+    *,
+    cif: CifForm,
+    table_only: Collection[str] = (),
+    name: str = "samples",
+) -> Outcome:
+    """Write `NAME.parquet`, `NAME.extxyz` and `cif/` for the crystals of a complete run.
+
+    See `publish_crystals`.
+
+    Args:
+        folder: the run.
+        records: the crystals, whatever its shards hold.
+        columns: as for `publish_crystals`.
+        cif: as for `publish_crystals`.
+        table_only: as for `publish_crystals`.
+        name: of the table and the extxyz file.
+
+    Returns:
+        The crystals and the counts of failures.
+
+    Raises:
+        UserError: if shards are missing, or another process works in the folder.
+    """
     names = file_names([record.id for record in records])
-    properties = [name for name in columns if name not in table_only]
+    properties = [column for column in columns if column not in table_only]
     crystals = [
         Crystal(
             id=record.id,
@@ -123,16 +159,12 @@ def publish_crystals(
         ]
 
     folder.publish(
-        "samples.parquet",
+        f"{name}.parquet",
         lambda path: _write_table(records, cifs(), symmetries(), columns, path),
     )
     if crystals:
-        folder.publish("samples.extxyz", lambda path: write_extxyz(crystals, path))
+        folder.publish(f"{name}.extxyz", lambda path: write_extxyz(crystals, path))
         folder.publish("cif", lambda path: _write_cifs(names, cif_files(), path))
-    if any(record.trajectory is not None for record in records):
-        folder.publish(
-            "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
-        )
     failures = Counter(record.failure for record in records if record.failure is not None)
     rejects = sum((Counter(record.rejects) for record in records), Counter[str]())
     return Outcome(folder.path, crystals, failures, rejects)

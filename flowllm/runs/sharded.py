@@ -383,7 +383,7 @@ def run_job(
     if share is not None and (left := len(folder.missing)):
         raise Unfinished(
             f"part {part} is done; {left} of {len(folder.batches)} shards of the other parts are "
-            f"missing in {out}; the part that ends last writes the results, or flowllm merge {out}"
+            f"missing in {out}; the part that ends last writes the results"
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""Optional packages, which only the evaluation needs."""
+"""Optional packages, which only some commands need."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from types import ModuleType
 from flowllm.errors import UserError
 
 
-def require(module: str) -> ModuleType:
-    """Import a module of the `[eval]` extra.
+def require(module: str, extra: str = "eval") -> ModuleType:
+    """Import a module of an extra.
 
     Args:
         module: dotted name.
+        extra: that installs it.
 
     Returns:
         The module.
@@ -26,6 +27,6 @@ def require(module: str) -> ModuleType:
         if error.name != module.partition(".")[0]:
             raise
         raise UserError(
-            f"this metric needs {error.name}, which is not installed; "
-            "pip install 'flowllm-crystal[eval]'"
+            f"this needs {error.name}, which is not installed; "
+            f"pip install 'flowllm-crystal[{extra}]'"
         ) from error

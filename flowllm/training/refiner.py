@@ -44,7 +44,8 @@ def train_refiner(
     Args:
         config: recipe by name (`rfm/small`) or path.
         pairs: run folders of `flowllm pair`, or their files, for `base.kind: llm`; of
-            `flowllm pair --samples` for `base.kind: file`.
+            `flowllm pair --samples` for `base.kind: file`; of `flowllm pair --templates` for
+            either.
         data: crystals for `base.kind: uniform` (FlowMM, arXiv 2406.04713), which needs no language
             model.
         out: run folder: `run.json`, `checkpoint-STEP/`, `validation.csv` (see

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pyarrow as pa
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from flowllm.crystals.cif import parse_cif
 from flowllm.crystals.crystal import Geometry
+from flowllm.crystals.views.page import environment, figure_json
 from flowllm.errors import UserError
 from flowllm.evaluation.report.charts import (
     ChartGroup,
@@ -72,13 +71,7 @@ def write_report(folder: str | Path) -> Path:
         groups.insert(0, ChartGroup(name=name, rows=_table(folder / REFERENCE), is_reference=True))
     sets = [group for group in groups if not group.is_reference]
     galleries = [best_crystals(group.name, group.rows) for group in sets]
-    page = jinja2.Environment(
-        loader=jinja2.PackageLoader("flowllm.evaluation.report", "."),
-        autoescape=True,  # names, formulas and ids are text of the user
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html")
+    page = environment("flowllm.evaluation.report").get_template("page.html")
     return write_atomic(
         folder / REPORT,
         page.render(
@@ -90,10 +83,7 @@ def write_report(folder: str | Path) -> Path:
             parity_plots=_with_json(parity_plots(groups)),
             relaxation_plots=_with_json(relaxation_plots(groups)),
             relaxed="relaxed_cif" in table,
-            galleries=[
-                (gallery, [(card, _json(card.figure)) for card in gallery.cards])
-                for gallery in galleries
-            ],
+            galleries=galleries,
             reference=groups[0].name if reference else None,
             plotly=Markup(get_plotlyjs()),
         ),
@@ -141,12 +131,7 @@ def _shown(value: Any) -> str:
 
 
 def _with_json(panels: Sequence[Panel]) -> list[tuple[Panel, Markup]]:
-    return [(panel, _json(panel.figure)) for panel in panels]
-
-
-def _json(figure: go.Figure) -> Markup:
-    """Return a figure as JSON; plotly escapes characters that could end a script element."""
-    return Markup(figure.to_json(engine="json"))
+    return [(panel, figure_json(panel.figure)) for panel in panels]
 
 
 def _metrics(path: Path) -> dict[str, Any]:

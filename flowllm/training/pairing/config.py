@@ -12,7 +12,7 @@ PAIRS_FILE = "pairs.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class PairingConfig(DrawingConfig):
-    """Options of `flowllm pair`: how samples are drawn from the prior, and how many for a target.
+    """Options of `flowllm pair`: how samples are drawn, and how many for a target.
 
     Raises:
         UserError: if an option is out of range.
@@ -23,7 +23,8 @@ class PairingConfig(DrawingConfig):
     )
     samples_per_target: int = option(
         1,
-        "Samples of the prior for each crystal. For more later, use another seed and folder.",
+        "Samples of the prior, or templates, for each crystal. For more samples later, use another "
+        "seed and folder.",
         section="Drawing",
         minimum=1,
     )

@@ -20,8 +20,11 @@ from rfm import PairedCrystal, RefinerError
 from rfm.alignment import align
 
 SUMMARY_FILE = "summary.json"
+# Origin of the base crystals -> its key in the manifest, and advice where there is no pair.
+_ORIGINS = {"llm": "prior", "file": "samples", "templates": "templates"}
 _REMEDY = {
     "llm": "train the prior longer, or allow more max_attempts (--max-attempts)",
+    "templates": "give a library with compounds of the same stoichiometries and other elements",
     "file": "give samples of the same atoms as crystals of the data, or name the targets by id",
 }
 
@@ -33,12 +36,13 @@ class PairingOutcome:
     Attributes:
         file: the file of pairs.
         requested: number of samples: for a prior, targets times `samples_per_target`; for a file of
-            samples, its crystals, each counted once for each of its targets.
+            samples, its crystals, each counted once for each of its targets. For templates, those
+            asked for.
         kept: pairs in the file.
         first_try: pairs whose sample was accepted at the first attempt; for a file, all pairs.
         rejects: refused samples by reason. A prior can have several for one request. Samples of a
-            file without a target are `no_target` or `other_composition`, and samples that could not
-            be aligned `not_aligned`.
+            file without a target are `no_target` or `other_composition`, targets without a template
+            `no_template`, and samples that could not be aligned `not_aligned`.
     """
 
     file: Path
@@ -101,7 +105,7 @@ def publish_pairs(folder: RunFolder) -> PairingOutcome:
     Raises:
         UserError: if there is no pair.
     """
-    base = "llm" if "prior" in folder.run else "file"  # origin of the base crystals
+    (base,) = (kind for kind, key in _ORIGINS.items() if key in folder.run)
     records = list(folder.parsed(_counts))
     rejects: Counter[str] = Counter()
     for _, _, of_record in records:

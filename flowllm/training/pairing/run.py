@@ -1,4 +1,4 @@
-"""Pairing: base crystals from a prior or from a file, aligned to their targets (`flowllm pair`).
+"""Pairing: base crystals from a prior, templates or a file, aligned to targets (`flowllm pair`).
 
 Options and paths are checked before torch is imported.
 """
@@ -19,7 +19,9 @@ from flowllm.training.pairing.config import PairingConfig
 if TYPE_CHECKING:
     from flowllm.training.pairing.records import PairingOutcome
 
-_OF_A_PRIOR = ("samples_per_target", "temperature", "top_p", "max_attempts", "constrain")
+_PER_TARGET = "samples_per_target"
+_DEFAULTS = PairingConfig()
+_DRAWS = ("temperature", "top_p", "max_attempts", "constrain")
 
 
 def pair(
@@ -27,6 +29,7 @@ def pair(
     *,
     out: str | Path,
     samples: str | Path | None = None,
+    templates: str | Path | None = None,
     prior: str | Path | None = None,
     config: PairingConfig | None = None,
     workers: int = 1,
@@ -46,10 +49,15 @@ def pair(
     without `target` whose id is unknown is paired with every target of the same atoms. A refiner
     is trained on such pairs with `base.kind: file`.
 
+    With `templates` the base crystals are the likeliest templates of each target's composition,
+    without those of its own formula (`flowllm.templates.proposals`). A refiner can be trained on
+    them alone, or together with samples of a prior or of a file.
+
     Args:
         data: target crystals; see `flowllm.crystals.io.read`.
         out: run folder; `pairs.parquet` and `summary.json` appear in it at the end.
         samples: base crystals from elsewhere; see `flowllm.crystals.io.read`.
+        templates: `bundled`, or the file of a template library.
         prior: folder or hub id; None takes the bundled one.
         config: the options that `options` do not name; None: the defaults.
         workers: batches at work at a time; with the executor `local`, processes. They do not change
@@ -66,7 +74,7 @@ def pair(
 
     Raises:
         UserError: if the data, the folder or an option is bad, if no sample could be kept, or if
-            settings of a prior are given together with `samples`.
+            two origins, or settings of a prior and another origin, are given together.
         PriorError: if the prior cannot be loaded.
         Unfinished: at the end of a part while other parts are missing.
     """
@@ -79,36 +87,63 @@ def pair(
     check_folder(out, MANIFEST)
     check_device(device)
     check_placement(workers, executor, part)
+    _check_origin(config, samples=samples, templates=templates, prior=prior)
     # Imported after the checks, so that they need no torch.
-    if samples is None:
-        from flowllm.training.pairing.prior_pairs import pair_prior
+    if templates is not None:
+        from flowllm.templates.library import library_file
+        from flowllm.training.pairing.template_pairs import pair_templates
 
-        return pair_prior(
+        return pair_templates(
             Path(data),
-            prior,
+            library_file(templates),
             config,
             out=out,
             workers=workers,
             executor=executor,
             part=part,
-            device=device,
             progress=progress,
         )
-    defaults = PairingConfig()
-    if prior is not None or any(getattr(config, n) != getattr(defaults, n) for n in _OF_A_PRIOR):
-        raise UserError(
-            "samples take the place of a prior; leave out prior, samples_per_target and the "
-            "settings of its draws"
-        )
-    from flowllm.training.pairing.file_pairs import pair_file
+    if samples is not None:
+        from flowllm.training.pairing.file_pairs import pair_file
 
-    return pair_file(
+        return pair_file(
+            Path(data),
+            Path(samples),
+            config,
+            out=out,
+            workers=workers,
+            executor=executor,
+            part=part,
+            progress=progress,
+        )
+    from flowllm.training.pairing.prior_pairs import pair_prior
+
+    return pair_prior(
         Path(data),
-        Path(samples),
+        prior,
         config,
         out=out,
         workers=workers,
         executor=executor,
         part=part,
+        device=device,
         progress=progress,
     )
+
+
+def _check_origin(
+    config: PairingConfig,
+    *,
+    samples: str | Path | None,
+    templates: str | Path | None,
+    prior: str | Path | None,
+) -> None:
+    """Refuse options that do not go with the origin of the base crystals."""
+    if samples is None and templates is None:
+        return
+    if samples is not None and templates is not None:
+        raise UserError("samples and templates exclude each other; make a file of pairs of each")
+    name, unused = ("templates", _DRAWS) if templates else ("samples", (*_DRAWS, _PER_TARGET))
+    changed = [field for field in unused if getattr(config, field) != getattr(_DEFAULTS, field)]
+    if prior is not None or changed:
+        raise UserError(f"{name} take the place of a prior; leave out {(changed or ['prior'])[0]}")

@@ -1,7 +1,8 @@
 """Parquet files of pairs, one row for each pair.
 
-The metadata of a file names the origin of the base crystals, `llm` (samples of a prior) or `file`.
-Older files do not name it; they hold samples of a prior.
+The metadata of a file names the origin of the base crystals: `llm` (samples of a prior), `file` or
+`templates`. Older files do not name it; they hold samples of a prior. Templates are taken for
+`base.kind` `llm` and `file`, so that a refiner is trained on them and on other crystals alike.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from flowllm.system.parquet import read_parquet, write_parquet
 from rfm import PairedCrystal
 
 ARRAYS = ("base_frac_coords", "base_lattice", "target_frac_coords", "target_lattice")
+TEMPLATES = "templates"
 _BASE_KEY = b"base"
 _SCHEMA = pa.schema(
     {
@@ -39,7 +41,7 @@ def write_pairs(pairs: Iterable[PairedCrystal], path: Path, *, base: str = "llm"
     Args:
         pairs: pairs with a base.
         path: the file; an existing one is replaced.
-        base: origin of the base crystals, `llm` or `file`.
+        base: origin of the base crystals, `llm`, `file` or `templates`.
     """
     pairs = list(pairs)
     columns: dict[str, list[Any]] = {
@@ -57,7 +59,8 @@ def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCryst
 
     Args:
         path: a file that `write_pairs` wrote.
-        base: origin that the base crystals must have, `llm` or `file`; None accepts both.
+        base: origin that the base crystals must have, `llm` or `file`, unless they are templates;
+            None accepts all.
 
     Returns:
         The pairs, in the order of the file.
@@ -83,7 +86,7 @@ def read_pairs(path: str | Path, *, base: str | None = None) -> list[PairedCryst
             f"{path} holds no pair; summary.json beside it counts the refused samples by reason"
         )
     found = (table.schema.metadata or {}).get(_BASE_KEY, b"llm").decode()
-    if base is not None and found != base:
+    if base is not None and found not in (base, TEMPLATES):
         raise UserError(
             f"{path} holds pairs of base.kind {found}, not {base}; set base.kind={found}"
         )

@@ -21,6 +21,7 @@ from support import run_command
 
 # The function behind each command, apart from `data` and `doctor`.
 FUNCTIONS = {
+    "predict": "prediction.run:predict",
     "sample": "generation.sampling_run:run_sampling",
     "refine": "generation.sampling_run:run_refinement",
     "mutate": "generation.mutation:mutate",
@@ -33,7 +34,7 @@ FUNCTIONS = {
     "train-llm": "training.prior:train_prior",
     "pair": "training.pairing.run:pair",
     "train-rfm": "training.refiner:train_refiner",
-    "templates build": "prediction.library:build_library",
+    "templates build": "templates.library:build_library",
 }
 NO_OPTIONS = {"config", "progress", "options"}  # `config` of commands with a config class
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cli_support import check_mistake
 
-from flowllm.prediction.library import TemplateLibrary
-from flowllm.prediction.templates import propose_templates
+from flowllm.templates.library import TemplateLibrary
+from flowllm.templates.proposals import propose_templates
 from support import MP20_SAMPLE, disordered, run_command, table
 
 

@@ -16,7 +16,9 @@ from pymatgen.io.cif import CifParser
 from flowllm.crystals.io import Crystal, read, write
 from support import perovskite, same, skewed
 
-SUFFIXES = [".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl"]
+SUFFIXES = [".csv", ".parquet", ".extxyz", ".xyz", ".json", ".jsonl", ".optimade.json", ".db"]
+
+NEW = [".optimade.json", ".db"]
 
 
 def crystals() -> list[Crystal]:
@@ -90,7 +92,7 @@ words = st.text(
 )
 
 
-@pytest.mark.parametrize("suffix", [".extxyz", ".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".extxyz", ".json", ".jsonl", ".parquet", *NEW])
 @example(value="\\")
 @example(value="=")
 @example(value='007 "\\"')

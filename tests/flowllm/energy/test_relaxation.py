@@ -21,6 +21,7 @@ from pymatgen.core import Lattice, Structure
 from flowllm.cli import cli
 from flowllm.crystals.crystal import to_atoms
 from flowllm.crystals.io import Crystal, read, write
+from flowllm.energy import isolated
 from flowllm.energy import relaxation as relaxing
 from flowllm.energy.calculators import accepted_elements
 from flowllm.energy.formation import formation_energy_per_atom, read_references
@@ -77,7 +78,7 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     (folder / "faulty_potential.py").write_text(FAULTY)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        patch.setattr(relaxing, "_GRACE", 1.0)
+        patch.setattr(isolated, "_GRACE", 1.0)
         return relax_crystals(
             CRYSTALS,
             potential="faulty_potential:Faulty",
@@ -291,7 +292,7 @@ def test_an_element_that_the_potential_cannot_compute_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     copper = frozenset({"Cu"})
-    monkeypatch.setattr(relaxing, "accepted_elements", lambda name: copper)
+    monkeypatch.setattr(isolated, "accepted_elements", lambda name: copper)
     monkeypatch.setattr("flowllm.energy.elements.known_elements", lambda name: copper)
     crystals = [
         Crystal(id="copper", structure=fcc("Cu", 3.7)),

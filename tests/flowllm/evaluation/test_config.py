@@ -35,7 +35,8 @@ def test_values_are_brought_to_one_form():
         ({"oxidation_states": "mine"}, "choose one of smact14"),
         ({"min_elements": 0}, "min_elements is 0; give a whole number at least 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"submission": "matbench"}, "choose one of lemat"),
+        ({"submission": "matbench"}, "choose one of lemat, matbench-discovery"),
+        ({"submission": "matbench-discovery"}, "give potential and hull"),
     ],
 )
 def test_a_bad_option_is_refused(options, message):

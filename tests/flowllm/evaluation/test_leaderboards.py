@@ -72,5 +72,5 @@ def test_files_are_named_after_the_set_without_its_suffix(tmp_path):
 
 
 def test_an_unknown_leaderboard_is_refused():
-    with pytest.raises(UserError, match="submission 'matbench' is unknown; choose one of lemat"):
+    with pytest.raises(UserError, match="submission .matbench. is unknown; choose one of lemat, "):
         EvaluationConfig(submission="matbench")

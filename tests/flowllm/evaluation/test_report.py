@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from browser_support import page_in_browser
 from click.testing import CliRunner
 from pymatgen.core import Structure
 
@@ -26,7 +25,7 @@ from flowllm.crystals.io import write
 from flowllm.errors import UserError
 from flowllm.evaluation.report import write_report
 from flowllm.evaluation.report.charts import ChartGroup, histograms, parity_plots
-from flowllm.evaluation.report.gallery import ball_figure, best_crystals
+from flowllm.evaluation.report.gallery import best_crystals
 from flowllm.evaluation.results import (
     RELAXED,
     STRUCTURES,
@@ -203,23 +202,6 @@ def test_the_best_crystals_come_first():
     assert gallery.order == "valid, novel first, then highest space group number"
 
 
-def test_atoms_are_balls_at_their_positions_and_on_opposite_faces():
-    edges, chlorine, caesium = ball_figure(CSCL).data
-    points = np.stack([caesium.x, caesium.y, caesium.z], axis=1).reshape(8, -1, 3)
-    centres = points.mean(axis=1)  # of each ball: the corners of the cube
-    assert sorted(map(tuple, (centres / 4.12).round(3).tolist())) == [
-        (x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)
-    ]
-    radii = np.linalg.norm(points - centres[:, None], axis=-1)
-    assert np.allclose(radii, radii[0, 0], atol=1e-4)
-    assert np.allclose([np.mean(chlorine.x), np.mean(chlorine.z)], 2.06, atol=1e-4)
-    corners = np.stack([chlorine.x, chlorine.y, chlorine.z], axis=1)
-    a, b, c = (corners[np.asarray(i)] - 2.06 for i in (chlorine.i, chlorine.j, chlorine.k))
-    assert (np.einsum("fd,fd->f", np.cross(b - a, c - a), a) > 0).all()  # all seen from outside
-    ends = np.array([[x, y, z] for x, y, z in zip(edges.x, edges.y, edges.z, strict=True) if x])
-    assert len(edges.x) == 36 and ends.max() == pytest.approx(4.12)
-
-
 def test_evaluate_ends_with_a_report(tmp_path):
     pytest.importorskip("smact", reason="smact is not installed")
     pytest.importorskip("matminer", reason="matminer is not installed")
@@ -273,22 +255,12 @@ addEventListener("load", () => setTimeout(() => {
 
 
 def test_a_browser_without_network_shows_the_page(tmp_path):
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser",
-                                                   "google-chrome"))), None)  # fmt: skip
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     path = write_report(evaluation(tmp_path / "out", EVIL, energies=True, reference="test.csv"))
     text = path.read_text("utf-8")
     path.write_text(text.replace("<title>", _PROBE + "<title>", 1), "utf-8")
-    ran = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--use-angle=swiftshader",
-         "--enable-unsafe-swiftshader", "--host-resolver-rules=MAP * ~NOTFOUND",
-         "--window-size=1400,6000", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=30000", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    match = re.search(r'<pre id="found">(.+?)</pre>', ran.stdout)
-    assert match is not None, ran.stdout[-2000:]
+    dom = page_in_browser(path.as_uri(), tmp_path / "profile")
+    match = re.search(r'<pre id="found">(.+?)</pre>', dom)
+    assert match is not None, dom[-2000:]
     found = json.loads(html.unescape(match[1]))
     assert found["wrong"] == [] and found["fetched"] == []
     assert found["rows"] == 3 and found["charts"] >= 8 and found["drawn"]

@@ -73,6 +73,7 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "constrain": True,
         "exclude_elements": [],
         "novel_to": [],
+        "like": None,
         "best_of": 1,
         "rank": "prior",
         "steps": 3,
@@ -301,7 +302,7 @@ def test_an_impossible_request_leaves_no_folder(
 def test_a_run_that_failed_before_its_first_shard_can_be_corrected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("the device is full")
 
     sample = partial(run_sampling, 3, out=tmp_path / "run", device="cpu", refine=False)

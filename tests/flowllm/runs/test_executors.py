@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,15 +135,21 @@ def test_other_executors_compute_the_same_after_a_kill(
     whole = run(job, tmp_path / "whole")
     out, marker = tmp_path / "run", tmp_path / "marker"
     commands = (Path(sys.executable).parent, ROOT / "tests" / "slurm")  # Parsl's; srun
-    executor = package if package == "slurm" else f"engines:{package}"
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    for name, code in zip(
+        ("parsl", "dask"), re.findall("```py\n(.*?)```", page, re.S), strict=True
+    ):
+        (tmp_path / f"{name}_cluster.py").write_text(code)
+    executor = {"slurm": "slurm", "executorlib": "engines:executorlib"}.get(
+        package, f"{package}_cluster:{package}"
+    )
     (tmp_path / "main.py").write_text(ON_AN_EXECUTOR)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (script.parent, ROOT, ROOT / "tests"))),
+        "PYTHONPATH": os.pathsep.join(map(str, (script.parent, tmp_path, ROOT, ROOT / "tests"))),
         "PATH": os.pathsep.join((*map(str, commands), os.environ["PATH"])),
         "SLURM_JOB_ID": "1",
         "SRUN_LOG": str(tmp_path / "srun.log"),
-        "PARSL_RUNS": str(tmp_path / "parsl"),
     }
     command = [sys.executable, tmp_path / "main.py", out, marker, executor]
     ended = subprocess.run(

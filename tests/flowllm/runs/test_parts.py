@@ -124,5 +124,5 @@ def test_only_runs_with_parts_can_be_merged(tmp_path: Path) -> None:
         merge(tmp_path)
     manifest = {"command": "infill", "layout": 2, "total": 1, "batch_size": 1}
     (tmp_path / "manifest.json").write_text(json.dumps({"run": manifest, "info": {}}))
-    with pytest.raises(UserError, match="is a run of infill, which has no parts; give one of samp"):
+    with pytest.raises(UserError, match="is a run of infill, whose results merge does not write"):
         merge(tmp_path)

@@ -81,7 +81,7 @@ def test_a_target_named_by_a_number_is_found_in_a_column_with_gaps(tmp_path: Pat
 
 def test_what_cannot_be_paired_is_one_line(files: tuple[Path, Path], tmp_path: Path) -> None:
     data, samples = files
-    with pytest.raises(UserError, match="take the place of a prior; leave out prior"):
+    with pytest.raises(UserError, match="samples take the place of a prior; leave out temper"):
         pair(data, samples=samples, out=tmp_path / "run", temperature=0.3)
     with pytest.raises(UserError, match="there is no|no such file"):
         pair(data, samples="nothing.cif", out=tmp_path / "run")

@@ -1,0 +1,75 @@
+"""What a prediction reads and loads: templates, hull, elemental energies, potential."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowllm.energy.formation import References, read_references
+from flowllm.energy.hull import Hull, materials_project_hull, read_hull
+from flowllm.evaluation.energies import EnergyModel, load_energy_model
+from flowllm.prediction.config import PredictionConfig
+from flowllm.templates.library import BUNDLED, TemplateLibrary, bundled
+from llm_prior.prompts import parse_composition
+
+
+def library_path(config: PredictionConfig) -> Path:
+    """Return the file of the templates.
+
+    Args:
+        config: the request.
+    """
+    return BUNDLED if config.templates is None else config.templates
+
+
+def read_library(path: Path) -> TemplateLibrary:
+    """Return a template library; the bundled one is read once.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: if it is no library, or a bad one.
+    """
+    return bundled() if path == BUNDLED else TemplateLibrary.read(path)
+
+
+def read_hull_data(
+    config: PredictionConfig, formulas: Sequence[str]
+) -> tuple[Hull | None, References | None]:
+    """Return the hull and the energies of the elements, each of them None if it is not asked for.
+
+    Args:
+        config: the request.
+        formulas: whose hulls are needed.
+
+    Raises:
+        UserError: if a file is bad, or the database cannot be reached.
+    """
+    if config.hull is None:
+        return None, None
+    references = None if config.references is None else read_references(config.references)
+    if not config.hull_is_online:
+        return read_hull(config.hull), references
+    systems = [
+        [element.symbol for element in parse_composition(formula).elements] for formula in formulas
+    ]
+    return materials_project_hull(systems), references
+
+
+def load_energies(
+    config: PredictionConfig, hull: Hull | None, references: References | None
+) -> EnergyModel | None:
+    """Load and test the potential; None if there is none.
+
+    Args:
+        config: the request.
+        hull: known compounds, or None.
+        references: energies of the elements, or None.
+
+    Raises:
+        UserError: if the potential is wrong, or does not fit the hull.
+    """
+    if config.potential is None:
+        return None
+    return load_energy_model(config.potential, hull=hull, references=references, min_elements=1)
