@@ -1,4 +1,4 @@
-"""Executors that the tests name as `engines:FUNCTION`; `docs/clusters.md` has those of Parsl and Dask."""
+"""Executors that the tests name as `engines:FUNCTION`; `docs/clusters.md` has two more."""
 
 from __future__ import annotations
 
