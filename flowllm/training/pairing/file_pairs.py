@@ -42,8 +42,8 @@ def pair_file(
     *,
     out: str | Path,
     workers: int,
-    executor: str,
-    part: str | None,
+    executor: str = "local",
+    part: str | None = None,
     progress: bool,
 ) -> PairingOutcome:
     """Pair target crystals with samples in a file; see `flowllm.training.pairing.run.pair`.

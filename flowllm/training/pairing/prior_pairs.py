@@ -29,8 +29,8 @@ def pair_prior(
     *,
     out: str | Path,
     workers: int,
-    executor: str,
-    part: str | None,
+    executor: str = "local",
+    part: str | None = None,
     device: str,
     progress: bool,
 ) -> PairingOutcome:

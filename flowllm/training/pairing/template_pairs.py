@@ -28,8 +28,8 @@ def pair_templates(
     *,
     out: str | Path,
     workers: int,
-    executor: str,
-    part: str | None,
+    executor: str = "local",
+    part: str | None = None,
     progress: bool,
 ) -> PairingOutcome:
     """Pair target crystals with templates; see `flowllm.training.pairing.run.pair`.
