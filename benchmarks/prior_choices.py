@@ -11,7 +11,7 @@ things are then measured:
   crystal, with the coordinates of the file;
 - one constrained sample for each of other validation targets, with the composition given: the match
   rate without refining (StructureMatcher with stol 0.5, angle_tol 10, ltol 0.3), the RMSD of the
-  matches, and texts per second.
+  matches, the error of the volumes, and texts per second.
 
 Times are processor times, as in `llm_curves.py`.
 
@@ -24,6 +24,7 @@ compared. A row that is in OUT.csv is skipped; its settings must be the same.
 from __future__ import annotations
 
 import csv
+import math
 import random
 import re
 import tempfile
@@ -51,9 +52,15 @@ from llm_prior.tokenizer import compact_tokenizer
 LLAMA = "LLaMA-2 tokenizer"
 MP_20_ALONE = "MP-20 alone"
 WIDTH = "model.architecture.hidden_size={0},model.architecture.intermediate_size={1}"
-SOFT_LABELS = "soft labels"
+SOFT_LABELS = {
+    "soft labels": {"coords": True, "lengths": False},
+    "soft lengths": {"coords": False, "lengths": True},
+    "soft labels and lengths": {"coords": True, "lengths": True},
+}
 _NEIGHBOUR = 0.1  # probability of each of the two bins beside a coordinate
+_WIDTH = 0.15  # Angstrom; standard deviation of the label of a cell length
 _COORD = re.compile(r"([\n ])(0\.[0-9]+)")
+_LENGTH = re.compile(r"([\n ])([1-9][0-9]*\.[0-9])")
 VARIANTS = {
     "llm/release": {
         "llm/release": "tasks.translated=0",
@@ -66,6 +73,7 @@ VARIANTS = {
     },
     "llm/wyckoff": {
         "llm/wyckoff": "",
+        **dict.fromkeys(SOFT_LABELS, ""),
         "half drawn over the normalizer": "tasks.augmented=0.5",
         "all drawn over the normalizer": "tasks.augmented=1",
         MP_20_ALONE: "",
@@ -75,27 +83,48 @@ VARIANTS = {
         "learning rate 1e-3": "training.learning_rate=1e-3",
         "learning rate 5e-3": "training.learning_rate=5e-3",
         "batch 32": "training.batch_size=32",
-        SOFT_LABELS: "",
         "llm/wyckoff, layout sites": "text.layout=sites,tasks.translated=0",
     },
 }
 
 
 class SoftLabelLoss:
-    """Cross entropy whose labels lend some probability to the neighbouring coordinate bins.
+    """Cross entropy whose labels lend some probability to neighbouring numbers.
+
+    The label of a coordinate gives `_NEIGHBOUR` to each of the bins beside it, around the torus.
+    The label of a cell length is a normal distribution of `_WIDTH` Angstrom over the lengths within
+    three widths.
 
     Args:
         recipe: of a prior with the compact tokenizer.
+        coords: soften coordinates.
+        lengths: soften cell lengths.
     """
 
-    def __init__(self, recipe: PriorRecipe) -> None:
+    def __init__(self, recipe: PriorRecipe, *, coords: bool, lengths: bool) -> None:
         vocabulary = compact_tokenizer(recipe.text).get_vocab()
-        self.lower = torch.arange(len(vocabulary))
-        self.upper = self.lower.clone()
+        size = len(vocabulary)
+        near = round(3 * _WIDTH * 10**recipe.text.length_decimals) if lengths else 1
+        self.tokens = torch.arange(size)[:, None].repeat(1, 2 * near + 1)  # (V, 2 near + 1)
+        self.weights = torch.zeros(size, 2 * near + 1)
+        self.weights[:, near] = 1.0
         for space in "\n ":
-            tokens = [t for t in vocabulary if (m := _COORD.fullmatch(t)) and m[1] == space]
-            bins = torch.tensor([vocabulary[t] for t in sorted(tokens)])
-            self.lower[bins], self.upper[bins] = bins.roll(1), bins.roll(-1)
+            if coords:
+                names = [t for t in vocabulary if (m := _COORD.fullmatch(t)) and m[1] == space]
+                bins = torch.tensor([vocabulary[t] for t in sorted(names)])
+                for step in (-1, 1):
+                    self.tokens[bins, near + step] = bins.roll(-step)
+                    self.weights[bins, near + step] = _NEIGHBOUR
+                self.weights[bins, near] = 1 - 2 * _NEIGHBOUR
+            if lengths:
+                names = [t for t in vocabulary if (m := _LENGTH.fullmatch(t)) and m[1] == space]
+                bins = torch.tensor([vocabulary[t] for t in sorted(names, key=float)])
+                for step in range(-near, near + 1):
+                    places = (torch.arange(len(bins)) + step).clamp(0, len(bins) - 1)
+                    self.tokens[bins, near + step] = bins[places]
+                    width = _WIDTH * 10**recipe.text.length_decimals
+                    self.weights[bins, near + step] = math.exp(-((step / width) ** 2) / 2)
+                self.weights[bins] /= self.weights[bins].sum(1, keepdim=True)
 
     def __call__(self, prior: Prior, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the mean loss of a batch."""
@@ -104,9 +133,7 @@ class SoftLabelLoss:
         labels = batch["shift_labels"]
         known = labels != IGNORED
         logs, labels = logits[known].log_softmax(-1), labels[known]
-        chosen = [logs.gather(1, t[:, None]) for t in (self.lower[labels], self.upper[labels])]
-        own = logs.gather(1, labels[:, None])
-        return -((1 - 2 * _NEIGHBOUR) * own + _NEIGHBOUR * sum(chosen)).mean()
+        return -(self.weights[labels] * logs.gather(1, self.tokens[labels])).sum(1).mean()
 
 
 @contextmanager
@@ -141,22 +168,29 @@ def llama_folder(tokenizer: Path, recipe: PriorRecipe) -> Iterator[str]:
         yield folder
 
 
-def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], float]:
-    """Return the RMSD to each target that its constrained sample matches, and texts per second."""
+def raw_match(prior: Prior, targets: list[Crystal]) -> tuple[list[float], list[float], float]:
+    """Return how near one constrained sample for each target is to it.
+
+    Returns:
+        The RMSD to each target that its sample matches, |V / V of the target - 1| of every sample,
+        and texts per second.
+    """
     start = time.process_time()
     requests = [composition_conditions(target.structure.formula) for target in targets]
     proposals = propose(prior, requests, seed=0, temperature=0.7, top_p=0.9)
     pace = sum(p.attempts for p in proposals) / (time.process_time() - start)
-    met = []
+    met, volumes = [], []
     for proposal, target in zip(proposals, targets, strict=True):
         try:
             made = proposal.structure and reduce_cell(proposal.structure)
         except InvalidCrystal:
             made = None
+        if made:
+            volumes.append(abs(made.volume / target.structure.volume - 1))
         distance = made and rms_distance(made, target.structure)
         if distance is not None:
             met.append(distance)
-    return met, pace
+    return met, volumes, pace
 
 
 @click.command()
@@ -226,11 +260,12 @@ def main(
                 recipe = load_recipe(PriorRecipe, base, overrides)
                 rows, prior = curve(name, recipe, sets, held_out, minutes, 1, cosine=cosine)
         else:
-            loss = SoftLabelLoss(recipe) if name == SOFT_LABELS else next_token_loss
+            soft = SOFT_LABELS.get(name)
+            loss = SoftLabelLoss(recipe, **soft) if soft else next_token_loss
             rows, prior = curve(
                 name, recipe, sets, held_out, minutes, 1, cosine=cosine, loss_of=loss
             )
-        met, pace = raw_match(prior, aims)
+        met, volumes, pace = raw_match(prior, aims)
         low, high = wilson(len(met), targets)
         size = sum(weight.numel() for weight in prior.model.parameters())
         row = {
@@ -243,6 +278,8 @@ def main(
             "low": f"{100 * low:.1f}",
             "high": f"{100 * high:.1f}",
             "rmsd": f"{np.mean(met) if met else float('nan'):.3f}",
+            "volume_error": f"{np.median(volumes):.3f}",
+            "volumes_off_by_0.2": f"{np.mean(np.array(volumes) > 0.2):.3f}",
             "texts_per_second": f"{pace:.1f}",
             **settings,
         }
