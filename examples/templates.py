@@ -4,7 +4,7 @@ from flowllm import write
 from flowllm.templates.proposals import propose_templates
 
 
-def main(formula: str = "LiFePO4", n: int = 5) -> None:
+def main(formula: str = "LiCoO2", n: int = 5) -> None:
     proposals = propose_templates(formula, n=n)
     for proposal in proposals:
         probability = 2.718281828**proposal.log_probability

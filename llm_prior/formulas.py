@@ -32,6 +32,7 @@ _SEPARATOR = re.compile(rf"{_BEFORE_PART}|(?<!\.[0-9])(?<![A-Za-z)\]}}][01])\.(?
 _DECIMAL = re.compile(r"(?<![0-9.])0\.[0-9]|[0-9]\.[0-9]+(?=\s|$|[)\]}])")  # nothing else
 _OPEN = re.compile(r"[A-Za-z)\]}]\s*[0-9]*\.[0-9]+(?=[A-Z(\[{])")  # a point or a separator
 _LONGEST_NUMBER = 20  # digits
+_ZERO = re.compile(r"(?<![0-9.])0[0-9]")  # Ti02, where TiO2 is meant
 _REASONS = (
     (re.compile(r"[,;/]"), "a comma or slash leaves the share of each element open"),
     (re.compile(r"[+−⁺⁻]|-\s*(?:$|[)\]}])"), "charges are not read"),
@@ -56,6 +57,10 @@ def parse_formula(text: str) -> dict[str, Fraction]:
         PriorError: if it is not a formula, names an unknown element, or leaves something open.
     """
     plain = _plain(text)
+    if re.search(_ZERO, plain):
+        raise PriorError(
+            f"formula {text[:40]!r} has an amount that begins with 0; write the letter O for oxygen"
+        )
     if re.search(rf"[0-9]{{{_LONGEST_NUMBER}}}", plain):
         raise PriorError(f"formula {text[:40]!r}... has an amount that is too large")
     if _SIMPLE.fullmatch(plain):

@@ -24,7 +24,7 @@ _MOST = 50  # crystals of a request
 _BEST_OF = 2  # candidates of a crystal; the score of the better one ranks it
 _POTENTIAL = "chgnet"
 _COLUMNS = 3
-_HELP = "A formula such as LiFePO4, or elements with commas such as Li,Fe,O."
+_HELP = "A formula such as LiCoO2, or elements with commas such as Li,Co,O."
 
 
 @st.cache_resource(show_spinner="loading the models")

@@ -93,7 +93,7 @@ class PredictMaker(Maker):
     The crystals of each formula are in the order of their ranks, with the fields of
     `flowllm.Prediction` as properties.
 
-        PredictMaker(n=5, options={"potential": "chgnet"}).make("LiFePO4")
+        PredictMaker(n=5, options={"potential": "chgnet"}).make("LiCoO2")
 
     Attributes:
         name: of the job.

@@ -156,3 +156,9 @@ def test_any_text_is_read_or_refused(text):
         assert len(str(error).splitlines()) == 1
     else:
         assert amounts and all(amount > 0 for amount in amounts.values())
+
+
+@pytest.mark.parametrize("text", ["Ti02", "Pu02", "Na2Si03", "Al2(S04)3"])
+def test_a_zero_in_place_of_an_oxygen_is_named(text: str) -> None:
+    with pytest.raises(PriorError, match="letter O"):
+        parse_formula(text)
