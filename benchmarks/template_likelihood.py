@@ -86,8 +86,8 @@ def main(data: Path, n: int, name: str | None) -> None:
     rows, seconds = [], 0.0
     for target in targets:
         composition = target.structure.composition
-        _, units = composition.get_integer_formula_and_factor()
-        proposals = propose_templates(composition.formula, n=SCORED, formula_units=[round(units)])
+        units = formula_units(composition)
+        proposals = propose_templates(composition.formula, n=SCORED, formula_units=[units])
         if not proposals:
             continue
         start = time.process_time()

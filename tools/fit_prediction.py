@@ -28,6 +28,7 @@ from pymatgen.core import Structure
 
 from flowllm import FlowLLM
 from flowllm.crystals.crystal import Crystal
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import read
 from flowllm.energy.calculators import load_calculator
 from flowllm.metrics.csp import rms_distance
@@ -81,7 +82,7 @@ def candidates_of(model: FlowLLM, target: Crystal) -> tuple[Case, list[Structure
     """Return the candidates of a target with the number of atoms of its cell."""
     composition = target.structure.composition
     formula = composition.reduced_formula
-    units = round(composition.num_atoms / composition.reduced_composition.num_atoms)
+    units = formula_units(composition)
     config = PredictionConfig(z=(units,))
     found, _ = propose_candidates(model, formula, config, bundled(), fitted())
     case = Case(

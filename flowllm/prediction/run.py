@@ -22,6 +22,7 @@ from flowllm.runs.identity import check_folder
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, RunFolder, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_file
+from flowllm.system.isolation import SetupFailed
 from flowllm.system.options import check_count, from_arguments, specs
 from flowllm.system.versions import versions
 
@@ -137,6 +138,9 @@ def predict(
     model = None
     if prior_folder is not None:
         model = _load_model(prior_folder, refiner_folder, where)
+    from flowllm.prediction.candidates import check_sources
+
+    check_sources(model, config)
     models = _identities(model, prior_folder, refiner_folder)
     without_hull = None
     if energy is not None:
@@ -296,6 +300,8 @@ def _predict_batch(
             outcome = predict_formula(
                 models.model, formula, n, config, models.library, models.energies
             )
+        except SetupFailed:  # another start of the run may succeed
+            raise
         except FlowLLMError as error:
             outcome = FormulaOutcome(formula=formula, predictions=[], problem=one_line(error))
         records.append(
@@ -387,7 +393,7 @@ def _publish(folder: RunFolder, energy: EnergyModel | None, cif: CifForm) -> Pre
     try:
         from flowllm.prediction.report import report_page
     except ModuleNotFoundError as error:
-        if error.name not in ("plotly", "jinja2"):
+        if error.name not in ("plotly", "jinja2", "markupsafe"):
             raise
         logger.warning(
             "no report.html: it needs %s; pip install 'flowllm-crystal[eval]'", error.name

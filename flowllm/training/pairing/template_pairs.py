@@ -9,6 +9,7 @@ from typing import Any
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.runs.sharded import Batch, Progress, default_batch_size, run_job
@@ -99,12 +100,11 @@ def _pair_batch(
 
 def _proposals(target: Crystal, n: int, library: TemplateLibrary) -> list[Proposal]:
     composition = target.structure.composition
-    _, units = composition.get_integer_formula_and_factor()
     return propose_templates(
         composition.formula,
         n=n,
         max_atoms=len(target.structure),
-        formula_units=[round(units)],
+        formula_units=[formula_units(composition)],
         exclude_formula=True,
         library=library,
     )

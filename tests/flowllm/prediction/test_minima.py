@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
@@ -71,6 +73,7 @@ def test_an_isolated_potential_gives_the_same_and_survives_what_it_does_not_know
 
 def test_a_failed_free_relaxation_leaves_the_crystal() -> None:
     relax = relaxer(EMT())
-    assert leave_saddles([cubic("Na", 4.2)], [-1.0], relax, seed=0) == [None]
-    assert FREE.symmetry == "free"
+    (failed,) = leave_saddles([cubic("Na", 4.2)], [-1.0], relax, seed=0)
+    assert failed is not None and failed.structure is None and failed.failure is not None
+    assert FREE.symmetry == "free" and replace(FREE, symmetry="keep") == SYMMETRIC
     assert pytest.approx(0.001) == LOWER
