@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import read
 from flowllm.hub.locate import BUNDLED_PRIOR, resolve
 from flowllm.metrics.csp import rms_distance

@@ -5,6 +5,7 @@ Heavy libraries are imported when the work begins, so that bad arguments are ref
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -174,18 +175,20 @@ def relax_crystals(
     }
     start = time.monotonic()
     done = _num_done(Path(out))
-    run = run_job(
-        out,
-        manifest=manifest,
-        total=len(crystals),
-        batch_size=_shard_size(len(crystals), where),
-        work=functools.partial(_relax_batch, crystals, config),
-        setup=functools.partial(_isolate, potential, where),
-        info=versions(),
-        workers=workers,
-        progress=progress,
-        description="relaxing",
-    )
+    isolate = functools.partial(_isolate, potential, where)
+    with contextlib.closing(isolate()) as isolated:
+        run = run_job(
+            out,
+            manifest=manifest,
+            total=len(crystals),
+            batch_size=_shard_size(len(crystals), where),
+            work=functools.partial(_relax_batch, crystals, config),
+            setup=isolate if workers > 1 else lambda: isolated,
+            info=versions(),
+            workers=workers,
+            progress=progress,
+            description="relaxing",
+        )
     columns = {
         "energy_per_atom": pa.float64(),
         "initial_energy_per_atom": pa.float64(),

@@ -46,7 +46,7 @@ from rfm import refine as refine_structures
 
 if TYPE_CHECKING:
     from flowllm.prediction.config import PredictionConfig
-    from flowllm.prediction.prediction import Prediction
+    from flowllm.prediction.prediction import Energies, Prediction
 
 
 class FlowLLM:
@@ -67,7 +67,8 @@ class FlowLLM:
         self.prior = prior
         self.refiner = refiner
         self.potential = potential
-        self.energies: Any = None  # of `predict`, kept for its next call
+        # Of `predict`, kept for its next call: the request, and the potential.
+        self.energies: tuple[Any, Energies] | None = None
 
     @classmethod
     def from_pretrained(
@@ -300,7 +301,7 @@ class FlowLLM:
                 numbers,
                 config,
                 progress if last == "refine" else no_progress,
-                rescale if config.volume == "templates" else None,
+                rescale if self._rescales(config) else None,
             )
         if config.best_of > 1:
             candidates = choose(candidates, self._rank(flat(candidates), config))
@@ -349,6 +350,11 @@ class FlowLLM:
             return flow_scores(samples)
         assert self.prior is not None
         return prior_scores(self.prior, config.conditions, samples)
+
+    def _rescales(self, config: SamplingConfig) -> bool:
+        """Return whether samples get another volume; noise has none of theirs."""
+        assert self.refiner is not None
+        return config.volume == "templates" and self.refiner.config.base.from_crystals
 
     def _refine_samples(
         self,

@@ -131,7 +131,8 @@ def propose_candidates(
         # A structure from templates is closer to a crystal than a sample is, and stays.
         found.setdefault(symmetry.gene, _candidate(sample.structure, symmetry, SAMPLE))
     for proposal in proposals[config.num_templates :]:
-        if proposal.spacegroup in groups and (gene := _gene(proposal)) in shares:
+        gene = _gene(proposal) if proposal.spacegroup in groups else None
+        if gene is not None and gene in shares:
             chances[gene] += math.exp(proposal.log_probability)
     if not found:
         raise UserError(f"{formula}: {_why_none(config, proposals, problems, failures)}")

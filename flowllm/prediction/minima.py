@@ -46,13 +46,12 @@ def relaxer(calculator: Calculator) -> Relax:
     return relax
 
 
-def isolated_relaxer(potential: str) -> Relax:
+def isolated_relaxer(isolated: IsolatedRelaxation) -> Relax:
     """Return a function that relaxes crystals in a process that may hang or die with one of them.
 
     Args:
-        potential: name of a tested potential; see `flowllm.energy.calculators.load_calculator`.
+        isolated: the process.
     """
-    isolated = IsolatedRelaxation(potential)
 
     def relax(structures: Sequence[Structure], config: RelaxationConfig) -> list[Relaxation]:
         ends = dict(isolated(structures, config))

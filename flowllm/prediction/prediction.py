@@ -182,8 +182,9 @@ def predict_formula(
     With a potential all candidates are relaxed with their symmetry kept and ranked. The best ones,
     at most five and none with a score 0.2 eV/atom above that of the first, are then displaced and
     relaxed freely, and those that find a lower minimum take it (`flowllm.prediction.minima`). That
-    is done again until it is done for all of the best. The order does not depend on `n`. If the potential has not learnt an element of the formula, the
-    candidates are ranked without it.
+    is done again until it is done for all of the best. The order does not depend on `n`.
+
+    If the potential has not learnt an element of the formula, the candidates are ranked without it.
 
     Args:
         model: the prior and the refiner; None if `config.num_samples` is 0.
@@ -205,7 +206,7 @@ def predict_formula(
     if energies is None or unlearnt is not None:
         ranked = _sorted(merge(candidates))
     else:
-        relaxed = _relaxed(formula, candidates, energies, failures)
+        relaxed = relaxed_candidates(formula, candidates, energies, failures)
         seed = formula_seed(config.seed, formula, *_DISPLACED)
         ranked = _without_saddles(_sorted(merge(_sorted(relaxed))), energies, failures, seed)
     scores = _scores(ranked)
@@ -249,10 +250,10 @@ def predict_structures(
     energies = None
     if config.potential is not None:
         if model.energies is None or model.energies[0] != key:
-            loaded = load_energies(config, *read_hull_data(config, [formula]))
+            calculator = load_calculator(config.potential)
+            loaded = load_energies(config, *read_hull_data(config, [formula]), calculator)
             assert loaded is not None
-            relax = relaxer(load_calculator(config.potential, check=False))
-            model.energies = (key, Energies(model=loaded, relax=relax))
+            model.energies = (key, Energies(model=loaded, relax=relaxer(calculator)))
         energies = model.energies[1]
     outcome = predict_formula(model, formula, n, config, library, energies)
     if outcome.warning is not None:
@@ -295,24 +296,20 @@ def with_hull(predictions: Sequence[Prediction], model: EnergyModel) -> list[Pre
     ]
 
 
-def _unlearnt(formula: str, energies: Energies | None) -> str | None:
-    """Return why a potential cannot rank a formula; None if it can, or there is none."""
-    if energies is None or energies.model.elements is None:
-        return None
-    symbols = {element.symbol for element in parse_composition(formula).elements}
-    unknown = sorted(symbols - energies.model.elements)
-    if not unknown:
-        return None
-    return (
-        f"{energies.model.potential} has not learnt {', '.join(unknown)}: ranked by the sources "
-        "alone"
-    )
-
-
-def _relaxed(
+def relaxed_candidates(
     formula: str, candidates: Sequence[Candidate], energies: Energies, failures: Counter[str]
 ) -> list[Candidate]:
-    """Return the relaxed candidates; failed ones are counted in `failures`."""
+    """Return the candidates relaxed with their symmetry kept.
+
+    Args:
+        formula: reduced, for the error message.
+        candidates: at least one.
+        energies: the potential.
+        failures: gets the counts of those that fail, by reason.
+
+    Raises:
+        UserError: if all fail.
+    """
     valid = [c for c in candidates if structural_validity(c.structure)]
     problems = Counter({_INVALID: len(candidates) - len(valid)})
     found = energies.relax([candidate.structure for candidate in valid], SYMMETRIC)
@@ -331,6 +328,20 @@ def _relaxed(
         )
     failures.update(problems)
     return kept
+
+
+def _unlearnt(formula: str, energies: Energies | None) -> str | None:
+    """Return why a potential cannot rank a formula; None if it can, or there is none."""
+    if energies is None or energies.model.elements is None:
+        return None
+    symbols = {element.symbol for element in parse_composition(formula).elements}
+    unknown = sorted(symbols - energies.model.elements)
+    if not unknown:
+        return None
+    return (
+        f"{energies.model.potential} has not learnt {', '.join(unknown)}: ranked by the sources "
+        "alone"
+    )
 
 
 def _without_saddles(

@@ -5,6 +5,7 @@ Everything that can be checked without the models is checked before torch is imp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -114,6 +115,7 @@ def predict(
     check_use(config, prior=prior, refiner=refiner)
     check_folder(out, MANIFEST)
     check_device(device)
+    from flowllm.prediction.candidates import check_sources
     from flowllm.prediction.formulas import read_formulas
     from flowllm.prediction.resources import (
         library_path,
@@ -121,6 +123,7 @@ def predict(
         read_hull_data,
         read_library,
     )
+    from flowllm.templates.ranking import ranking_sha256
 
     asked = read_formulas(formulas)
     _check_sizes(asked, config)
@@ -138,8 +141,6 @@ def predict(
     model = None
     if prior_folder is not None:
         model = _load_model(prior_folder, refiner_folder, where)
-    from flowllm.prediction.candidates import check_sources
-
     check_sources(model, config)
     models = _identities(model, prior_folder, refiner_folder)
     without_hull = None
@@ -153,6 +154,7 @@ def predict(
         "formulas": asked,
         "n": n,
         "templates": {"name": library_file.name, "sha256": sha256_file(library_file)},
+        "ranking": ranking_sha256(),
         "weights": _weights(),
         "potential": None if energy is None else dict(energy.identity),
         "hull": _hull_identity(config),
@@ -162,20 +164,22 @@ def predict(
     context = functools.partial(
         _load, prior_folder, refiner_folder, where, library_file, without_hull
     )
-    folder = run_job(
-        out,
-        manifest=manifest,
-        total=len(asked),
-        batch_size=1,
-        work=functools.partial(_predict_batch, asked, n, config),
-        setup=context
-        if workers > 1
-        else lambda: _Models(model=model, library=library, energies=_isolated(without_hull)),
-        info=versions(),
-        workers=workers,
-        progress=progress,
-        description="predicting",
-    )
+    with contextlib.ExitStack() as stack:
+        energies = _isolated(without_hull, stack)
+        folder = run_job(
+            out,
+            manifest=manifest,
+            total=len(asked),
+            batch_size=1,
+            work=functools.partial(_predict_batch, asked, n, config),
+            setup=context
+            if workers > 1
+            else lambda: _Models(model=model, library=library, energies=energies),
+            info=versions(),
+            workers=workers,
+            progress=progress,
+            description="predicting",
+        )
     return _publish(folder, energy, cif)
 
 
@@ -271,17 +275,20 @@ def _load(
     return _Models(
         model=None if prior is None else _load_model(prior, refiner, device),
         library=read_library(library),
-        energies=_isolated(energy),
+        energies=_isolated(energy, contextlib.ExitStack()),  # ends with this process
     )
 
 
-def _isolated(energy: EnergyModel | None) -> Energies | None:
+def _isolated(energy: EnergyModel | None, stack: contextlib.ExitStack) -> Energies | None:
+    """Return a potential in a process of its own, which ends with `stack`."""
     if energy is None:
         return None
+    from flowllm.energy.isolated import IsolatedRelaxation
     from flowllm.prediction.minima import isolated_relaxer
     from flowllm.prediction.prediction import Energies
 
-    return Energies(model=energy, relax=isolated_relaxer(energy.potential))
+    isolated = stack.enter_context(contextlib.closing(IsolatedRelaxation(energy.potential)))
+    return Energies(model=energy, relax=isolated_relaxer(isolated))
 
 
 def _predict_batch(

@@ -17,6 +17,7 @@ from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from flowllm.templates.library import TemplateLibrary, library_file
 from flowllm.templates.proposals import Proposal, propose_templates
+from flowllm.templates.ranking import ranking_sha256
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
 from llm_prior.errors import PriorError
@@ -62,6 +63,7 @@ def pair_templates(
             "command": "pair",
             "data": input_hash(data),
             "templates": sha256_path(file),
+            "ranking": ranking_sha256(),
             "limit": config.limit,
             "skip_invalid": config.skip_invalid,
             "samples_per_target": config.samples_per_target,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.symmetry import symmetry_of
+from flowllm.energy.isolated import IsolatedRelaxation
 from flowllm.prediction.minima import (
     FREE,
     LOWER,
@@ -64,7 +67,9 @@ def test_displacements_are_small_and_a_function_of_the_seed() -> None:
 
 def test_an_isolated_potential_gives_the_same_and_survives_what_it_does_not_know() -> None:
     structures = [cubic("Na", 4.2), fcc("Cu", 3.7)]
-    isolated = isolated_relaxer(EMT_NAME)(structures, SYMMETRIC)
+    with contextlib.closing(IsolatedRelaxation(EMT_NAME)) as process:
+        isolated = isolated_relaxer(process)(structures, SYMMETRIC)
+    assert not multiprocessing.active_children()
     here = relaxer(EMT())(structures, SYMMETRIC)
     assert isolated[0].failure is not None and "Na" in isolated[0].failure
     assert same_bits(isolated[1].structure, here[1].structure)
