@@ -76,6 +76,7 @@ class Trial:
     shown: tuple[int, ...] = SHOWN
     distances: list[list[float | None]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of each target
 
     def figures(self) -> dict[str, Any]:
         """Return the figures."""
@@ -106,9 +107,13 @@ def mean(values: list[float]) -> float | None:
 
 
 def measure(
-    model: FlowLLM, targets: list[Crystal], config: PredictionConfig, is_open: bool
+    model: FlowLLM,
+    targets: list[Crystal],
+    config: PredictionConfig,
+    is_open: bool,
+    out: Path | None,
 ) -> list[Trial]:
-    """Predict each target, and propose templates for it."""
+    """Predict each target, and propose templates for it; write every tenth result to `out`."""
     shown = SHOWN if config.potential is None else SHOWN_RELAXED
     retrieval, ours = Trial(name="templates alone"), Trial(name="predict", shown=shown)
     for number, target in enumerate(targets, start=1):
@@ -127,10 +132,27 @@ def measure(
         start = time.process_time()
         found = model.predict(composition.reduced_formula, max(shown), config, z=z)
         add(ours, [prediction.structure for prediction in found], target, start)
+        ours.rows.append(
+            {
+                "id": target.id,
+                "formula": composition.formula,
+                "log_probability": [one.log_probability for one in found],
+                "energy_per_atom": [one.energy_per_atom for one in found],
+                "rmsd": ours.distances[-1],
+            }
+        )
         if number % 10 == 0:
             rates = [f"{t.name} {t.figures()['first']}" for t in (retrieval, ours)]
             click.echo(f"{number} of {len(targets)}: {', '.join(rates)}", err=True)
+            write([retrieval, ours], out)
     return [retrieval, ours]
+
+
+def write(trials: list[Trial], out: Path | None) -> None:
+    """Write figures, and what was predicted for each target, as JSON."""
+    if out is not None:
+        found = [{**trial.figures(), "rows": trial.rows} for trial in trials]
+        out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 def add(trial: Trial, structures: list[Structure], target: Crystal, start: float) -> None:
@@ -196,7 +218,7 @@ def is_right(
 @click.option("--textbook", "is_textbook", is_flag=True, help="Twenty compounds of textbooks.")
 @click.option("--refine-templates", is_flag=True, help="Templates before and after refining.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all as JSON.")
 def main(
     data: Path | None,
     n: int,
@@ -231,12 +253,11 @@ def main(
         trials = (
             refined_templates(model, targets)
             if refine_templates
-            else measure(model, targets, config, is_open)
+            else measure(model, targets, config, is_open, out)
         )
         figures = [trial.figures() for trial in trials]
+        write(trials, out)
     click.echo(json.dumps(figures, indent=2))
-    if out is not None:
-        out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ VARIANTS = {
 class SoftLabelLoss:
     """Cross entropy whose labels lend some probability to neighbouring numbers.
 
-    The label of a coordinate gives `_NEIGHBOUR` to each of the two bins beside it, around the torus.
+    The label of a coordinate gives `_NEIGHBOUR` to each of the bins beside it, around the torus.
     The label of a cell length is a normal distribution of `_WIDTH` Angstrom over the lengths within
     three widths.
 

@@ -109,6 +109,7 @@ def plain_distance() -> Ranking:
         sharpness=200.0,
         hull_weight=0.0,
         polymorph_weight=0.0,
+        polymorph_penalty=0.0,
         log_volumes=fitted().log_volumes,
     )
 
@@ -127,7 +128,12 @@ def main(
     library = bundled() if templates is None else TemplateLibrary.read(templates)
     crystals = read(data, max_atoms=MAX_ATOMS, skip_invalid=True)
     targets = random.Random(seed).sample(crystals, n)
-    sharp = {"sharpness": 100 * fitted().sharpness, "hull_weight": 0.0, "polymorph_weight": 0.0}
+    sharp = {
+        "sharpness": 100 * fitted().sharpness,
+        "hull_weight": 0.0,
+        "polymorph_weight": 0.0,
+        "polymorph_penalty": 0.0,
+    }
     trials = [
         Trial(name="plain distance", ranking=plain_distance()),
         Trial(name="fitted distance, nearest template", ranking=replace(fitted(), **sharp)),

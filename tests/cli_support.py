@@ -34,6 +34,7 @@ NEEDED = {
     "show": "nacl.cif",
     "ui": "",
     "templates build": "nacl.cif --out library.parquet",
+    "merge": "run",
     "doctor": "",
 }
 

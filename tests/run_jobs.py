@@ -55,6 +55,16 @@ def die(signal_number, context, batch, progress):
         os.kill(os.getpid(), signal_number)
     return work(context, batch, progress)
 
+def die_once(marker, context, batch, progress):
+    if batch.index == 2 and not pathlib.Path(marker).exists():
+        pathlib.Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(context, batch, progress)
+
+def gpu(context, batch, progress):
+    time.sleep(0.2)
+    return [{"pid": os.getpid(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}] * batch.count
+
 def stepwise(context, batch, progress):
     for i in range(batch.start, batch.stop):
         time.sleep(0.15)  # longer than the pause between two states of the bar

@@ -17,6 +17,7 @@ from flowllm.cli.evaluate import evaluate_command
 from flowllm.cli.files import data_command, doctor_command, show_command
 from flowllm.cli.generate import mutate_command, refine_command, sample_command
 from flowllm.cli.group import Group
+from flowllm.cli.merge import merge_command
 from flowllm.cli.predict import predict_command
 from flowllm.cli.relax import export_vasp_command, relax_command
 from flowllm.cli.templates import templates_group
@@ -60,7 +61,12 @@ cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill
 cli.add_commands("Relax", relax_command, export_vasp_command)
 cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
 cli.add_commands(
-    "Files and installation", data_command, show_command, templates_group, doctor_command
+    "Files and installation",
+    data_command,
+    show_command,
+    merge_command,
+    templates_group,
+    doctor_command,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flowllm.cli.options import OUT, PATH, WORKERS, Command, given
+from flowllm.cli.options import EXECUTOR, OUT, PATH, WORKERS, Command, given
 
 
 @click.command("evaluate", cls=Command, config="flowllm.evaluation.config:EvaluationConfig")
@@ -20,6 +20,7 @@ from flowllm.cli.options import OUT, PATH, WORKERS, Command, given
 )
 @OUT
 @WORKERS
+@EXECUTOR
 def evaluate_command(samples: tuple[Path, ...], out: Path, **arguments: Any) -> None:
     """Measure sets of generated crystals, side by side."""
     from flowllm.evaluation.evaluate import evaluate

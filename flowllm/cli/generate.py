@@ -11,9 +11,11 @@ from flowllm.cli.options import (
     CIF,
     COUNT,
     DEVICE,
+    EXECUTOR,
     FILE,
     LIMIT,
     OUT,
+    PART,
     PRIOR,
     REFINER,
     SKIP,
@@ -33,6 +35,8 @@ _CONFIG = "flowllm.generation.config"
 @OUT
 @CIF
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def sample_command(n: int, out: Path, **arguments: Any) -> None:
     """Generate crystals into a run folder.
@@ -52,6 +56,8 @@ def sample_command(n: int, out: Path, **arguments: Any) -> None:
 @LIMIT
 @SKIP
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def refine_command(file: Path, out: Path, **arguments: Any) -> None:
     """Refine the crystals of FILE.
@@ -73,6 +79,8 @@ def refine_command(file: Path, out: Path, **arguments: Any) -> None:
 @CIF
 @SKIP
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def mutate_command(file: Path, n: int, out: Path, **arguments: Any) -> None:
     """Propose crystals by swapping an element of those in FILE."""

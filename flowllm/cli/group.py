@@ -16,6 +16,7 @@ from click.exceptions import NoArgsIsHelpError
 
 from flowllm.cli.options import FOLDER, NAMED_BY
 from flowllm.errors import FlowLLMError
+from flowllm.runs.parts import Unfinished
 from flowllm.system.options import OptionError
 
 # A path that cannot be written or read, or is of another kind than it should be; a full disk.
@@ -97,6 +98,8 @@ def _errors_as_one_line(ctx: click.Context) -> Iterator[None]:
         path = error.ctx.command_path if error.ctx else ctx.command_path
         message = error.format_message().rstrip(".")
         raise _OneLine(f"{message}; see {path} --help") from error
+    except Unfinished as error:
+        click.echo(error)
     except OptionError as error:
         raise _OneLine(f"{_flag(ctx, error.name)} {error.problem}") from error
     except FlowLLMError as error:

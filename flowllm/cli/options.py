@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from flowllm.runs.outputs import Outcome
+    from flowllm.training.pairing.records import PairingOutcome
 
 PATH = click.Path(path_type=Path)
 # Keys of `click.Context.meta`: the folder that a command writes, and the options that name it if
@@ -197,6 +198,8 @@ def _folder(ctx: click.Context, parameter: click.Parameter, value: Path | None) 
         # Options that the user gave come before those that he left out, so --resume is known.
         if ctx.params.get("resume"):
             raise click.UsageError("--resume goes on with a run; give its folder with --out", ctx)
+        if ctx.params.get("part"):
+            raise click.UsageError("--part shares a folder with others; give it with --out", ctx)
         value = Path(f"{ctx.info_name}-{time.strftime('%Y%m%d-%H%M%S')}")
         ctx.meta[NAMED_BY] = ["-o", str(value)]
     ctx.meta[FOLDER] = value
@@ -253,6 +256,16 @@ VALIDATION = common_option(
     type=PATH,
     help="Crystals or pairs of the validation set: a file or a run folder.",
 )
+EXECUTOR = common_option(
+    "--executor",
+    help="Where the workers run: local, slurm (this allocation) or MODULE:FACTORY.",
+    default_text="local",
+)
+PART = common_option(
+    "--part",
+    metavar="I/N",
+    help="Compute every N-th shard, beside the other parts in the same folder.",
+)
 WORKERS = common_option("--workers", type=int, minimum=1, help="Processes.", default_text="1")
 FILE = click.argument(
     "file",
@@ -279,6 +292,15 @@ def report(outcome: Outcome, requested: int) -> None:
     if made < requested:
         click.echo(f"failed: {counts(outcome.failures)}", err=True)
         sys.exit(1)
+
+
+def report_pairs(outcome: PairingOutcome) -> None:
+    """Show the result of a pairing."""
+    click.echo(outcome.file)
+    click.echo(
+        f"{outcome.kept} of {outcome.requested} samples kept ({outcome.first_try} at the first "
+        f"attempt); rejected: {counts(outcome.rejects)}"
+    )
 
 
 def counts(numbers: Mapping[str, int]) -> str:

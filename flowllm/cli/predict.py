@@ -13,7 +13,9 @@ import click
 from flowllm.cli.options import (
     CIF,
     DEVICE,
+    EXECUTOR,
     OUT,
+    PART,
     PRIOR,
     REFINER,
     WORKERS,
@@ -53,6 +55,8 @@ _SHOWN = 20  # formulas
 @OUT
 @CIF
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def predict_command(formulas: tuple[str, ...], out: Path, **arguments: Any) -> None:
     """Predict the structures of formulas.

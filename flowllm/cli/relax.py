@@ -10,9 +10,11 @@ import click
 from flowllm.cli.options import (
     CIF,
     DEVICE,
+    EXECUTOR,
     FILE,
     LIMIT,
     OUT,
+    PART,
     SKIP,
     WORKERS,
     Command,
@@ -36,6 +38,8 @@ from flowllm.cli.options import (
 @LIMIT
 @SKIP
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def relax_command(file: Path, out: Path, **arguments: Any) -> None:
     """Relax cell and positions of the crystals of FILE.

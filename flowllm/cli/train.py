@@ -10,8 +10,10 @@ import click
 
 from flowllm.cli.options import (
     DEVICE,
+    EXECUTOR,
     OUT,
     OVERRIDES,
+    PART,
     PATH,
     PRIOR,
     RESUME,
@@ -21,8 +23,8 @@ from flowllm.cli.options import (
     WORKERS,
     Command,
     common_option,
-    counts,
     given,
+    report_pairs,
 )
 
 _setting = functools.partial(common_option, section="Training")
@@ -63,6 +65,8 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
 @PRIOR
 @OUT
 @WORKERS
+@EXECUTOR
+@PART
 @DEVICE
 def pair_command(data: Path, out: Path, **arguments: Any) -> None:
     """Pair the crystals of DATA with samples of the prior.
@@ -72,12 +76,7 @@ def pair_command(data: Path, out: Path, **arguments: Any) -> None:
     """
     from flowllm.training.pairing.run import pair
 
-    outcome = pair(data, out=out, **given(arguments))
-    click.echo(outcome.file)
-    click.echo(
-        f"{outcome.kept} of {outcome.requested} samples kept ({outcome.first_try} at the first "
-        f"attempt); rejected: {counts(outcome.rejects)}"
-    )
+    report_pairs(pair(data, out=out, **given(arguments)))
 
 
 @click.command("train-rfm", cls=Command)

@@ -6,15 +6,14 @@ checked before anything is loaded.
 
 from __future__ import annotations
 
-import importlib
-import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from flowllm.energy import matgl_folder
-from flowllm.errors import UserError, one_line
+from flowllm.errors import UserError
 from flowllm.system.device import check_device, pick_device
+from flowllm.system.factories import call_factory, is_factory
 from flowllm.system.files import sha256_folder
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ _MATGL_SCHEMES: dict[str, EnergyScheme] = {
     "MatPES-r2SCAN": "matpes-r2scan",
     "-MP-": "mp-raw",
 }
-_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:function
 _NUM_CHGNET_ELEMENTS = 94
 _NOT_IN_MPTRJ = frozenset({"Po", "At", "Rn", "Fr", "Ra"})
 
@@ -88,7 +86,7 @@ def check_potential_name(name: str) -> str:
         if (folder := Path(model).expanduser()).is_dir():
             matgl_folder.check_folder(folder)
         return _MATGL + model
-    if not _FACTORY.fullmatch(text) or text.lower().startswith(_OWN_PREFIXES):
+    if not is_factory(text) or text.lower().startswith(_OWN_PREFIXES):
         raise _unknown(name)
     return text
 
@@ -325,21 +323,7 @@ def _unknown(potential: object) -> UserError:
 def _load_factory(potential: str) -> Calculator:
     from ase.calculators.calculator import Calculator
 
-    module, _, name = potential.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"potential {potential}: {one_line(error)}; correct the name, or add "
-            "the folder of the module to PYTHONPATH"
-        ) from error
-    try:
-        calculator = factory()
-    except Exception as error:  # the user's code may raise anything
-        raise UserError(
-            f"potential {potential} cannot be made: {type(error).__name__}: {one_line(error)}; "
-            "correct the function, which takes no arguments"
-        ) from error
+    calculator = call_factory("potential", potential)
     if not isinstance(calculator, Calculator):
         raise UserError(f"potential {potential} returns no ASE calculator; name another function")
     return calculator

@@ -31,9 +31,11 @@ from flowllm.energy.minimization import Relaxation, RelaxationConfig
 from flowllm.errors import UserError
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, RunFolder, run_job
 from flowllm.system.device import check_device
 from flowllm.system.options import from_arguments
+from flowllm.system.pools import check_gpus
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -60,6 +62,8 @@ def relax(
     skip_invalid: bool = False,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -74,7 +78,11 @@ def relax(
         limit: relax the first `limit` rows only.
         skip_invalid: leave bad rows out and count them.
         cif: see `relax_crystals`.
-        workers: processes that relax.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: see `relax_crystals`.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
@@ -84,9 +92,11 @@ def relax(
 
     Raises:
         UserError: if the file, the potential, an option or the folder is bad.
+        Unfinished: at the end of a part while other parts are missing.
     """
     potential = check_installed(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
+    check_placement(workers, executor, part)
     check_cif_form(cif)
     check_device(device)
     check_folder(out, MANIFEST)
@@ -102,6 +112,8 @@ def relax(
         config=config,
         cif=cif,
         workers=workers,
+        executor=executor,
+        part=part,
         device=device,
         progress=progress,
     )
@@ -115,6 +127,8 @@ def relax_crystals(
     config: RelaxationConfig | None = None,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -133,7 +147,11 @@ def relax_crystals(
         potential: see `flowllm.energy.calculators.load_calculator`.
         config: limits of each relaxation; None: the defaults.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
-        workers: processes that relax, each with one thread.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: `cpu`, `cuda`, `cuda:NUMBER`, or `auto` for a GPU if the potential can use one.
         progress: show a bar on a terminal.
         **options: fields of `RelaxationConfig`; they replace those of `config`.
@@ -145,9 +163,11 @@ def relax_crystals(
     Raises:
         UserError: if there are no crystals, an id occurs twice, or the potential, an option or the
             folder is bad.
+        Unfinished: at the end of a part while other parts are missing.
     """
     potential = check_installed(potential)
     config = from_arguments(RelaxationConfig, options, base=config)
+    check_placement(workers, executor, part)
     check_cif_form(cif)
     check_device(device)
     if not crystals:
@@ -156,13 +176,11 @@ def relax_crystals(
     if repeated:
         raise UserError(f"the id {repeated[0]!r} occurs twice; give every crystal its own")
     check_folder(out, MANIFEST)
-    import pyarrow as pa
-
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
-    from flowllm.runs.outputs import publish_crystals
     from flowllm.system.versions import versions
 
     where = pick_potential_device(potential, device)
+    check_gpus(where, workers, executor)
     manifest = {
         "command": "relax",
         "input": _sha256(crystals),
@@ -183,19 +201,18 @@ def relax_crystals(
             total=len(crystals),
             batch_size=_shard_size(len(crystals), where),
             work=functools.partial(_relax_batch, crystals, config),
-            setup=isolate if workers > 1 else lambda: isolated,
+            setup=isolate,
+            loaded=isolated,
             info=versions(),
             workers=workers,
+            executor=executor,
+            part=part,
+            device=where,
             progress=progress,
             description="relaxing",
         )
-    columns = {
-        "energy_per_atom": pa.float64(),
-        "initial_energy_per_atom": pa.float64(),
-        "steps": pa.int64(),
-    }
-    outcome = publish_crystals(run, columns, cif=cif)
-    if new := len(crystals) - done:
+    outcome = publish_relaxed(run)
+    if part is None and (new := len(crystals) - done):
         minutes = (time.monotonic() - start) / 60
         logger.info("%.1f crystals a minute with %d workers", new / minutes, workers)
     if (count := outcome.failures.total()) > _TOO_MANY_FAILED * len(crystals):
@@ -205,6 +222,30 @@ def relax_crystals(
             len(crystals),
         )
     return outcome
+
+
+def publish_relaxed(folder: RunFolder) -> Outcome:
+    """Write the files of a run of relaxations whose shards all exist.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The relaxed crystals and the failures.
+
+    Raises:
+        UserError: if shards are missing or damaged.
+    """
+    import pyarrow as pa
+
+    from flowllm.runs.outputs import publish_crystals
+
+    columns = {
+        "energy_per_atom": pa.float64(),
+        "initial_energy_per_atom": pa.float64(),
+        "steps": pa.int64(),
+    }
+    return publish_crystals(folder, columns, cif=folder.run["cif"])
 
 
 def _shard_size(total: int, device: str) -> int:

@@ -19,6 +19,7 @@ from flowllm.energy.calculators import (
     energy_scheme,
     known_elements,
     load_calculator,
+    pick_potential_device,
     potential_identity,
 )
 from flowllm.energy.elements import holding_others, warn_of_unlearnt
@@ -32,6 +33,8 @@ from flowllm.metrics.relaxation import RelaxationChange, relaxation_change, rela
 from flowllm.metrics.stability import METASTABLE, is_stable, stability_rates
 from flowllm.metrics.uniqueness import duplicates, matches
 from flowllm.metrics.validity import structural_validity
+from flowllm.system.device import num_gpus
+from flowllm.system.pools import LOCAL
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -160,7 +163,13 @@ def warn_of_elements(generated: GeneratedSet, model: EnergyModel) -> None:
 
 
 def relax_set(
-    generated: GeneratedSet, model: EnergyModel, *, out: Path, workers: int, progress: bool
+    generated: GeneratedSet,
+    model: EnergyModel,
+    *,
+    out: Path,
+    workers: int,
+    executor: str,
+    progress: bool,
 ) -> RelaxedSet:
     """Relax the crystals of a set, starting from the cells of its file.
 
@@ -172,7 +181,8 @@ def relax_set(
         generated: the set.
         model: potential and hull.
         out: run folder of `flowllm.energy.relaxation.relax_crystals`; a later call resumes it.
-        workers: number of processes.
+        workers: batches at work at a time; on this machine not more than GPUs, if it has some.
+        executor: where they work.
         progress: show a bar on a terminal.
 
     Returns:
@@ -185,6 +195,9 @@ def relax_set(
     energies: list[float | None] = [None] * count
     changes = [RelaxationChange()] * count
     if tried:
+        device = pick_potential_device(model.potential, "auto")
+        if executor == LOCAL:
+            workers = min(workers, num_gpus(device) or workers)
         ids = _distinct([generated.crystals[i].id for i in tried])
         relax_crystals(
             [
@@ -194,6 +207,8 @@ def relax_set(
             potential=model.potential,
             out=out,
             workers=workers,
+            executor=executor,
+            device=device,
             progress=progress,
         )
         run = read_relaxed(out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowllm.energy.calculators import check_installed
 from flowllm.evaluation.config import IDENTITY, EvaluationConfig
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.system.options import as_tuple, from_arguments
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def evaluate(
     out: str | Path,
     config: EvaluationConfig | None = None,
     workers: int = 1,
+    executor: str = "local",
     progress: bool = True,
     **options: Any,
 ) -> Evaluation:
@@ -42,7 +44,9 @@ def evaluate(
             (failed crystals included), a folder or `.zip` of CIFs, CSV, parquet, extxyz, JSON.
         out: folder to write; the same call again writes the same.
         config: options; None takes the defaults.
-        workers: number of processes.
+        workers: number of processes, and of batches that are relaxed at a time.
+        executor: where the crystals are relaxed: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
         progress: show bars on a terminal.
         **options: fields of `EvaluationConfig`; they replace those of `config`.
 
@@ -58,8 +62,11 @@ def evaluate(
     paths = [Path(path) for path in as_tuple(samples)]
     config.check_files(paths)
     check_folder(out, IDENTITY)
+    check_placement(workers, executor, None)
     if config.potential is not None:
         check_installed(config.potential)
     from flowllm.evaluation.pipeline import run_evaluation
 
-    return run_evaluation(paths, config, Path(out), workers=workers, progress=progress)
+    return run_evaluation(
+        paths, config, Path(out), workers=workers, executor=executor, progress=progress
+    )

@@ -61,7 +61,13 @@ _REPLACEABLE = ("hull", "references")  # no relaxation depends on them
 
 @ignore_missing_electronegativity()
 def run_evaluation(
-    samples: Sequence[Path], config: EvaluationConfig, out: Path, *, workers: int, progress: bool
+    samples: Sequence[Path],
+    config: EvaluationConfig,
+    out: Path,
+    *,
+    workers: int,
+    executor: str,
+    progress: bool,
 ) -> Evaluation:
     """Evaluate sets of generated crystals; see `flowllm.evaluation.evaluate.evaluate`.
 
@@ -69,7 +75,8 @@ def run_evaluation(
         samples: existing files or folders.
         config: options.
         out: folder to write.
-        workers: number of processes.
+        workers: number of processes, and of batches that are relaxed at a time.
+        executor: where they are relaxed.
         progress: show bars on a terminal.
 
     Returns:
@@ -100,7 +107,9 @@ def run_evaluation(
             write_submission(sets, folder)
         relaxed: list[RelaxedSet] | None = None
         if model is not None:
-            relaxed = _relax_all(sets, model, folder, workers=workers, progress=progress)
+            relaxed = _relax_all(
+                sets, model, folder, workers=workers, executor=executor, progress=progress
+            )
             if config.submission == MATBENCH:
                 write_matbench(sets, relaxed, folder)
         results = _measure_all(
@@ -186,12 +195,20 @@ def _relax_all(
     folder: Path,
     *,
     workers: int,
+    executor: str,
     progress: bool,
 ) -> list[RelaxedSet]:
     runs = folder / _RELAXED_RUNS
     runs.mkdir(exist_ok=True)
     return [
-        relax_set(generated, model, out=runs / name, workers=workers, progress=progress)
+        relax_set(
+            generated,
+            model,
+            out=runs / name,
+            workers=workers,
+            executor=executor,
+            progress=progress,
+        )
         for generated, name in zip(sets, file_names([s.name for s in sets]), strict=True)
     ]
 

@@ -20,9 +20,11 @@ from flowllm.errors import UserError
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
-from flowllm.runs.sharded import MANIFEST, Batch, Progress, run_job, sample_seed
+from flowllm.runs.parts import check_placement
+from flowllm.runs.sharded import MANIFEST, Batch, Progress, RunFolder, run_job, sample_seed
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.options import Options, check_count, from_arguments, option
+from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def mutate(
     skip_invalid: bool = False,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -106,7 +110,11 @@ def mutate(
         prior: folder or hub id for method `llm`; None takes the bundled prior.
         skip_invalid: leave out bad rows of `file` and too large crystals.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
-        workers: number of processes; it does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: of the prior: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a bar on a terminal.
         **options: fields of `MutationConfig`; they replace those of `config`.
@@ -120,7 +128,7 @@ def mutate(
         PriorError: if the prior is bad.
     """
     config = from_arguments(MutationConfig, options, base=config)
-    check_count("workers", workers, 1)
+    check_placement(workers, executor, part)
     check_count("n", n, 1)
     check_cif_form(cif)
     if prior is not None and config.method == "uniform":
@@ -129,17 +137,15 @@ def mutate(
     check_device(device)
     folder = resolve(prior, BUNDLED_PRIOR) if config.method == "llm" else None
 
-    import pyarrow as pa
-
     from flowllm.crystals.cells import NIGGLI_TOLERANCE
     from flowllm.crystals.io import check_input, read
     from flowllm.crystals.run_folders import input_hash
     from flowllm.energy.calculators import potential_identity
-    from flowllm.runs.outputs import publish_crystals
 
     check_input(file)
     file = Path(file)
     where = pick_device(device)  # the first to import torch
+    check_gpus(where, workers, executor)
     load = functools.partial(_load, folder, config.potential, where)
     models = load()
     max_atoms = models[0].fmt.max_atoms if models[0] is not None else None
@@ -169,12 +175,35 @@ def mutate(
         # A relaxation takes much longer than a draw: a kill then loses those at work alone.
         batch_size=_BATCH_SIZE if config.potential is None else 1,
         work=functools.partial(_mutate_batch, parents, config),
-        setup=functools.partial(load, check=False) if workers > 1 else lambda: models,
+        setup=functools.partial(load, check=False),
+        loaded=models,
         info=versions(),
         workers=workers,
+        executor=executor,
+        part=part,
+        device=where,
         progress=progress,
         description="mutating",
     )
+    return publish_mutants(run)
+
+
+def publish_mutants(folder: RunFolder) -> Outcome:
+    """Write the files of a run of mutations whose shards all exist.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The crystals and the failures.
+
+    Raises:
+        UserError: if shards are missing or damaged.
+    """
+    import pyarrow as pa
+
+    from flowllm.runs.outputs import publish_crystals
+
     columns = {
         "parent": pa.string(),
         "swap": pa.string(),
@@ -182,7 +211,7 @@ def mutate(
         "energy_per_atom": pa.float64(),
         "steps": pa.int64(),
     }
-    return publish_crystals(run, columns, cif=cif, table_only=("steps",))
+    return publish_crystals(folder, columns, cif=folder.run["cif"], table_only=("steps",))
 
 
 def _load(

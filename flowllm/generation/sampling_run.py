@@ -24,10 +24,12 @@ from flowllm.hub.locate import (
 )
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_file
 from flowllm.system.options import check_count, from_arguments
+from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
 from llm_prior import TextFormat
 from llm_prior.settings import read_settings
@@ -51,6 +53,8 @@ def run_sampling(
     refiner: str | Path | None = None,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -66,7 +70,11 @@ def run_sampling(
         refiner: folder or hub id; None takes that of the pair that `prior` names, else the bundled
             one.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
-        workers: number of processes; it does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a progress bar on a terminal.
         **options: fields of `SamplingConfig` and conditions; they replace those of `config`.
@@ -78,10 +86,11 @@ def run_sampling(
         UserError: if an option, a file, the name of a model or the folder is bad.
         PriorError: if a condition or the prior is bad.
         RefinerError: if the refiner is bad.
+        Unfinished: at the end of a part while other parts are missing.
     """
     config = SamplingConfig.of(config, **options)
     check_count("n", n, 0)
-    check_count("workers", workers, 1)
+    check_placement(workers, executor, part)
     check_cif_form(cif)
     if refiner is not None and not config.refine:
         raise UserError("a refiner is given, but not used; refine, or leave the refiner out")
@@ -115,6 +124,7 @@ def run_sampling(
     potential = config.ranking_potential
     ranked_by = None if potential is None else potential_identity(potential)
     where = pick_device(device)  # the first to import torch
+    check_gpus(where, workers, executor)
     load = functools.partial(load_models, prior_folder, refiner_folder, where, potential)
     model = load(check=True)
     models: dict[str, Any] = {"prior": None, "refiner": None}
@@ -149,16 +159,17 @@ def run_sampling(
         total=n,
         batch_size=config.batch_size_for(n, parameters["prior"]),
         work=functools.partial(_sample_batch, config, known, analogues),
-        setup=load if workers > 1 else lambda: model,
+        setup=load,
+        loaded=model,
         info={**versions(), "parameters": parameters},
         workers=workers,
+        executor=executor,
+        part=part,
+        device=where,
         progress=progress,
         description="sampling",
     )
-    columns = ["prompt", "text", "attempts"] if analogues is None else ["template"]
-    if config.best_of > 1:
-        columns.append("rank_score")
-    return _publish(folder, columns, cif, scored=config.score or config.rank == "flow")
+    return publish_samples(folder)
 
 
 def _template_files(config: SamplingConfig) -> dict[str, Any]:
@@ -184,6 +195,8 @@ def run_refinement(
     limit: int | None = None,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -202,7 +215,11 @@ def run_refinement(
             trained on, instead of stopping at the first.
         limit: read the first so many crystals only.
         cif: as for `run_sampling`.
-        workers: number of processes; it does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a progress bar on a terminal.
         **options: fields of `RefinementConfig`; they replace those of `config`.
@@ -213,9 +230,10 @@ def run_refinement(
     Raises:
         UserError: if the file, an option, the name of the model or the folder is bad.
         RefinerError: if the refiner is bad.
+        Unfinished: at the end of a part while other parts are missing.
     """
     config = from_arguments(RefinementConfig, options, base=config)
-    check_count("workers", workers, 1)
+    check_placement(workers, executor, part)
     check_cif_form(cif)
     if limit is not None:
         check_count("limit", limit, 1)
@@ -230,6 +248,7 @@ def run_refinement(
     file = Path(file)
     refiner_folder = resolve(refiner, BUNDLED_REFINER)
     where = pick_device(device)  # the first to import torch
+    check_gpus(where, workers, executor)
     load = functools.partial(load_models, None, refiner_folder, where)
     model = load()
     assert model.refiner is not None
@@ -263,13 +282,17 @@ def run_refinement(
         total=len(crystals),
         batch_size=SMALL_BATCH if config.score else default_batch_size(len(crystals)),
         work=functools.partial(_refine_batch, list(crystals), config),
-        setup=load if workers > 1 else lambda: model,
+        setup=load,
+        loaded=model,
         info={**versions(), "parameters": parameters},
         workers=workers,
+        executor=executor,
+        part=part,
+        device=where,
         progress=progress,
         description="refining",
     )
-    return _publish(folder, [], cif, scored=config.score)
+    return publish_refined(folder)
 
 
 def load_models(
@@ -354,7 +377,41 @@ def _refine_batch(
     return records
 
 
-def _publish(folder: RunFolder, columns: list[str], cif: CifForm, *, scored: bool) -> Outcome:
+def publish_samples(folder: RunFolder) -> Outcome:
+    """Write the files of a run of samples whose shards all exist.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The crystals and the counts of failures.
+
+    Raises:
+        UserError: if shards are missing or damaged.
+    """
+    run = folder.run
+    columns = ["prompt", "text", "attempts"] if run["like"] is None else ["template"]
+    if run["best_of"] > 1:
+        columns.append("rank_score")
+    return _publish(folder, columns, scored=run["score"] or run["rank"] == "flow")
+
+
+def publish_refined(folder: RunFolder) -> Outcome:
+    """Write the files of a run of refinements whose shards all exist; see `publish_samples`.
+
+    Args:
+        folder: the run.
+
+    Returns:
+        The crystals and the counts of failures.
+
+    Raises:
+        UserError: if shards are missing or damaged.
+    """
+    return _publish(folder, [], scored=folder.run["score"])
+
+
+def _publish(folder: RunFolder, columns: list[str], *, scored: bool) -> Outcome:
     import pyarrow as pa
 
     from flowllm.generation.sample import SCORE_COLUMNS
@@ -368,4 +425,4 @@ def _publish(folder: RunFolder, columns: list[str], cif: CifForm, *, scored: boo
     }
     names = [*columns, *(SCORE_COLUMNS if scored else ())]
     columns_by_name = {name: types.get(name, pa.float64()) for name in names}
-    return publish_crystals(folder, columns_by_name, cif=cif, table_only=columns)
+    return publish_crystals(folder, columns_by_name, cif=folder.run["cif"], table_only=columns)

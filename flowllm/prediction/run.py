@@ -20,11 +20,13 @@ from flowllm.hub.locate import BUNDLED_PRIOR, announce, identity, resolve, resol
 from flowllm.prediction.config import MATERIALS_PROJECT, PredictionConfig
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, RunFolder, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_file
 from flowllm.system.isolation import SetupFailed
 from flowllm.system.options import check_count, from_arguments, specs
+from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def predict(
     refiner: str | Path | None = None,
     cif: CifForm = "symmetrized",
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -95,6 +99,9 @@ def predict(
             one.
         cif: form of the files in `cif/`; see `flowllm.runs.outputs.publish_crystals`.
         workers: formulas at a time, each in a process; it does not change the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: of the models: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
         progress: show a progress bar on a terminal.
         **options: fields of `PredictionConfig`; they replace those of `config`.
@@ -107,10 +114,11 @@ def predict(
             fits into the largest cell.
         PriorError: if the prior is bad.
         RefinerError: if the refiner is bad.
+        Unfinished: at the end of a part while other parts are missing.
     """
     config = from_arguments(PredictionConfig, options, base=config)
     check_count("n", n, 1)
-    check_count("workers", workers, 1)
+    check_placement(workers, executor, part)
     check_cif_form(cif)
     check_use(config, prior=prior, refiner=refiner)
     check_folder(out, MANIFEST)
@@ -137,6 +145,7 @@ def predict(
         prior_folder = resolve(prior, BUNDLED_PRIOR)
     hull_data = read_hull_data(config, asked)
     where = pick_device(device) if config.num_samples else "cpu"  # the first to import torch
+    check_gpus(where, workers, executor)
     energy = load_energies(config, *hull_data)
     model = None
     if prior_folder is not None:
@@ -172,11 +181,13 @@ def predict(
             total=len(asked),
             batch_size=1,
             work=functools.partial(_predict_batch, asked, n, config),
-            setup=context
-            if workers > 1
-            else lambda: _Models(model=model, library=library, energies=energies),
+            setup=context,
+            loaded=_Models(model=model, library=library, energies=energies),
             info=versions(),
             workers=workers,
+            executor=executor,
+            part=part,
+            device=where,
             progress=progress,
             description="predicting",
         )

@@ -21,6 +21,8 @@ from flowllm.errors import UserError, one_line
 from flowllm.system.documents import parse_json
 from flowllm.system.files import is_temporary, remove_temporaries, write_atomic
 
+JOIN_WAIT = 60.0  # seconds; the other parts hold the lock for moments
+
 _LOCK = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -74,6 +76,27 @@ def claimed(
                 write_atomic(out / name, replaced)
             _give_back_if_empty(out, name)
             raise
+
+
+def join(out: str | Path, name: str, run: Mapping[str, Any], *, info: Mapping[str, Any]) -> None:
+    """Record a run in the folder `out`, or compare it with the record, as `claimed`, without hold.
+
+    For parts of a run, which write files of different names at the same time.
+
+    Args:
+        out: the run folder; made if it does not exist.
+        name: name of the file with the identity.
+        run: identity of the run, plain JSON.
+        info: recorded beside the identity and not compared.
+
+    Raises:
+        UserError: as for `claimed`.
+    """
+    out = Path(out)
+    check_folder(out, name)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, wait=JOIN_WAIT):
+        _record(out, name, json.loads(json.dumps(dict(run), allow_nan=False)), info, (), ())
 
 
 def _record(
@@ -179,17 +202,18 @@ def check_folder(out: str | Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock of a folder; the operating system releases it even after a kill.
 
     Args:
         folder: an existing folder; the lock is its file `.lock`, which stays.
+        wait: seconds to wait for a process that holds it.
 
     Raises:
         UserError: if another process holds the lock, or the folder cannot be locked.
     """
     # A soft lock, filelock's way out on file systems without locks, would outlive a kill.
-    lock = FileLock(folder / _LOCK, timeout=0, fallback_to_soft=False)
+    lock = FileLock(folder / _LOCK, timeout=wait, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

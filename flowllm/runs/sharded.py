@@ -8,11 +8,12 @@ run is to compute the shards that are absent.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,10 +22,12 @@ import numpy as np
 from tqdm import tqdm
 
 from flowllm.errors import UserError, one_line
-from flowllm.runs.identity import claimed, locked, read_identity
+from flowllm.runs.identity import JOIN_WAIT, claimed, join, locked, read_identity
+from flowllm.runs.parts import Part, Unfinished
 from flowllm.system.documents import parse_json
-from flowllm.system.executors import for_each
+from flowllm.system.executors import for_each, in_process
 from flowllm.system.files import publish, remove_temporaries, write_atomic
+from flowllm.system.pools import LOCAL
 from flowllm.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,9 @@ class Batch:
     def stop(self) -> int:
         """The record after the last one."""
         return self.start + self.count
+
+    def __str__(self) -> str:
+        return f"batch {self.index} (records {self.start} to {self.stop - 1})"
 
 
 Work = Callable[[Any, Batch, Progress], list[Record]]
@@ -249,8 +255,9 @@ class RunFolder:
             UserError: if shards are missing, or another process works in the folder.
         """
         self._require_complete()
-        with locked(self.path):
+        with locked(self.path, wait=JOIN_WAIT):  # two parts may end together
             remove_temporaries(self.path)
+            remove_temporaries(self.path / "shards")  # of killed parts
             if not (self.path / name).exists():
                 publish(self.path / name, write)
         return self.path / name
@@ -277,16 +284,20 @@ def run_job(
     work: Work,
     setup: Setup | None = None,
     info: Mapping[str, Any] | None = None,
+    loaded: Any = None,
     workers: int = 1,
+    executor: str = LOCAL,
+    device: str = "cpu",
+    part: str | None = None,
     progress: bool = True,
     description: str = "",
 ) -> RunFolder:
     """Compute the missing shards of a run of `total` records and return the complete folder.
 
-    With several workers, `work` and `setup` run in as many spawned processes and must be picklable
-    (top-level functions or `functools.partial` of them). Every process computes with one torch
-    thread, a single one as well: another number of threads sums in another order, and the number of
-    workers would show in the result.
+    With several workers or another executor, `work` and `setup` run in other processes and must be
+    picklable (top-level functions or `functools.partial` of them). Every process computes with one
+    torch thread, a single one as well: another number of threads sums in another order, and the
+    number of workers would show in the result.
 
     Args:
         out: the run folder; made if absent, resumed if it holds this run.
@@ -302,7 +313,12 @@ def run_job(
         setup: makes the context (loads the models); called once per process, and not at all if
             nothing is missing. None: the context is None.
         info: recorded with the manifest and not compared on resume (versions).
-        workers: number of processes.
+        loaded: the context, if this process has made it already; used if this process does the
+            work.
+        workers: number of batches at work at a time; with the executor `local`, of processes.
+        executor: where they work; see `flowllm.system.pools.check_executor`.
+        device: of the work; with `cuda` each of several workers gets a GPU of its own.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder. None: all.
         progress: show a bar on stderr, or where that is no terminal a log line now and then.
         description: stands before the bar.
 
@@ -311,7 +327,8 @@ def run_job(
 
     Raises:
         UserError: if `out` holds another run or other files, is in use by another process, or has a
-            damaged shard, or if a worker process was killed.
+            damaged shard, or if a batch has lost its worker too often.
+        Unfinished: if this part is computed, and shards of other parts are missing.
         ValueError: if `work` returned another number of records, or records that are not plain
             JSON.
         Exception: as `setup` or `work` raises it. Batches that other workers have begun are
@@ -323,29 +340,51 @@ def run_job(
         if value < minimum:
             raise UserError(f"{name} is {value}; give {minimum} or more")
     out = Path(out)
+    share = None if part is None else Part.parse(part)
     run = {**manifest, "layout": LAYOUT, "total": total, "batch_size": batch_size}
-    with claimed(out, MANIFEST, run, info=info or {}):
+    if loaded is not None and in_process(workers, executor):
+        setup = lambda: loaded  # noqa: E731
+    with contextlib.ExitStack() as stack:
+        if share is None:
+            stack.enter_context(claimed(out, MANIFEST, run, info=info or {}))
+        else:
+            join(out, MANIFEST, run, info=info or {})
         folder = RunFolder.open(out)
-        _resume(folder)
-        missing = folder.missing
-        done = total - sum(batch.count for batch in missing)
+        batches = [b for b in folder.batches if share is None or share.has(b.index)]
+        missing = _resume(folder, batches, alone=share is None)
+        asked = sum(batch.count for batch in batches)
+        done = asked - sum(batch.count for batch in missing)
         if done:
-            logger.info("%s: %d of %d records exist already", out, done, total)
-        with progress_bar(
-            total=total, initial=done, description=description, unit="crystals", show=progress
-        ) as bar:
-            pace = _Pace(total, done) if bar.disable and progress else None
-            meter = _Meter(bar, pace)
+            logger.info("%s: %d of %d records exist already", out, done, asked)
+        bar = stack.enter_context(
+            progress_bar(
+                total=asked, initial=done, description=description, unit="crystals", show=progress
+            )
+        )
+        meter = _Meter(bar, _Pace(asked, done) if bar.disable and progress else None)
 
-            def save(batch: Batch, shard: bytes) -> None:
-                write_atomic(folder.shard(batch.index), shard)
-                meter.end(batch)
+        def save(batch: Batch, shard: bytes) -> None:
+            write_atomic(folder.shard(batch.index), shard)
+            meter.end(batch)
 
-            # Only this process, which holds the lock, writes: a worker that outlives its killed
-            # parent for a moment cannot touch a folder that another process has resumed by then.
-            report = meter.add if workers == 1 else no_progress
-            make_shard = functools.partial(_make_shard, work, report)
-            for_each(missing, make_shard, save, setup=setup, workers=workers)
+        # Only this process writes: a worker that outlives its killed parent for a moment cannot
+        # touch a folder that another process has resumed by then.
+        report = meter.add if in_process(workers, executor) else no_progress
+        for_each(
+            missing,
+            functools.partial(_make_shard, work, report),
+            save,
+            setup=setup,
+            workers=workers,
+            executor=executor,
+            device=device,
+            label=str,
+        )
+    if share is not None and (left := len(folder.missing)):
+        raise Unfinished(
+            f"part {part} is done; {left} of {len(folder.batches)} shards of the other parts are "
+            f"missing in {out}; the part that ends last writes the results"
+        )
     return folder
 
 
@@ -397,17 +436,24 @@ def no_progress(count: int) -> None:
     """Ignore the number of finished records: nobody watches, or a worker cannot reach the bar."""
 
 
-def _resume(folder: RunFolder) -> None:
-    """Remove what a kill left among the shards, and check every finished one."""
+def _resume(folder: RunFolder, batches: Sequence[Batch], *, alone: bool) -> list[Batch]:
+    """Check the finished ones of some batches and return the others.
+
+    Args:
+        folder: the run.
+        batches: of it.
+        alone: no other process writes in the folder; what a kill left among the shards is removed.
+    """
     shards = folder.path / "shards"
     if not shards.is_dir() and (shards.exists() or shards.is_symlink()):
         raise UserError(f"{shards} is no folder; remove it, or choose another folder for the run")
     shards.mkdir(exist_ok=True)
-    remove_temporaries(shards)
-    missing = set(folder.missing)
-    for batch in folder.batches:
-        if batch not in missing:
-            folder.read_shard(batch)  # a damaged shard is reported now and not hours later
+    if alone:
+        remove_temporaries(shards)
+    missing = [batch for batch in batches if not folder.shard(batch.index).exists()]
+    for batch in set(batches) - set(missing):
+        folder.read_shard(batch)  # a damaged shard is reported now and not hours later
+    return missing
 
 
 def _make_shard(work: Work, progress: Progress, context: Any, batch: Batch) -> bytes:

@@ -48,3 +48,21 @@ def pick_device(device: str) -> str:
     if number >= torch.cuda.device_count():
         raise UserError(f"device {device} is not there; use --device cpu")
     return device
+
+
+def num_gpus(device: str) -> int | None:
+    """Return the number of GPUs that a device stands for.
+
+    Args:
+        device: as `pick_device` returns it; `cuda` stands for all GPUs of this process.
+
+    Returns:
+        The number; None for the CPU.
+    """
+    if not device.startswith("cuda"):
+        return None
+    if ":" in device:
+        return 1
+    import torch
+
+    return torch.cuda.device_count()

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from flowllm.errors import UserError
-from flowllm.system.executors import end_with_parent
+from flowllm.system.pools import end_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,12 +7,13 @@ distance of a template with elements e_i from a composition that puts elements f
 
 and the probability of a gene g that the templates T_g have is
 
-    p(g) ~ sum_{t in T_g} exp(-b d_t - h_t E_t)
+    p(g) ~ sum_{t in T_g} exp(-b d_t - h_t E_t - c_t)
 
-for the energy E_t of template t above the hull. h_t is larger for templates of the same formula: a
-known polymorph above the hull is not the structure that the composition has. The numbers are fitted
-to MP-20 train, each crystal without those of its own formula (neighbourhood component analysis;
-Goldberger et al. 2004); `tools/fit_templates.py` says how.
+for the energy E_t of template t above the hull. h_t is larger for templates of the same formula,
+and c_t is 0 except for those of the same formula above the hull: if a known polymorph is not
+stable, the stable structure is another one. The numbers are fitted to MP-20 train, each crystal
+without those of its own formula (neighbourhood component analysis; Goldberger et al. 2004);
+`tools/fit_templates.py` says how.
 Volumes follow log V = const(prototype) + sum_i share_i v(e_i), fitted to the same crystals, so the
 cell of a template grows by exp(sum_i share_i (v(f_i) - v(e_i))).
 """
@@ -32,6 +33,7 @@ from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import element_order
 
 RANKING_FILE = Path(__file__).parent / "bundled" / "ranking.json"
+ON_HULL = 0.001  # eV/atom; a template below it is on the convex hull
 FloatArray = NDArray[np.float64]
 
 
@@ -45,6 +47,7 @@ class Ranking:
         sharpness: b.
         hull_weight: h of templates of other formulas, per eV/atom.
         polymorph_weight: h of templates of the same formula, per eV/atom.
+        polymorph_penalty: c of templates of the same formula that are above the hull.
         log_volumes: (118,) v of the elements.
     """
 
@@ -53,6 +56,7 @@ class Ranking:
     sharpness: float
     hull_weight: float
     polymorph_weight: float
+    polymorph_penalty: float
     log_volumes: FloatArray
 
     def distances(
@@ -87,7 +91,9 @@ class Ranking:
             same_formula: (T,) whether the template has the reduced formula of the composition.
         """
         weights = np.where(same_formula, self.polymorph_weight, self.hull_weight)
-        return -self.sharpness * distances - (weights * e_above_hull)[:, None]
+        penalties = weights * e_above_hull
+        penalties += self.polymorph_penalty * (same_formula & (e_above_hull > ON_HULL))
+        return -self.sharpness * distances - penalties[:, None]
 
     def growth(
         self, template: NDArray[np.int64], target: NDArray[np.int64], counts: NDArray[np.int64]
@@ -118,6 +124,7 @@ class Ranking:
             "sharpness": round(self.sharpness, 4),
             "hull_weight": round(self.hull_weight, 4),
             "polymorph_weight": round(self.polymorph_weight, 4),
+            "polymorph_penalty": round(self.polymorph_penalty, 4),
         }
         head = json.dumps(numbers)[:-1]
         return f'{head}, "elements": [\n' + ",\n".join(rows) + "\n]}"

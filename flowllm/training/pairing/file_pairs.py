@@ -42,6 +42,8 @@ def pair_file(
     *,
     out: str | Path,
     workers: int,
+    executor: str = "local",
+    part: str | None = None,
     progress: bool,
 ) -> PairingOutcome:
     """Pair target crystals with samples in a file; see `flowllm.training.pairing.run.pair`.
@@ -51,7 +53,9 @@ def pair_file(
         samples: base crystals.
         config: options of the pairing.
         out: run folder.
-        workers: processes.
+        workers: batches at work at a time.
+        executor: where they work.
+        part: `I/N`, or None for the whole run.
         progress: show a bar on a terminal.
 
     Returns:
@@ -79,11 +83,12 @@ def pair_file(
         work=functools.partial(_align_batch, candidates),
         info=versions(),
         workers=workers,
+        executor=executor,
+        part=part,
         progress=progress,
         description="pairing",
     )
-    remedy = "give samples of the same atoms as crystals of the data, or name the targets by id"
-    return publish_pairs(run, base="file", remedy=remedy)
+    return publish_pairs(run)
 
 
 def _candidates(bases: Iterable[Crystal], targets: Iterable[Crystal]) -> Iterator[CandidatePair]:

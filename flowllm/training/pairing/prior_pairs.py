@@ -15,6 +15,7 @@ from flowllm.errors import InvalidCrystal
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.device import pick_device
+from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
@@ -28,6 +29,8 @@ def pair_prior(
     *,
     out: str | Path,
     workers: int,
+    executor: str = "local",
+    part: str | None = None,
     device: str,
     progress: bool,
 ) -> PairingOutcome:
@@ -38,7 +41,9 @@ def pair_prior(
         prior: folder or hub id; None takes the bundled one.
         config: options of the pairing.
         out: run folder.
-        workers: processes.
+        workers: batches at work at a time.
+        executor: where they work.
+        part: `I/N`, or None for the whole run.
         device: `cpu`, `cuda` or `auto`.
         progress: show a bar on a terminal.
 
@@ -50,6 +55,7 @@ def pair_prior(
         PriorError: if the prior cannot be loaded.
     """
     device = pick_device(device)
+    check_gpus(device, workers, executor)
     folder = resolve(prior, BUNDLED_PRIOR)
     load = functools.partial(Prior.from_pretrained, folder, device=device)
     model = load()
@@ -79,14 +85,17 @@ def pair_prior(
         total=len(targets),
         batch_size=config.batch_size_for(len(targets), model.num_parameters),
         work=functools.partial(_pair_batch, targets, config.seed, config.drawing),
-        setup=load if workers > 1 else lambda: model,
+        setup=load,
+        loaded=model,
         info=versions(),
         workers=workers,
+        executor=executor,
+        part=part,
+        device=device,
         progress=progress,
         description="pairing",
     )
-    remedy = "train the prior longer, or allow more max_attempts (--max-attempts)"
-    return publish_pairs(run, base="llm", remedy=remedy)
+    return publish_pairs(run)
 
 
 @ignore_missing_electronegativity()

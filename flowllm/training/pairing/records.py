@@ -20,6 +20,13 @@ from rfm import PairedCrystal, RefinerError
 from rfm.alignment import align
 
 SUMMARY_FILE = "summary.json"
+# Origin of the base crystals -> its key in the manifest, and advice where there is no pair.
+_ORIGINS = {"llm": "prior", "file": "samples", "templates": "templates"}
+_REMEDY = {
+    "llm": "train the prior longer, or allow more max_attempts (--max-attempts)",
+    "templates": "give a library with compounds of the same stoichiometries and other elements",
+    "file": "give samples of the same atoms as crystals of the data, or name the targets by id",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +94,11 @@ def pair_record(
     return found
 
 
-def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcome:
+def publish_pairs(folder: RunFolder) -> PairingOutcome:
     """Write `pairs.parquet` and `summary.json` from the shards.
 
     Args:
         folder: a complete run.
-        base: origin of the base crystals: `llm` (samples of a prior), `file` or `templates`.
-        remedy: advice in the error message if there is no pair.
 
     Returns:
         The file of pairs and the counts.
@@ -101,6 +106,7 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     Raises:
         UserError: if there is no pair.
     """
+    (base,) = (kind for kind, key in _ORIGINS.items() if key in folder.run)
     records = list(folder.parsed(_counts))
     rejects: Counter[str] = Counter()
     for _, _, of_record in records:
@@ -117,8 +123,8 @@ def publish_pairs(folder: RunFolder, *, base: str, remedy: str) -> PairingOutcom
     if not outcome.kept:
         reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.rejects.items())
         raise UserError(
-            f"none of {outcome.requested} samples could be paired (refused: {reasons}); {remedy}; "
-            f"{folder.path} keeps the counts in {SUMMARY_FILE}"
+            f"none of {outcome.requested} samples could be paired (refused: {reasons}); "
+            f"{_REMEDY[base]}; {folder.path} keeps the counts in {SUMMARY_FILE}"
         )
     folder.publish(PAIRS_FILE, lambda path: write_pairs(_pairs(folder), path, base=base))
     return outcome

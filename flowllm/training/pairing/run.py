@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
 from flowllm.runs.identity import check_folder
+from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST
 from flowllm.system.device import check_device
 from flowllm.system.options import from_arguments
@@ -32,6 +33,8 @@ def pair(
     prior: str | Path | None = None,
     config: PairingConfig | None = None,
     workers: int = 1,
+    executor: str = "local",
+    part: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **options: Any,
@@ -57,7 +60,11 @@ def pair(
         templates: `bundled`, or the file of a template library.
         prior: folder or hub id; None takes the bundled one.
         config: the options that `options` do not name; None: the defaults.
-        workers: processes; their number does not change the result.
+        workers: batches at work at a time; with the executor `local`, processes. They do not change
+            the result.
+        executor: where they work: `local`, `slurm` or `MODULE:FACTORY`; see
+            `flowllm.system.pools.check_executor`.
+        part: `I/N` computes every N-th shard, beside other parts in the same folder.
         device: `cpu`, `cuda` or `auto`.
         progress: show a bar on a terminal.
         **options: fields of `PairingConfig`, such as `samples_per_target=2`.
@@ -69,6 +76,7 @@ def pair(
         UserError: if the data, the folder or an option is bad, if no sample could be kept, or if
             two origins, or settings of a prior and another origin, are given together.
         PriorError: if the prior cannot be loaded.
+        Unfinished: at the end of a part while other parts are missing.
     """
     config = from_arguments(PairingConfig, options, base=config)
     from flowllm.crystals.io import check_input
@@ -78,6 +86,7 @@ def pair(
             check_input(path)
     check_folder(out, MANIFEST)
     check_device(device)
+    check_placement(workers, executor, part)
     _check_origin(config, samples=samples, templates=templates, prior=prior)
     # Imported after the checks, so that they need no torch.
     if templates is not None:
@@ -85,18 +94,40 @@ def pair(
         from flowllm.training.pairing.template_pairs import pair_templates
 
         return pair_templates(
-            Path(data), library_file(templates), config, out=out, workers=workers, progress=progress
+            Path(data),
+            library_file(templates),
+            config,
+            out=out,
+            workers=workers,
+            executor=executor,
+            part=part,
+            progress=progress,
         )
     if samples is not None:
         from flowllm.training.pairing.file_pairs import pair_file
 
         return pair_file(
-            Path(data), Path(samples), config, out=out, workers=workers, progress=progress
+            Path(data),
+            Path(samples),
+            config,
+            out=out,
+            workers=workers,
+            executor=executor,
+            part=part,
+            progress=progress,
         )
     from flowllm.training.pairing.prior_pairs import pair_prior
 
     return pair_prior(
-        Path(data), prior, config, out=out, workers=workers, device=device, progress=progress
+        Path(data),
+        prior,
+        config,
+        out=out,
+        workers=workers,
+        executor=executor,
+        part=part,
+        device=device,
+        progress=progress,
     )
 
 

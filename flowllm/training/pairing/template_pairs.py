@@ -30,6 +30,8 @@ def pair_templates(
     *,
     out: str | Path,
     workers: int,
+    executor: str = "local",
+    part: str | None = None,
     progress: bool,
 ) -> PairingOutcome:
     """Pair target crystals with templates; see `flowllm.training.pairing.run.pair`.
@@ -42,7 +44,9 @@ def pair_templates(
         templates: `bundled`, or the file of a library.
         config: options of the pairing.
         out: run folder.
-        workers: processes.
+        workers: batches at work at a time.
+        executor: where they work.
+        part: `I/N`, or None for the whole run.
         progress: show a bar on a terminal.
 
     Returns:
@@ -72,14 +76,16 @@ def pair_templates(
         total=total,
         batch_size=config.batch_size or default_batch_size(total),
         work=functools.partial(_pair_batch, targets, config.samples_per_target),
-        setup=load if workers > 1 else lambda: library,
+        setup=load,
+        loaded=library,
         info=versions(),
         workers=workers,
+        executor=executor,
+        part=part,
         progress=progress,
         description="pairing",
     )
-    remedy = "give a library with compounds of the same stoichiometries and other elements"
-    return publish_pairs(run, base="templates", remedy=remedy)
+    return publish_pairs(run)
 
 
 @ignore_missing_electronegativity()

@@ -46,14 +46,19 @@ def test_a_distance_by_hand() -> None:
         sharpness=2.0,
         hull_weight=10.0,
         polymorph_weight=50.0,
+        polymorph_penalty=3.0,
         log_volumes=np.arange(118.0),
     )
     template, target = np.array([[Z["K"], Z["Br"]]]), np.array([[Z["Na"], Z["Cl"]]])
     distances = ranking.distances(template, target, np.array([1, 3]))
     assert distances == pytest.approx(np.array([[0.25 * 5 + 0.75 * 1]]))
-    for same_formula, weight in ((False, 10), (True, 50)):
-        logs = ranking.log_weights(distances, np.array([0.1]), np.array([same_formula]))
-        assert logs == pytest.approx(np.array([[-2 * 2.0 - weight * 0.1]]))
+    for same_formula, energy, penalty in (
+        (False, 0.1, 10 * 0.1),
+        (True, 0.1, 50 * 0.1 + 3),
+        (True, 0.0005, 50 * 0.0005),  # on the hull
+    ):
+        logs = ranking.log_weights(distances, np.array([energy]), np.array([same_formula]))
+        assert logs == pytest.approx(np.array([[-2 * 2.0 - penalty]]))
     growth = ranking.growth(template[0], target[0], np.array([1, 3]))
     assert growth == pytest.approx(np.exp(0.25 * (11 - 19) + 0.75 * (17 - 35)))
 
