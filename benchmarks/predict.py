@@ -33,6 +33,7 @@ import torch
 from pymatgen.core import Structure
 
 from flowllm import FlowLLM
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import Crystal, read
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
@@ -117,7 +118,7 @@ def measure(
     retrieval, ours = Trial(name="templates alone"), Trial(name="predict", shown=shown)
     for number, target in enumerate(targets, start=1):
         composition = target.structure.composition
-        units = round(composition.num_atoms / composition.reduced_composition.num_atoms)
+        units = formula_units(composition)
         z = () if is_open else (units,)
         start = time.process_time()
         proposals = propose_templates(
@@ -165,7 +166,7 @@ def refined_templates(model: FlowLLM, targets: list[Crystal]) -> list[Trial]:
     plain, refined = Trial(name="first template"), Trial(name="first template, refined")
     for target in targets:
         composition = target.structure.composition
-        units = round(composition.num_atoms / composition.reduced_composition.num_atoms)
+        units = formula_units(composition)
         start = time.process_time()
         proposals = propose_templates(composition.formula, n=1, formula_units=[units])
         structures = [proposal.structure for proposal in proposals]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import read
 from flowllm.hub.locate import BUNDLED_PRIOR, resolve
 from flowllm.metrics.csp import rms_distance
@@ -86,8 +87,8 @@ def main(data: Path, n: int, name: str | None) -> None:
     rows, seconds = [], 0.0
     for target in targets:
         composition = target.structure.composition
-        _, units = composition.get_integer_formula_and_factor()
-        proposals = propose_templates(composition.formula, n=SCORED, formula_units=[round(units)])
+        units = formula_units(composition)
+        proposals = propose_templates(composition.formula, n=SCORED, formula_units=[units])
         if not proposals:
             continue
         start = time.process_time()

@@ -36,6 +36,7 @@ import numpy as np
 from pymatgen.core import Composition, Element, Structure
 
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import Crystal, read
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import wilson
@@ -199,7 +200,7 @@ def evaluate(
 ) -> None:
     """Add the result of a target to a trial; `known` keeps distances of what was compared."""
     composition = target.structure.composition
-    units = round(composition.num_atoms / composition.reduced_composition.num_atoms)
+    units = formula_units(composition)
     start = time.process_time()
     proposals = propose_templates(
         composition.formula,

@@ -56,9 +56,9 @@ class BaseConfig:
         position_sigma: width of the noise on fractional coordinates, in periods; `uniform` ignores
             it.
         cell_sigma: width of the noise on the standardised cell vector; `uniform` ignores it.
-        symmetry: `keep` trains on symmetric paths, where the target has the space group of its base
-            (`rfm.dataset`); `free` trains on any paths. Both can be used with and without keeping
-            symmetry (`rfm.refine`).
+        symmetry: `keep` trains on symmetric paths and leaves out pairs whose target does not have
+            the space group of its base (`rfm.dataset`); `free` trains on all pairs. Both can be
+            used with and without keeping symmetry (`rfm.refine`).
 
     Raises:
         RefinerError: if the kind or `symmetry` is unknown, a width is negative or not finite, or

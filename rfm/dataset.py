@@ -76,9 +76,9 @@ class PairedCrystal:
         """Return the pair made exactly symmetric, with the symmetry of the base.
 
         Returns:
-            The pair as it is, and None, if the base has no symmetry. None alone if the target does
-            not share it, or the shortest path between them is not symmetric (for atoms that are
-            half a period apart along some axis).
+            The pair and the symmetry. The pair as it is, and None, if the base has no symmetry.
+            None alone if the target does not share the symmetry, or the shortest path between the
+            two is not symmetric (for atoms that are half a period apart along some axis).
         """
         base, target = self.base, self.target
         symmetry = None if base is None else find_symmetry(base)

@@ -9,31 +9,36 @@ measures on (the first 1,000 of its order); templates are of the training split.
 The share a of the templates and the width w of the energies are those under which the observed
 structures are likeliest: the sum of the log-probabilities of the candidates that match their
 target, over targets with such a candidate. First a without energies, then w with candidates that
-CHGNet has relaxed.
+CHGNet has relaxed with their symmetry kept, equal ones merged, as `flowllm predict` does before it
+looks for lower minima. Without such a target w stays as it is.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
-from pymatgen.core import Structure
 
 from flowllm import FlowLLM
 from flowllm.crystals.crystal import Crystal
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import read
 from flowllm.energy.calculators import load_calculator
+from flowllm.errors import UserError
+from flowllm.evaluation.energies import load_energy_model
 from flowllm.metrics.csp import rms_distance
-from flowllm.prediction.candidates import propose_candidates
+from flowllm.prediction.candidates import Candidate, merge, propose_candidates
 from flowllm.prediction.config import PredictionConfig
-from flowllm.prediction.minima import SYMMETRIC, relaxer
+from flowllm.prediction.minima import relaxer
+from flowllm.prediction.prediction import Energies, relaxed_candidates
 from flowllm.prediction.scores import WEIGHTS_FILE, Weights, fitted
 from flowllm.templates.library import bundled
 
@@ -47,51 +52,53 @@ class Case:
     """The K candidates of a target.
 
     Attributes:
-        of_templates: (K,) probabilities by the templates; None without templates.
-        of_samples: (K,) shares of the samples; None without samples.
+        candidates: (K,), with energies if they were relaxed.
         right: (K,) whether the candidate matches.
-        energies: (K,) after relaxing, eV/atom, infinite where that failed; None if not relaxed.
     """
 
-    of_templates: list[float | None]
-    of_samples: list[float | None]
+    candidates: list[Candidate]
     right: np.ndarray
-    energies: np.ndarray | None = None
 
-    def logs(self, share: float) -> np.ndarray:
-        """Return the log-probabilities (K,) by both sources."""
-        weights = Weights(template_share=share, energy_width=1.0)
-        pairs = zip(self.of_templates, self.of_samples, strict=True)
-        return np.array([weights.log_probability(one, other) for one, other in pairs])
+    @classmethod
+    def of(cls, candidates: list[Candidate], target: Crystal) -> Case:
+        """Return the case of candidates for a target."""
+        right = [rms_distance(c.structure, target.structure) is not None for c in candidates]
+        return cls(candidates=candidates, right=np.array(right, dtype=bool))
 
 
-def likelihood(cases: list[Case], share: float, width: float | None = None) -> tuple[float, float]:
+def weighed(candidates: list[Candidate], share: float) -> list[Candidate]:
+    """Return candidates with the log-probabilities by a share of the templates."""
+    weights = Weights(template_share=share, energy_width=1.0)
+    return [
+        replace(c, log_probability=weights.log_probability(c.of_templates, c.of_samples))
+        for c in candidates
+    ]
+
+
+def likelihood(cases: list[Case], weigh: Callable[[Candidate], float]) -> tuple[float, float]:
     """Return the mean log-probability of what is right, and how often it is first."""
     total, first = 0.0, 0
     for case in cases:
-        values = case.logs(share)
-        if width is not None:
-            values = values - case.energies / width
+        values = np.array([weigh(candidate) for candidate in case.candidates])
         total += np.logaddexp.reduce(values[case.right]) - np.logaddexp.reduce(values)
         first += bool(case.right[values.argmax()])
     return total / len(cases), first / len(cases)
 
 
-def candidates_of(model: FlowLLM, target: Crystal) -> tuple[Case, list[Structure]]:
+def candidates_of(model: FlowLLM, target: Crystal) -> list[Candidate]:
     """Return the candidates of a target with the number of atoms of its cell."""
     composition = target.structure.composition
-    formula = composition.reduced_formula
-    units = round(composition.num_atoms / composition.reduced_composition.num_atoms)
-    config = PredictionConfig(z=(units,))
-    found, _ = propose_candidates(model, formula, config, bundled(), fitted())
-    case = Case(
-        of_templates=[candidate.of_templates for candidate in found],
-        of_samples=[candidate.of_samples for candidate in found],
-        right=np.array(
-            [rms_distance(c.structure, target.structure) is not None for c in found], dtype=bool
-        ),
+    config = PredictionConfig(z=(formula_units(composition),))
+    return propose_candidates(model, composition.reduced_formula, config, bundled(), fitted())[0]
+
+
+def potential() -> Energies:
+    """Return CHGNet, as `flowllm predict --potential chgnet` uses it."""
+    calculator = load_calculator("chgnet")
+    model = load_energy_model(
+        "chgnet", hull=None, references=None, min_elements=1, calculator=calculator
     )
-    return case, [candidate.structure for candidate in found]
+    return Energies(model=model, relax=relaxer(calculator))
 
 
 @click.command()
@@ -108,38 +115,49 @@ def main(data: Path, n: int, relaxed: int, most: int, seed: int) -> None:
     rest = [crystal for crystal in crystals if crystal.id not in measured]
     targets = random.Random(seed).sample(rest, n)
     model = FlowLLM.from_pretrained(device="cpu")
-    found = [(target, *candidates_of(model, target)) for target in targets]
-    cases = [case for _, case, _ in found if case.right.any()]
-    curve = {round(float(share), 2): likelihood(cases, share) for share in SHARES}
+    found = [(target, candidates_of(model, target)) for target in targets]
+    every = [Case.of(candidates, target) for target, candidates in found]
+    cases = [case for case in every if case.right.any()]
+    if not cases:
+        raise click.ClickException("no candidate matches its target; take more targets (-n)")
+    curve = {}
+    for share in SHARES:
+        weights = Weights(template_share=float(share), energy_width=1.0)
+        curve[round(float(share), 2)] = likelihood(
+            cases,
+            lambda c, weights=weights: weights.log_probability(c.of_templates, c.of_samples),
+        )
     share = max(curve, key=lambda one: curve[one][0])
     for one, (mean, first) in curve.items():
         click.echo(f"a {one:.2f}: {mean:.4f} nats, first {100 * first:.1f}% of {len(cases)}")
-    relax = relaxer(load_calculator("chgnet"))
     with_energies = []
     small = [one for one in found if len(one[0].structure) <= most][:relaxed]
-    for place, (target, case, structures) in enumerate(small):
-        outcomes = relax(structures, SYMMETRIC)
-        energies = [math.inf if r.energy_per_atom is None else r.energy_per_atom for r in outcomes]
-        right = [
-            r.structure is not None and rms_distance(r.structure, target.structure) is not None
-            for r in outcomes
-        ]
-        if any(right):
-            with_energies.append(
-                Case(
-                    of_templates=case.of_templates,
-                    of_samples=case.of_samples,
-                    right=np.array(right),
-                    energies=np.array(energies),
-                )
-            )
+    energies = potential() if small else None
+    for place, (target, candidates) in enumerate(small):
+        formula = target.structure.composition.reduced_formula
+        try:
+            minima = relaxed_candidates(formula, weighed(candidates, share), energies, Counter())
+        except UserError as error:  # the potential fails on all of them
+            click.echo(str(error), err=True)
+            continue
+        lowest_first = sorted(minima, key=lambda c: c.energy_per_atom)
+        case = Case.of(merge(lowest_first), target)
+        if case.right.any():
+            with_energies.append(case)
         click.echo(f"{place + 1} of {len(small)} relaxed", err=True)
-    widths = {float(width): likelihood(with_energies, share, width) for width in WIDTHS}
-    width = max(widths, key=lambda one: widths[one][0])
-    for one, (mean, first) in widths.items():
-        click.echo(
-            f"w {one:.3f}: {mean:.4f} nats, first {100 * first:.1f}% of {len(with_energies)}"
-        )
+    width = fitted().energy_width
+    if with_energies:
+        widths = {
+            float(width): likelihood(
+                with_energies, lambda c, width=width: c.log_probability - c.energy_per_atom / width
+            )
+            for width in WIDTHS
+        }
+        width = max(widths, key=lambda one: widths[one][0])
+        for one, (mean, first) in widths.items():
+            click.echo(
+                f"w {one:.3f}: {mean:.4f} nats, first {100 * first:.1f}% of {len(with_energies)}"
+            )
     record: dict[str, Any] = {
         "weights": {"template_share": share, "energy_width": width},
         "fitted_to": {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pymatgen.core import Structure
+from pymatgen.core import Composition, Structure
 
 from flowllm.crystals.io import read_all, usable
 from flowllm.crystals.run_folders import input_hash
@@ -31,6 +31,18 @@ def formula_ratios(atomic_numbers: Any) -> Ratios:
     counts = sorted(Counter(np.asarray(atomic_numbers).tolist()).items())
     divisor = int(np.gcd.reduce([count for _, count in counts]))
     return tuple((number, count // divisor) for number, count in counts)
+
+
+def formula_units(composition: Composition) -> int:
+    """Return the greatest common divisor of the amounts: the formula units of a cell.
+
+    pymatgen's reduced formula of some elements and peroxides (O2, Na2O2) is twice a formula unit,
+    so its factor is not this number.
+
+    Args:
+        composition: of whole amounts.
+    """
+    return int(np.gcd.reduce([round(amount) for amount in composition.values()]))
 
 
 class KnownFormulas:

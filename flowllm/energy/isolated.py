@@ -39,6 +39,10 @@ class IsolatedRelaxation:
             what=f"potential {potential}",
         )
 
+    def close(self) -> None:
+        """End the process."""
+        self._isolated.close()
+
     def __call__(
         self, structures: Sequence[Structure], config: RelaxationConfig
     ) -> Iterator[tuple[int, Relaxation]]:

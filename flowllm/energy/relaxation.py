@@ -5,6 +5,7 @@ Heavy libraries are imported when the work begins, so that bad arguments are ref
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -192,21 +193,24 @@ def relax_crystals(
     }
     start = time.monotonic()
     done = _num_done(Path(out))
-    run = run_job(
-        out,
-        manifest=manifest,
-        total=len(crystals),
-        batch_size=_shard_size(len(crystals), where),
-        work=functools.partial(_relax_batch, crystals, config),
-        setup=functools.partial(_isolate, potential, where),
-        info=versions(),
-        workers=workers,
-        executor=executor,
-        part=part,
-        device=where,
-        progress=progress,
-        description="relaxing",
-    )
+    isolate = functools.partial(_isolate, potential, where)
+    with contextlib.closing(isolate()) as isolated:
+        run = run_job(
+            out,
+            manifest=manifest,
+            total=len(crystals),
+            batch_size=_shard_size(len(crystals), where),
+            work=functools.partial(_relax_batch, crystals, config),
+            setup=isolate,
+            loaded=isolated,
+            info=versions(),
+            workers=workers,
+            executor=executor,
+            part=part,
+            device=where,
+            progress=progress,
+            description="relaxing",
+        )
     outcome = publish_relaxed(run)
     if part is None and (new := len(crystals) - done):
         minutes = (time.monotonic() - start) / 60

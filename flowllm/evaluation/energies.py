@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,9 @@ from flowllm.metrics.uniqueness import duplicates, matches
 from flowllm.metrics.validity import structural_validity
 from flowllm.system.device import num_gpus
 from flowllm.system.pools import LOCAL
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,12 @@ class RelaxedSet:
 
 
 def load_energy_model(
-    potential: str, *, hull: Hull | None, references: References | None, min_elements: int
+    potential: str,
+    *,
+    hull: Hull | None,
+    references: References | None,
+    min_elements: int,
+    calculator: Calculator | None = None,
 ) -> EnergyModel:
     """Load and test a potential, and check that its energies fit the hull.
 
@@ -111,6 +119,7 @@ def load_energy_model(
         hull: hull of the known compounds, or None.
         references: energies of the elements; None takes the references of the hull.
         min_elements: crystals with fewer elements do not count as stable.
+        calculator: the potential if it is loaded and tested already.
 
     Returns:
         Potential and hull.
@@ -118,7 +127,7 @@ def load_energy_model(
     Raises:
         UserError: if the potential is wrong, or does not fit the references.
     """
-    scheme = energy_scheme(potential, load_calculator(potential))
+    scheme = energy_scheme(potential, calculator or load_calculator(potential))
     identity = potential_identity(potential)
     if hull is not None:
         references = fitting_references(hull, references, scheme=scheme, potential=identity)

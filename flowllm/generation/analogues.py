@@ -43,7 +43,7 @@ class Analogues:
         check_input(path)
         library = TemplateLibrary.build(read(path), source=Path(path).name)
         found = propose_templates(
-            conditions["formula"], n=len(library) * 720, max_atoms=_LARGEST, library=library
+            conditions["formula"], n=None, max_atoms=_LARGEST, library=library
         )
         if not found:
             raise UserError(
@@ -55,11 +55,11 @@ class Analogues:
         fitting = [
             proposal
             for proposal in found
-            if low <= proposal.crystal.num_atoms <= high and proposal.crystal.spacegroup in groups
+            if low <= proposal.num_atoms <= high and proposal.spacegroup in groups
         ]
         if not fitting:
-            sizes = ", ".join(map(str, sorted({p.crystal.num_atoms for p in found})))
-            numbers = ", ".join(map(str, sorted({p.crystal.spacegroup for p in found})))
+            sizes = ", ".join(map(str, sorted({p.num_atoms for p in found})))
+            numbers = ", ".join(map(str, sorted({p.spacegroup for p in found})))
             raise UserError(
                 f"{path} gives {conditions['formula']} with {sizes} atoms in the primitive cell "
                 f"and space group {numbers} only; ask for these, or give another crystal"
@@ -80,7 +80,7 @@ class Analogues:
         """
         if n > len(self.proposals):
             raise UserError(f"{self._request}, not {n}; ask for -n {len(self.proposals)} or fewer")
-        largest = max((p.crystal.num_atoms for p in self.proposals[:n]), default=0)
+        largest = max((p.num_atoms for p in self.proposals[:n]), default=0)
         if max_atoms is not None and largest > max_atoms:
             raise UserError(
                 f"{self._request}, one with {largest} atoms, and the refiner takes at most "

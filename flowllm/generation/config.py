@@ -253,6 +253,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         given = [name for name in _INTEGRATION if getattr(self, name) is not None]
         given += [name for name in ("trajectory", "score") if getattr(self, name)]
         given += ["symmetry"] if self.symmetry == "free" else []
+        given += ["volume"] if self.volume == "prior" else []
         if given and not self.refine:
             raise UserError(f"{given[0]} is an option of refining; leave it out, or refine")
         if self.best_of > 1 and self.temperature == 0:
@@ -313,7 +314,7 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             )
         drawn = {name: spec[0].default for name, spec in specs(DrawingConfig).items()}
         del drawn["seed"], drawn["batch_size"]
-        drawn |= {"exclude_elements": (), "novel_to": (), "best_of": 1}
+        drawn |= {"exclude_elements": (), "novel_to": (), "best_of": 1, "volume": "templates"}
         unused = [name for name in self.conditions if name not in _OF_A_CRYSTAL]
         unused += [name for name, default in drawn.items() if getattr(self, name) != default]
         if unused:

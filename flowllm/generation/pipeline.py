@@ -17,7 +17,7 @@ from pymatgen.core import IStructure, Structure
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.crystal import to_structure
 from flowllm.crystals.formulas import KnownFormulas
-from flowllm.errors import InvalidCrystal, UserError
+from flowllm.errors import InvalidCrystal, PriorError, UserError
 from flowllm.generation.analogues import Analogues
 from flowllm.generation.capabilities import check_models, unknown_elements
 from flowllm.generation.config import RefinementConfig, SamplingConfig
@@ -46,7 +46,7 @@ from rfm import refine as refine_structures
 
 if TYPE_CHECKING:
     from flowllm.prediction.config import PredictionConfig
-    from flowllm.prediction.prediction import Prediction
+    from flowllm.prediction.prediction import Energies, Prediction
 
 
 class FlowLLM:
@@ -67,7 +67,8 @@ class FlowLLM:
         self.prior = prior
         self.refiner = refiner
         self.potential = potential
-        self.energies: Any = None  # of `predict`, kept for its next call
+        # Of `predict`, kept for its next call: the request, and the potential.
+        self.energies: tuple[Any, Energies] | None = None
 
     @classmethod
     def from_pretrained(
@@ -233,6 +234,7 @@ class FlowLLM:
         progress: Callable[[int], None] = no_progress,
         *,
         analogues: Analogues | None = None,
+        rescale: Callable[[Structure], Structure] = with_template_volume,
     ) -> list[Sample]:
         """Return the samples of these indices, after `prepare`.
 
@@ -246,6 +248,8 @@ class FlowLLM:
             progress: called with the number of crystals that were finished since its last call;
                 in the end they add up to that of `indices`.
             analogues: the structures of `config.like`.
+            rescale: gives a crystal the volume from which refining starts with `config.volume`
+                `templates`.
 
         Returns:
             The samples, in the order of `indices`.
@@ -293,7 +297,11 @@ class FlowLLM:
                 for k in range(len(group))
             ]
             self._refine_samples(
-                flat(candidates), numbers, config, progress if last == "refine" else no_progress
+                flat(candidates),
+                numbers,
+                config,
+                progress if last == "refine" else no_progress,
+                rescale if self._rescales(config) else None,
             )
         if config.best_of > 1:
             candidates = choose(candidates, self._rank(flat(candidates), config))
@@ -311,7 +319,11 @@ class FlowLLM:
         samples = []
         for index in indices:
             proposal = analogues.proposals[index]
-            structure = reduce_cell(proposal.structure)
+            structure, failure = None, None
+            try:
+                structure = reduce_cell(proposal.structure)
+            except (PriorError, InvalidCrystal):
+                failure = "template: no_reduced_cell"
             samples.append(
                 Sample(
                     id=f"sample-{index:05d}",
@@ -319,6 +331,7 @@ class FlowLLM:
                     text="",
                     prior_structure=structure,
                     structure=structure,
+                    failure=failure,
                     template=proposal.template,
                 )
             )
@@ -338,21 +351,25 @@ class FlowLLM:
         assert self.prior is not None
         return prior_scores(self.prior, config.conditions, samples)
 
+    def _rescales(self, config: SamplingConfig) -> bool:
+        """Return whether samples get another volume; noise has none of theirs."""
+        assert self.refiner is not None
+        return config.volume == "templates" and self.refiner.config.base.from_crystals
+
     def _refine_samples(
         self,
         samples: Sequence[Sample],
         numbers: Sequence[int],
         config: SamplingConfig,
         progress: Callable[[int], None],
+        rescale: Callable[[Structure], Structure] | None = None,
     ) -> None:
-        """Refine samples in place."""
+        """Refine samples in place, rescaled before."""
         assert self.refiner is not None
         structures, places = [], []
         for place, sample in enumerate(samples):
             if (structure := sample.prior_structure) is not None:
-                if config.volume == "templates" and config.like is None:
-                    structure = with_template_volume(structure)
-                structures.append(structure)
+                structures.append(structure if rescale is None else rescale(structure))
                 places.append(place)
         progress(len(samples) - len(places))
         groups = None

@@ -30,7 +30,8 @@ class Sample:
         id: `sample-00000` and so on; a request for N crystals gives exactly N samples.
         prompt: the prompt of the prior.
         text: the prior's last answer.
-        prior_structure: the crystal before refining in its Niggli cell, or None.
+        prior_structure: the crystal as the prior wrote it, in its Niggli cell, or None. Refining
+            starts from it scaled to another volume, unless `SamplingConfig.volume` is `prior`.
         structure: the final crystal (refined, unless refining was switched off), or None.
         attempts: texts drawn from the prior.
         rejects: number of rejected texts by reason.

@@ -27,6 +27,7 @@ from flowllm.runs.identity import check_folder
 from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
 from flowllm.system.device import check_device, pick_device
+from flowllm.system.files import sha256_file
 from flowllm.system.options import check_count, from_arguments
 from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
@@ -148,6 +149,7 @@ def run_sampling(
         **config.identity(),
         "novel_to": known.files,
         "like": None if analogues is None else analogues.file,
+        **_template_files(config),
         "potential": ranked_by,
         "cif": cif,
     }
@@ -168,6 +170,19 @@ def run_sampling(
         description="sampling",
     )
     return publish_samples(folder)
+
+
+def _template_files(config: SamplingConfig) -> dict[str, Any]:
+    """Return the hashes of the files that the volumes, or the crystals of `like`, come from."""
+    from flowllm.templates.library import BUNDLED
+    from flowllm.templates.ranking import ranking_sha256
+
+    rescales = config.refine and config.volume == "templates" and config.like is None
+    uses = rescales or config.like is not None
+    return {
+        "templates": sha256_file(BUNDLED) if rescales else None,
+        "ranking": ranking_sha256() if uses else None,
+    }
 
 
 def run_refinement(

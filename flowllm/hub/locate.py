@@ -53,7 +53,11 @@ def resolve(name: str | Path | None, bundled: Path) -> Path:
         return place
     folder = place / bundled.name
     if not folder.is_dir():
-        raise UserError(f"{name} holds no {bundled.name}; give one (--{bundled.name})")
+        other = REFINER if bundled.name == PRIOR else PRIOR
+        raise UserError(
+            f"{name} holds no {bundled.name}; give another folder (--{bundled.name}), and this one "
+            f"for its {other} (--{other})"
+        )
     check_weights(place)
     check_weights(folder)
     return folder
@@ -64,7 +68,8 @@ def resolve_pair(prior: str | Path | None, refiner: str | Path | None) -> tuple[
 
     Args:
         prior: name of a prior or a pair.
-        refiner: name of a refiner; None: that of the pair that `prior` names, else the bundled one.
+        refiner: name of a refiner; None: that of the pair that `prior` names, if it has one, else
+            the bundled one.
 
     Returns:
         Folder of the prior, folder of the refiner.
@@ -72,8 +77,11 @@ def resolve_pair(prior: str | Path | None, refiner: str | Path | None) -> tuple[
     Raises:
         UserError: see `resolve`.
     """
-    if refiner is None and prior is not None and is_pair(_find(prior)):
-        refiner = prior
+    if refiner is None and prior is not None:
+        place = _find(prior)
+        if is_pair(place):
+            prior = place
+            refiner = place if (place / REFINER).is_dir() else None
     return resolve(prior, BUNDLED_PRIOR), resolve(refiner, BUNDLED_REFINER)
 
 

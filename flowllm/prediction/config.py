@@ -69,7 +69,7 @@ class PredictionConfig(Options):
 
     z: tuple[int, ...] = option(
         (),
-        "Formula units in the primitive cell, such as 1,2,4.",
+        "Formula units (amounts without a common divisor) in the primitive cell, such as 1,2,4.",
         section="Request",
         parse=parse_units,
         default_text="all that fit",
@@ -100,7 +100,8 @@ class PredictionConfig(Options):
     )
     num_samples: int = option(
         10,
-        "Samples drawn from the prior; equal ones are one candidate.",
+        "Samples drawn from the prior; those with the same space group and Wyckoff letters are "
+        "one candidate.",
         section="Candidates",
         minimum=0,
     )

@@ -3,6 +3,7 @@
 A crystal with its symmetry kept relaxes in few steps to a point where no symmetric change lowers
 the energy. No force breaks the symmetry there, yet the point may be a saddle. So a crystal is
 displaced at random and relaxed freely; if that leads to a lower energy, the free crystal is taken.
+The cell stays the primitive one, so an instability that needs a larger cell is not found.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 Relax = Callable[[Sequence[Structure], RelaxationConfig], list[Relaxation]]
 """Relaxes the candidates of a formula; the results do not depend on what was relaxed before."""
 
-SYMMETRIC = RelaxationConfig(symmetry="keep")
-FREE = RelaxationConfig(force_limit=0.02, stress_limit=0.1)  # tight: near a saddle it is flat
+# Near a saddle the energy is flat, so the limits are tight; both have the same, as their energies
+# are compared.
+SYMMETRIC = RelaxationConfig(symmetry="keep", force_limit=0.02, stress_limit=0.1)  # GPa
+FREE = RelaxationConfig(force_limit=0.02, stress_limit=0.1)
 LOWER = 0.001  # eV/atom; a free crystal that is lower by less is not taken
 _DISPLACEMENT = 0.03  # Angstrom, standard deviation of each coordinate of an atom
 _STRAIN = 0.005  # standard deviation of each component
@@ -43,13 +46,12 @@ def relaxer(calculator: Calculator) -> Relax:
     return relax
 
 
-def isolated_relaxer(potential: str) -> Relax:
+def isolated_relaxer(isolated: IsolatedRelaxation) -> Relax:
     """Return a function that relaxes crystals in a process that may hang or die with one of them.
 
     Args:
-        potential: name of a tested potential; see `flowllm.energy.calculators.load_calculator`.
+        isolated: the process.
     """
-    isolated = IsolatedRelaxation(potential)
 
     def relax(structures: Sequence[Structure], config: RelaxationConfig) -> list[Relaxation]:
         ends = dict(isolated(structures, config))
@@ -70,7 +72,7 @@ def leave_saddles(
         seed: of the displacements.
 
     Returns:
-        (N,); None for a crystal that stays, as it does where the free relaxation fails.
+        (N,): the lower minimum, a relaxation that failed, or None for a crystal at a minimum.
     """
     moved = [
         displaced(structure, np.random.default_rng([seed, place]))
@@ -79,7 +81,7 @@ def leave_saddles(
     lower: list[Relaxation | None] = []
     for before, found in zip(energies, relax(moved, FREE), strict=True):
         energy = found.energy_per_atom
-        lower.append(found if energy is not None and energy < before - LOWER else None)
+        lower.append(found if energy is None or energy < before - LOWER else None)
     return lower
 
 

@@ -48,7 +48,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DISPLACED = 1  # place of the seed of the displacements among those of a formula
+# The best candidates are relaxed without their symmetry, however many are asked for: as many as
+# this, if their scores are that close (eV/atom) to the best one.
+_FREED, _NEAR = 5, 0.2
+_DISPLACED = (0, 1)  # places of the seed of the displacements; samples have one place
+_NO_SYMMETRY = "relaxation: no symmetry is found"
 _INVALID = "atoms within 0.5 Angstrom"
 
 
@@ -73,7 +77,7 @@ class Prediction:
         energy_per_atom: by the potential, eV/atom; None without one.
         formation_energy_per_atom: eV/atom; None without a hull.
         e_above_hull: eV/atom; None without a hull.
-        is_free: whether the structure left its symmetry for a lower minimum.
+        is_free: whether the structure left its symmetry for a lower minimum in another group.
     """
 
     formula: str
@@ -140,8 +144,8 @@ class FormulaOutcome:
         num_candidates: different candidates that were ranked.
         failures: of samples and relaxations, by reason.
         problem: why there is no prediction; else None.
-        warning: why the candidates are ranked by their sources alone though there is a potential;
-            else None.
+        warning: what was asked for and is missing: samples, or the energies of a potential; else
+            None.
     """
 
     formula: str
@@ -175,10 +179,12 @@ def predict_formula(
 ) -> FormulaOutcome:
     """Return the `n` best structures of a formula.
 
-    With a potential all candidates are relaxed with their symmetry kept and ranked; the `n` best
-    are then displaced and relaxed freely, and those that find a lower minimum take it
-    (`flowllm.prediction.minima`). If the potential has not learnt an element of the formula, the
-    candidates are ranked without it.
+    With a potential all candidates are relaxed with their symmetry kept and ranked. The best ones,
+    at most five and none with a score 0.2 eV/atom above that of the first, are then displaced and
+    relaxed freely, and those that find a lower minimum take it (`flowllm.prediction.minima`). That
+    is done again until it is done for all of the best. The order does not depend on `n`.
+
+    If the potential has not learnt an element of the formula, the candidates are ranked without it.
 
     Args:
         model: the prior and the refiner; None if `config.num_samples` is 0.
@@ -195,16 +201,14 @@ def predict_formula(
         FlowLLMError: if there is no candidate, or the potential fails on every one.
     """
     weights = fitted()
-    candidates, failures = propose_candidates(model, formula, config, library, weights)
-    warning = _unlearnt(formula, energies)
-    if energies is None or warning is not None:
-        ranked = merge(candidates)
+    candidates, failures, lost = propose_candidates(model, formula, config, library, weights)
+    unlearnt = _unlearnt(formula, energies)
+    if energies is None or unlearnt is not None:
+        ranked = _sorted(merge(candidates))
     else:
-        relaxed = _relaxed(formula, candidates, energies, failures)
-        ranked = _sorted(merge(_sorted(relaxed)))
-        seed = formula_seed(config.seed, formula, _DISPLACED)
-        ranked = merge(_sorted([*_without_saddles(ranked[:n], energies, seed), *ranked[n:]]))
-    ranked = _sorted(ranked)
+        relaxed = relaxed_candidates(formula, candidates, energies, failures)
+        seed = formula_seed(config.seed, formula, *_DISPLACED)
+        ranked = _without_saddles(_sorted(merge(_sorted(relaxed))), energies, failures, seed)
     scores = _scores(ranked)
     predictions = [
         _prediction(formula, rank, candidate, score=float(score), probability=float(chance))
@@ -218,7 +222,7 @@ def predict_formula(
         predictions=predictions,
         num_candidates=len(ranked),
         failures=+failures,
-        warning=warning,
+        warning="; ".join(filter(None, (lost, unlearnt))) or None,
     )
 
 
@@ -246,12 +250,14 @@ def predict_structures(
     energies = None
     if config.potential is not None:
         if model.energies is None or model.energies[0] != key:
-            loaded = load_energies(config, *read_hull_data(config, [formula]))
+            calculator = load_calculator(config.potential)
+            loaded = load_energies(config, *read_hull_data(config, [formula]), calculator)
             assert loaded is not None
-            relax = relaxer(load_calculator(config.potential, check=False))
-            model.energies = (key, Energies(model=loaded, relax=relax))
+            model.energies = (key, Energies(model=loaded, relax=relaxer(calculator)))
         energies = model.energies[1]
     outcome = predict_formula(model, formula, n, config, library, energies)
+    if outcome.warning is not None:
+        logger.warning("%s: %s", formula, outcome.warning)
     if energies is None or energies.model.hull is None:
         return outcome.predictions
     return with_hull(outcome.predictions, energies.model)
@@ -290,6 +296,40 @@ def with_hull(predictions: Sequence[Prediction], model: EnergyModel) -> list[Pre
     ]
 
 
+def relaxed_candidates(
+    formula: str, candidates: Sequence[Candidate], energies: Energies, failures: Counter[str]
+) -> list[Candidate]:
+    """Return the candidates relaxed with their symmetry kept.
+
+    Args:
+        formula: reduced, for the error message.
+        candidates: at least one.
+        energies: the potential.
+        failures: gets the counts of those that fail, by reason.
+
+    Raises:
+        UserError: if all fail.
+    """
+    valid = [c for c in candidates if structural_validity(c.structure)]
+    problems = Counter({_INVALID: len(candidates) - len(valid)})
+    found = energies.relax([candidate.structure for candidate in valid], SYMMETRIC)
+    kept = []
+    for candidate, relaxation in zip(valid, found, strict=True):
+        new = _with(candidate, relaxation)
+        if new is None:
+            problems[relaxation.failure or _NO_SYMMETRY] += 1
+        else:
+            kept.append(new)
+    if not kept:
+        (reason, _), *_ = problems.most_common(1)
+        raise UserError(
+            f"{formula}: {energies.model.potential} failed on all {len(candidates)} candidates "
+            f"({reason}); leave the potential out, or give another one"
+        )
+    failures.update(problems)
+    return kept
+
+
 def _unlearnt(formula: str, energies: Energies | None) -> str | None:
     """Return why a potential cannot rank a formula; None if it can, or there is none."""
     if energies is None or energies.model.elements is None:
@@ -304,45 +344,36 @@ def _unlearnt(formula: str, energies: Energies | None) -> str | None:
     )
 
 
-def _relaxed(
-    formula: str, candidates: Sequence[Candidate], energies: Energies, failures: Counter[str]
-) -> list[Candidate]:
-    """Return the relaxed candidates; failed ones are counted in `failures`."""
-    valid = [c for c in candidates if structural_validity(c.structure)]
-    problems = Counter({_INVALID: len(candidates) - len(valid)})
-    found = energies.relax([candidate.structure for candidate in valid], SYMMETRIC)
-    kept = []
-    for candidate, relaxation in zip(valid, found, strict=True):
-        new = _with(candidate, relaxation)
-        if new is None:
-            problems[relaxation.failure or "relaxation: no symmetry is found"] += 1
-        else:
-            kept.append(new)
-    if not kept:
-        (reason, _), *_ = problems.most_common(1)
-        raise UserError(
-            f"{formula}: {energies.model.potential} failed on all {len(candidates)} candidates "
-            f"({reason}); leave the potential out, or give another one"
-        )
-    failures.update(problems)
-    return kept
-
-
 def _without_saddles(
-    candidates: Sequence[Candidate], energies: Energies, seed: int
+    candidates: Sequence[Candidate], energies: Energies, failures: Counter[str], seed: int
 ) -> list[Candidate]:
-    """Return relaxed candidates, or the lower minima beside them."""
-    lower = leave_saddles(
-        [candidate.structure for candidate in candidates],
-        [_energy(candidate) for candidate in candidates],
-        energies.relax,
-        seed=seed,
-    )
-    found = []
-    for candidate, relaxation in zip(candidates, lower, strict=True):
-        moved = None if relaxation is None else _with(candidate, relaxation)
-        found.append(candidate if moved is None else replace(moved, is_free=True))
-    return found
+    """Return ranked candidates again, the best ones of them at minima."""
+    ranked = list(candidates)
+    while True:
+        scores = _scores(ranked)
+        unchecked = [
+            place
+            for place in range(min(_FREED, len(ranked)))
+            if scores[place] <= scores[0] + _NEAR and not ranked[place].is_checked
+        ]
+        if not unchecked:
+            return ranked
+        found = leave_saddles(
+            [ranked[place].structure for place in unchecked],
+            [_energy(ranked[place]) for place in unchecked],
+            energies.relax,
+            seed=seed,
+        )
+        for place, relaxation in zip(unchecked, found, strict=True):
+            before = ranked[place]
+            moved = before if relaxation is None else _with(before, relaxation)
+            if moved is None:
+                assert relaxation is not None
+                failures[relaxation.failure or _NO_SYMMETRY] += 1
+                moved = before
+            is_free = moved.spacegroup != before.spacegroup
+            ranked[place] = replace(moved, is_checked=True, is_free=is_free)
+        ranked = _sorted(merge(_sorted(ranked)))
 
 
 def _with(candidate: Candidate, relaxation: Relaxation) -> Candidate | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowllm.energy.formation import References, read_references
 from flowllm.energy.hull import Hull, materials_project_hull, read_hull
@@ -11,6 +13,9 @@ from flowllm.evaluation.energies import EnergyModel, load_energy_model
 from flowllm.prediction.config import PredictionConfig
 from flowllm.templates.library import BUNDLED, TemplateLibrary, bundled
 from llm_prior.prompts import parse_composition
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
 
 
 def library_path(config: PredictionConfig) -> Path:
@@ -23,7 +28,7 @@ def library_path(config: PredictionConfig) -> Path:
 
 
 def read_library(path: Path) -> TemplateLibrary:
-    """Return a template library; the bundled one is read once.
+    """Return a template library, which is read once as long as its file stays the same.
 
     Args:
         path: of the file.
@@ -31,7 +36,17 @@ def read_library(path: Path) -> TemplateLibrary:
     Raises:
         UserError: if it is no library, or a bad one.
     """
-    return bundled() if path == BUNDLED else TemplateLibrary.read(path)
+    if path == BUNDLED:
+        return bundled()
+    if not path.is_file():
+        return TemplateLibrary.read(path)  # raises
+    about = path.stat()
+    return _read(path.resolve(), about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, modified: int, size: int) -> TemplateLibrary:
+    return TemplateLibrary.read(path)
 
 
 def read_hull_data(
@@ -58,7 +73,10 @@ def read_hull_data(
 
 
 def load_energies(
-    config: PredictionConfig, hull: Hull | None, references: References | None
+    config: PredictionConfig,
+    hull: Hull | None,
+    references: References | None,
+    calculator: Calculator | None = None,
 ) -> EnergyModel | None:
     """Load and test the potential; None if there is none.
 
@@ -66,10 +84,17 @@ def load_energies(
         config: the request.
         hull: known compounds, or None.
         references: energies of the elements, or None.
+        calculator: the potential if it is loaded and tested already.
 
     Raises:
         UserError: if the potential is wrong, or does not fit the hull.
     """
     if config.potential is None:
         return None
-    return load_energy_model(config.potential, hull=hull, references=references, min_elements=1)
+    return load_energy_model(
+        config.potential,
+        hull=hull,
+        references=references,
+        min_elements=1,
+        calculator=calculator,
+    )

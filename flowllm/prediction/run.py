@@ -5,6 +5,7 @@ Everything that can be checked without the models is checked before torch is imp
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -23,6 +24,7 @@ from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, Batch, Progress, RunFolder, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_file
+from flowllm.system.isolation import SetupFailed
 from flowllm.system.options import check_count, from_arguments, specs
 from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
@@ -121,6 +123,7 @@ def predict(
     check_use(config, prior=prior, refiner=refiner)
     check_folder(out, MANIFEST)
     check_device(device)
+    from flowllm.prediction.candidates import check_sources
     from flowllm.prediction.formulas import read_formulas
     from flowllm.prediction.resources import (
         library_path,
@@ -128,6 +131,7 @@ def predict(
         read_hull_data,
         read_library,
     )
+    from flowllm.templates.ranking import ranking_sha256
 
     asked = read_formulas(formulas)
     _check_sizes(asked, config)
@@ -146,6 +150,7 @@ def predict(
     model = None
     if prior_folder is not None:
         model = _load_model(prior_folder, refiner_folder, where)
+    check_sources(model, config)
     models = _identities(model, prior_folder, refiner_folder)
     without_hull = None
     if energy is not None:
@@ -158,6 +163,7 @@ def predict(
         "formulas": asked,
         "n": n,
         "templates": {"name": library_file.name, "sha256": sha256_file(library_file)},
+        "ranking": ranking_sha256(),
         "weights": _weights(),
         "potential": None if energy is None else dict(energy.identity),
         "hull": _hull_identity(config),
@@ -167,22 +173,24 @@ def predict(
     context = functools.partial(
         _load, prior_folder, refiner_folder, where, library_file, without_hull
     )
-    folder = run_job(
-        out,
-        manifest=manifest,
-        total=len(asked),
-        batch_size=1,
-        work=functools.partial(_predict_batch, asked, n, config),
-        setup=context,
-        loaded=_Models(model=model, library=library, energies=_isolated(without_hull)),
-        info=versions(),
-        workers=workers,
-        executor=executor,
-        part=part,
-        device=where,
-        progress=progress,
-        description="predicting",
-    )
+    with contextlib.ExitStack() as stack:
+        energies = _isolated(without_hull, stack)
+        folder = run_job(
+            out,
+            manifest=manifest,
+            total=len(asked),
+            batch_size=1,
+            work=functools.partial(_predict_batch, asked, n, config),
+            setup=context,
+            loaded=_Models(model=model, library=library, energies=energies),
+            info=versions(),
+            workers=workers,
+            executor=executor,
+            part=part,
+            device=where,
+            progress=progress,
+            description="predicting",
+        )
     return _publish(folder, energy, cif)
 
 
@@ -278,17 +286,20 @@ def _load(
     return _Models(
         model=None if prior is None else _load_model(prior, refiner, device),
         library=read_library(library),
-        energies=_isolated(energy),
+        energies=_isolated(energy, contextlib.ExitStack()),  # ends with this process
     )
 
 
-def _isolated(energy: EnergyModel | None) -> Energies | None:
+def _isolated(energy: EnergyModel | None, stack: contextlib.ExitStack) -> Energies | None:
+    """Return a potential in a process of its own, which ends with `stack`."""
     if energy is None:
         return None
+    from flowllm.energy.isolated import IsolatedRelaxation
     from flowllm.prediction.minima import isolated_relaxer
     from flowllm.prediction.prediction import Energies
 
-    return Energies(model=energy, relax=isolated_relaxer(energy.potential))
+    isolated = stack.enter_context(contextlib.closing(IsolatedRelaxation(energy.potential)))
+    return Energies(model=energy, relax=isolated_relaxer(isolated))
 
 
 def _predict_batch(
@@ -307,6 +318,8 @@ def _predict_batch(
             outcome = predict_formula(
                 models.model, formula, n, config, models.library, models.energies
             )
+        except SetupFailed:  # another start of the run may succeed
+            raise
         except FlowLLMError as error:
             outcome = FormulaOutcome(formula=formula, predictions=[], problem=one_line(error))
         records.append(
@@ -398,7 +411,7 @@ def _publish(folder: RunFolder, energy: EnergyModel | None, cif: CifForm) -> Pre
     try:
         from flowllm.prediction.report import report_page
     except ModuleNotFoundError as error:
-        if error.name not in ("plotly", "jinja2"):
+        if error.name not in ("plotly", "jinja2", "markupsafe"):
             raise
         logger.warning(
             "no report.html: it needs %s; pip install 'flowllm-crystal[eval]'", error.name

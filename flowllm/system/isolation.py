@@ -25,6 +25,10 @@ class Lost(Exception):
     """The end of an isolated process before its last result; the message says how it ended."""
 
 
+class SetupFailed(UserError):
+    """The process could not be set up: a fault of the machine, not of an item."""
+
+
 class Isolated(Generic[Item, Result]):
     """A function that runs in a spawned process, one item after the other.
 
@@ -55,7 +59,7 @@ class Isolated(Generic[Item, Result]):
 
         Raises:
             Lost: if there is no further result within the time limit, or the process died.
-            UserError: if no process could be set up.
+            SetupFailed: if no process could be set up.
         """
         if self._process is not None and not self._process.is_alive():
             self._stop(self._process)  # it died between two items, which is no fault of this one
@@ -90,7 +94,7 @@ class Isolated(Generic[Item, Result]):
         try:
             self._receive(process, _SETUP_LIMIT)
         except Lost as error:
-            raise UserError(
+            raise SetupFailed(
                 f"{self._what} could not be loaded in a process of its own: {error}; see above, "
                 "and use fewer workers if memory ran out"
             ) from error

@@ -30,6 +30,7 @@ from flowllm.crystals.io import read
 from flowllm.errors import UserError, one_line
 from flowllm.system.files import publish
 from flowllm.system.tables import check_absent
+from flowllm.templates.checks import first_problem
 from flowllm.templates.prototypes import MAX_ELEMENTS, Prototype, place
 from llm_prior import TextFormat
 from llm_prior.layouts.wyckoff import WyckoffDescription
@@ -232,6 +233,8 @@ class TemplateLibrary:
             raise UserError(f"{path} has other columns than a template library; {_BUILD} again")
         if not len(table):
             raise UserError(f"{path}: the template library is empty; {_BUILD}")
+        if (problem := first_problem(table)) is not None:
+            raise UserError(f"{path} is damaged: {problem}; {_BUILD} again")
         return cls(table, source, licence)
 
     def write(self, path: str | Path) -> Path:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ MAX_AVERAGED = 8  # templates whose parameters are averaged
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A structure made from a template.
+    """A structure made from a template; its coordinates are computed when they are asked for.
 
     Attributes:
         template: id of the likeliest template that has the gene.
@@ -34,7 +34,10 @@ class Proposal:
         rank: 1 for the likeliest.
         distance: of the composition from the template; see `flowllm.templates.ranking`.
         log_probability: of the gene among all genes that templates have for the composition.
-        crystal: the structure as space group, orbits and free parameters.
+        spacegroup: International number.
+        num_atoms: of the primitive cell.
+        shares: weights of the templates that are averaged, the likeliest first.
+        make: returns the crystal that each of these templates gives, by its place in `shares`.
     """
 
     template: str
@@ -42,23 +45,38 @@ class Proposal:
     rank: int
     distance: float
     log_probability: float
-    crystal: WyckoffCrystal
+    spacegroup: int
+    num_atoms: int
+    shares: tuple[float, ...] = field(repr=False)
+    make: Callable[[int], WyckoffCrystal] = field(repr=False, compare=False)
+
+    @cached_property
+    def crystal(self) -> WyckoffCrystal:
+        """The structure as space group, orbits and free parameters."""
+        return average([self.make(place) for place in range(len(self.shares))], self.shares)
 
     @cached_property
     def structure(self) -> Structure:
-        """The structure in its primitive Niggli cell, exactly symmetric."""
+        """The structure in its primitive Niggli cell, exactly symmetric.
+
+        Raises:
+            PriorError: if no Niggli cell is found.
+        """
         return self.crystal.primitive()
 
     @cached_property
     def gene(self) -> str:
-        """Group and Wyckoff letters of the elements, such as `225 Na:a Cl:b`."""
-        return Symmetry(crystal=self.crystal, misfit=0.0).gene
+        """Group and Wyckoff letters of the elements, such as `225 Na:a Cl:b`.
+
+        They are those of the templates. The mean of the templates may have a higher symmetry.
+        """
+        return Symmetry(crystal=self.make(0), misfit=0.0).gene
 
 
 def propose_templates(
     formula: Any,
     *,
-    n: int = 5,
+    n: int | None = 5,
     max_atoms: int = MAX_ATOMS,
     formula_units: Collection[int] = (),
     spacegroups: Collection[int] = (),
@@ -77,9 +95,10 @@ def propose_templates(
 
     Args:
         formula: text, a pymatgen composition or a mapping of elements to amounts.
-        n: number of structures at most.
+        n: number of structures at most; None: all.
         max_atoms: atoms of the largest primitive cell.
-        formula_units: numbers of reduced formulas in the primitive cell; empty: all.
+        formula_units: numbers of formula units in the primitive cell, each with amounts without a
+            common divisor; empty: all.
         spacegroups: numbers of the groups that may come out; empty: all.
         exclude_formula: leave out templates of the same reduced formula.
         exclude_ids: leave out these templates.
@@ -95,7 +114,7 @@ def propose_templates(
         FlowLLMError: if the formula is not one, a number is below 1, or no primitive cell within
             the limit can hold the formula.
     """
-    for name, values in (("n", [n]), ("formula_units", formula_units)):
+    for name, values in (("n", [] if n is None else [n]), ("formula_units", formula_units)):
         if min(values, default=1) < 1:
             raise UserError(f"{name} is {min(values)}; give whole numbers at least 1")
     library = bundled() if library is None else library
@@ -128,28 +147,61 @@ def propose_templates(
     weights = ranking.log_weights(distances, family.e_above_hull[chosen], same_formula[chosen])
     proposals = []
     for rank, (places, log_probability) in enumerate(
-        _likeliest(weights, family.genes[chosen], n), 1
+        _likeliest(weights, family.genes[chosen], n), start=1
     ):
-        crystals = []
-        for place in places if scale else places[:1]:
-            template, way = divmod(place, len(targets))
-            row = int(family.rows[chosen[template]])
-            crystal = library.crystal(row, [SYMBOLS[number - 1] for number in targets[way]])
-            growth = ranking.growth(family.elements[chosen[template]], targets[way], counts)
-            crystals.append(_scaled(crystal, growth) if scale else crystal)
-        shares = np.exp(weights.flat[places] - weights.flat[places[0]])[: len(crystals)]
-        template, way = divmod(places[0], len(targets))
+        templates, ways = np.divmod(places[: MAX_AVERAGED if scale else 1], len(targets))
+        first, rows = chosen[templates[0]], family.rows[chosen[templates]]
         proposals.append(
             Proposal(
-                template=library.ids[int(family.rows[chosen[template]])],
-                template_formula=_formula(family.elements[chosen[template]], counts),
+                template=library.ids[int(rows[0])],
+                template_formula=_formula(family.elements[first], counts),
                 rank=rank,
-                distance=float(distances[template, way]),
+                distance=float(distances.flat[places[0]]),
                 log_probability=log_probability,
-                crystal=average(crystals, shares),
+                spacegroup=int(family.spacegroups[first]),
+                num_atoms=int(family.num_atoms[first]),
+                shares=tuple(
+                    np.exp(weights.flat[places] - weights.flat[places[0]])[: len(rows)].tolist()
+                ),
+                make=partial(
+                    _crystal,
+                    library,
+                    ranking if scale else None,
+                    rows,
+                    family.elements[chosen[templates]],
+                    targets[ways],
+                    counts,
+                ),
             )
         )
     return proposals
+
+
+def _crystal(
+    library: TemplateLibrary,
+    ranking: Ranking | None,
+    rows: NDArray[np.int64],
+    templates: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    place: int,
+) -> WyckoffCrystal:
+    """Return the crystal that a template gives.
+
+    Args:
+        library: the templates.
+        ranking: scales the cell; None: the cell stays.
+        rows: (M,) of the templates in the library.
+        templates: (M, k) their atomic numbers by slot.
+        targets: (M, k) the new ones.
+        counts: (k,) atoms of each slot, up to a factor.
+        place: of the template among the M.
+    """
+    symbols = [SYMBOLS[number - 1] for number in targets[place]]
+    crystal = library.crystal(int(rows[place]), symbols)
+    if ranking is None:
+        return crystal
+    return _scaled(crystal, ranking.growth(templates[place], targets[place], counts))
 
 
 def _slots(formula: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -168,14 +220,14 @@ def _formula(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
 
 
 def _likeliest(
-    weights: NDArray[np.float64], genes: NDArray[np.int64], n: int
+    weights: NDArray[np.float64], genes: NDArray[np.int64], n: int | None
 ) -> Iterator[tuple[list[int], float]]:
     """Yield flat places of templates and ways of each gene, and the gene's log-probability.
 
     Args:
         weights: (T, P) logarithms.
         genes: (T, P) numbers of genes.
-        n: genes at most; the likeliest come first.
+        n: genes at most, or None; the likeliest come first.
 
     Yields:
         The places that weigh most, at most `MAX_AVERAGED`, and the logarithm.

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from flowllm.system.files import sha256_file
 from llm_prior.text import SYMBOLS
 from llm_prior.wyckoff.crystal import element_order
 
@@ -150,6 +151,11 @@ def kinds(elements: NDArray[np.int64]) -> NDArray[np.int64]:
     rank = np.array([order[symbol] for symbol in SYMBOLS])[elements - 1]
     is_anion = rank == rank.max(-1, keepdims=True)
     return elements - 1 + len(SYMBOLS) * is_anion
+
+
+def ranking_sha256() -> str:
+    """Return the SHA-256 of the fitted numbers, for manifests."""
+    return sha256_file(RANKING_FILE)
 
 
 @cache

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 
 from pymatgen.core import Structure
 
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import FlowLLMError
 from flowllm.templates.library import TemplateLibrary
-from flowllm.templates.proposals import Proposal, propose_templates
-
-_ALL = 1000  # more genes than the templates of a stoichiometry have in one group
+from flowllm.templates.proposals import propose_templates
 
 
 def template_volume(
-    structure: Structure, *, exclude_formula: bool = False, library: TemplateLibrary | None = None
+    structure: Structure,
+    *,
+    exclude_formula: bool = False,
+    exclude_ids: Collection[str] = (),
+    library: TemplateLibrary | None = None,
 ) -> float | None:
     """Return the volume of a crystal according to the templates of its stoichiometry.
 
@@ -26,37 +29,53 @@ def template_volume(
     Args:
         structure: an ordered crystal.
         exclude_formula: leave out templates of the same reduced formula.
+        exclude_ids: leave out these templates.
         library: the templates; None: the bundled ones.
 
     Returns:
         The volume of the cell of `structure`, Angstrom^3; None without templates.
     """
-    formula = structure.composition.reduced_formula
-    propose = functools.partial(propose_templates, exclude_formula=exclude_formula, library=library)
+    propose = functools.partial(
+        propose_templates,
+        structure.composition.formula,
+        exclude_formula=exclude_formula,
+        exclude_ids=exclude_ids,
+        library=library,
+    )
     symmetry = symmetry_of(structure)
-    chosen: Proposal | None = None
     try:
+        chosen = None
         if symmetry is not None:
-            found = propose(formula, n=_ALL, spacegroups=[symmetry.spacegroup])
+            found = propose(n=None, spacegroups=[symmetry.spacegroup])
             chosen = next((p for p in found if p.gene == symmetry.gene), None)
         if chosen is None:
-            chosen = next(iter(propose(formula, n=1)), None)
-    except FlowLLMError:  # no template has so many elements or so few atoms
+            chosen = next(iter(propose(n=1)), None)
+        if chosen is None:
+            return None
+        per_atom = chosen.structure.volume / len(chosen.structure)
+    except FlowLLMError:  # too many elements or atoms for a template, or no Niggli cell
         return None
-    if chosen is None:
-        return None
-    per_atom = chosen.structure.volume / len(chosen.structure)
     return float(per_atom * len(structure))
 
 
-def with_template_volume(structure: Structure, *, exclude_formula: bool = False) -> Structure:
+def with_template_volume(
+    structure: Structure,
+    *,
+    exclude_formula: bool = False,
+    exclude_ids: Collection[str] = (),
+    library: TemplateLibrary | None = None,
+) -> Structure:
     """Return a crystal scaled to `template_volume`, or as it is where there is none.
 
     Args:
         structure: an ordered crystal; not changed.
         exclude_formula: leave out templates of the same reduced formula.
+        exclude_ids: leave out these templates.
+        library: the templates; None: the bundled ones.
     """
-    volume = template_volume(structure, exclude_formula=exclude_formula)
+    volume = template_volume(
+        structure, exclude_formula=exclude_formula, exclude_ids=exclude_ids, library=library
+    )
     if volume is None:
         return structure
     scaled = structure.copy()

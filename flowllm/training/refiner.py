@@ -160,7 +160,7 @@ def _train(
     from flowllm.runs.sharded import batch_seed
     from flowllm.training.engine import train
     from flowllm.training.validation import VALIDATION_FILE, RefinerValidation
-    from rfm import PairDataset, Refiner, RefinerConfig, collate
+    from rfm import PairDataset, Refiner, RefinerConfig, RefinerError, collate
 
     start = None
     if init:
@@ -198,12 +198,15 @@ def _train(
         validation_pairs = _read(
             recipe, [validation], skip_invalid=skip_invalid, limit=recipe.training.eval_crystals
         )
-        validation_set = PairDataset(
-            validation_pairs,
-            chart_name=recipe.chart,
-            base=recipe.base,
-            statistics=training_set.statistics,
-        )
+        try:
+            validation_set = PairDataset(
+                validation_pairs,
+                chart_name=recipe.chart,
+                base=recipe.base,
+                statistics=training_set.statistics,
+            )
+        except RefinerError as error:
+            raise UserError(f"{validation}: {error}") from error
         evaluator = RefinerValidation(
             validation_pairs,
             validation_set,

@@ -45,7 +45,8 @@ class RefinerValidation:
 
         Args:
             pairs: the validation pairs, at least one.
-            data: the same pairs, from which the losses are drawn.
+            data: the same pairs, from which the losses are drawn. With `base.symmetry` `keep` it
+                leaves out those without a symmetric path; `match_rate` is of all.
             config: intervals and numbers of crystals.
             file: the table; None in a process that does not write.
         """

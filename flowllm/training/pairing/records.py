@@ -41,8 +41,9 @@ class PairingOutcome:
         kept: pairs in the file.
         first_try: pairs whose sample was accepted at the first attempt; for a file, all pairs.
         rejects: refused samples by reason. A prior can have several for one request. Samples of a
-            file without a target are `no_target` or `other_composition`, targets without a template
-            `no_template`, and samples that could not be aligned `not_aligned`.
+            file without a target are `no_target` or `other_composition`, and samples that could not
+            be aligned `not_aligned`. Templates that were asked for and that a target does not have
+            are `no_template`, each counted once.
     """
 
     file: Path

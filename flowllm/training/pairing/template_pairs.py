@@ -9,6 +9,7 @@ from typing import Any
 
 from flowllm.crystals.cells import NIGGLI_TOLERANCE
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.formulas import formula_units
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.runs.sharded import Batch, Progress, default_batch_size, run_job
@@ -16,6 +17,7 @@ from flowllm.system.files import sha256_path
 from flowllm.system.versions import versions
 from flowllm.templates.library import TemplateLibrary, library_file
 from flowllm.templates.proposals import Proposal, propose_templates
+from flowllm.templates.ranking import ranking_sha256
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
 from llm_prior.errors import PriorError
@@ -65,6 +67,7 @@ def pair_templates(
             "command": "pair",
             "data": input_hash(data),
             "templates": sha256_path(file),
+            "ranking": ranking_sha256(),
             "limit": config.limit,
             "skip_invalid": config.skip_invalid,
             "samples_per_target": config.samples_per_target,
@@ -105,12 +108,11 @@ def _pair_batch(
 
 def _proposals(target: Crystal, n: int, library: TemplateLibrary) -> list[Proposal]:
     composition = target.structure.composition
-    _, units = composition.get_integer_formula_and_factor()
     return propose_templates(
         composition.formula,
         n=n,
         max_atoms=len(target.structure),
-        formula_units=[round(units)],
+        formula_units=[formula_units(composition)],
         exclude_formula=True,
         library=library,
     )

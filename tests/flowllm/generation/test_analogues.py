@@ -13,6 +13,10 @@ from pymatgen.core import Structure
 from flowllm import FlowLLM, UserError, run_sampling
 from flowllm.crystals.io import Crystal, write
 from flowllm.crystals.symmetry import symmetry_of
+from flowllm.errors import PriorError
+from flowllm.generation.analogues import Analogues
+from flowllm.generation.config import SamplingConfig
+from llm_prior.wyckoff.crystal import WyckoffCrystal
 from support import perovskite, run_command, same_bits
 
 
@@ -58,6 +62,19 @@ def test_a_run_and_the_model_give_the_same_refined_crystals(known: Path, tmp_pat
     assert found is not None and found.spacegroup == 225
 
 
+def test_a_crystal_without_a_reduced_cell_is_a_failed_sample(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def primitive(crystal: WyckoffCrystal) -> Structure:
+        raise PriorError("no Niggli cell")
+
+    monkeypatch.setenv("FLOWLLM_CACHE", str(known.parent / "cache"))
+    Analogues(SamplingConfig.of(formula="KBr", like=known))  # keeps the symmetry of the file
+    monkeypatch.setattr(WyckoffCrystal, "primitive", primitive)
+    (sample,) = FlowLLM(None, None).sample(1, formula="KBr", like=known, refine=False)
+    assert sample.structure is None and sample.failure == "template: no_reduced_cell"
+
+
 def test_conditions_choose_among_the_crystals(known: Path) -> None:
     model = FlowLLM(None, None)
     request: dict[str, Any] = {"formula": "KBr", "like": known, "refine": False}
@@ -76,6 +93,7 @@ def test_conditions_choose_among_the_crystals(known: Path) -> None:
         ({"formula": "K2O"}, "known.jsonl holds no crystal with the amounts of K2O; give a"),
         ({"formula": "KBr", "temperature": 1.0}, "like uses no prior and so no temperature; leave"),
         ({"formula": "KBr", "band_gap": 1.0}, "like uses no prior and so no band_gap; leave"),
+        ({"formula": "KBr", "volume": "prior"}, "like uses no prior and so no volume; leave"),
         ({"formula": "KBr", "best_of": 2}, "like uses no prior and so no best_of; leave"),
         ({"formula": "KBr", "prior": "bundled:sites"}, "like takes the place of a prior; leave"),
         ({"formula": "KBr", "like": "nothing.cif"}, "nothing.cif"),

@@ -242,6 +242,7 @@ def test_a_temperature_at_which_the_logits_overflow_is_refused() -> None:
         ({"crystal_system": "cubic", "spacegroup": 225}, "spacegroup and crystal_system exclude"),
         ({"composition": "Na4Cl4", "num_atoms": 8}, "composition fixes the number of atoms; leave"),
         ({"refine": False, "steps": 3}, "steps is an option of refining; leave it out, or refine"),
+        ({"refine": False, "volume": "prior"}, "volume is an option of refining"),
         ({"refine": False, "cell_slope": 0}, "cell_slope is an option of refining"),
         ({"refine": False, "trajectory": True}, "trajectory is an option of refining"),
         ({"refine": False, "score": True}, "score is an option of refining"),

@@ -11,7 +11,14 @@ import pytest
 from torch import nn
 
 from flowllm.errors import UserError
-from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, announce, identity, resolve
+from flowllm.hub.locate import (
+    BUNDLED_PRIOR,
+    BUNDLED_REFINER,
+    announce,
+    identity,
+    resolve,
+    resolve_pair,
+)
 from support import BUNDLED_REFINER as SITES_REFINER
 
 
@@ -100,3 +107,12 @@ def test_the_log_names_source_size_and_hash_of_a_model(
     assert announce("refiner", folder, {"sha256": "0123456789abcdef"}, module) == 1_000_000
     (line,) = caplog.messages
     assert line == f"refiner: {source}, 1.0 M parameters, sha256 01234567, on cpu"
+
+
+def test_a_pair_without_a_refiner_goes_with_the_bundled_one(tmp_path: Path) -> None:
+    (tmp_path / "prior").mkdir()
+    assert resolve_pair(tmp_path, None) == (tmp_path / "prior", BUNDLED_REFINER)
+    (tmp_path / "prior").rename(tmp_path / "refiner")
+    with pytest.raises(UserError, match="holds no prior; give another folder .* for its refiner"):
+        resolve_pair(tmp_path, None)
+    assert resolve_pair(None, tmp_path) == (BUNDLED_PRIOR, tmp_path / "refiner")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.symmetry import symmetry_of
+from flowllm.energy.isolated import IsolatedRelaxation
 from flowllm.prediction.minima import (
     FREE,
     LOWER,
@@ -62,7 +67,9 @@ def test_displacements_are_small_and_a_function_of_the_seed() -> None:
 
 def test_an_isolated_potential_gives_the_same_and_survives_what_it_does_not_know() -> None:
     structures = [cubic("Na", 4.2), fcc("Cu", 3.7)]
-    isolated = isolated_relaxer(EMT_NAME)(structures, SYMMETRIC)
+    with contextlib.closing(IsolatedRelaxation(EMT_NAME)) as process:
+        isolated = isolated_relaxer(process)(structures, SYMMETRIC)
+    assert not multiprocessing.active_children()
     here = relaxer(EMT())(structures, SYMMETRIC)
     assert isolated[0].failure is not None and "Na" in isolated[0].failure
     assert same_bits(isolated[1].structure, here[1].structure)
@@ -71,6 +78,7 @@ def test_an_isolated_potential_gives_the_same_and_survives_what_it_does_not_know
 
 def test_a_failed_free_relaxation_leaves_the_crystal() -> None:
     relax = relaxer(EMT())
-    assert leave_saddles([cubic("Na", 4.2)], [-1.0], relax, seed=0) == [None]
-    assert FREE.symmetry == "free"
+    (failed,) = leave_saddles([cubic("Na", 4.2)], [-1.0], relax, seed=0)
+    assert failed is not None and failed.structure is None and failed.failure is not None
+    assert FREE.symmetry == "free" and replace(FREE, symmetry="keep") == SYMMETRIC
     assert pytest.approx(0.001) == LOWER

@@ -202,3 +202,26 @@ def test_an_element_without_scattering_factors_has_no_pattern(tmp_path: Path) ->
     assert "failed: Na7Cl11: no template has its stoichiometry" in result.stderr
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "simulated powder patterns" not in page and "LrO-1" in page
+
+
+def test_the_order_does_not_depend_on_the_number_asked_for() -> None:
+    model = FlowLLM(None, None)
+    options = {**FAST, "potential": EMT_NAME, "num_templates": 8}
+    del options["progress"]
+    few, many = (model.predict("CuAu", n, **options) for n in (1, 6))
+    assert [p.score for p in few] == [p.score for p in many[:1]]
+
+
+def test_a_potential_that_cannot_be_started_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flowllm.prediction import prediction
+    from flowllm.system.isolation import SetupFailed
+
+    def fail(*_: Any) -> Any:
+        raise SetupFailed("the potential could not be loaded")
+
+    monkeypatch.setattr(prediction, "predict_formula", fail)
+    with pytest.raises(SetupFailed):
+        predict("CuAu", out=tmp_path / "run", potential=EMT_NAME, **FAST)
+    assert not list((tmp_path / "run").glob("shards/*.jsonl"))

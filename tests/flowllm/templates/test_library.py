@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -122,6 +124,37 @@ def test_files_that_are_no_library(library: TemplateLibrary, tmp_path: Path) -> 
         message = str(raised.value)
         assert message.startswith(str(path)) and problem in message and "\n" not in message
         assert "make it with flowllm templates build" in message
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "lacks 1 values": lambda row: row.update(counts=None),
+    "an unknown element": lambda row: row["elements"].__setitem__(0, 0),
+    "no space group from 1 to 230": lambda row: row.update(spacegroup=231),
+    "no 1 to 6 elements": lambda row: row["elements"].pop(),
+    "amounts that do not ascend": lambda row: row["counts"].reverse(),
+    "bad swaps": lambda row: row.update(swaps=[0] * len(row["elements"])),
+    "an unknown Wyckoff letter": lambda row: row["letters"].__setitem__(0, 40),
+    "an orbit of an unknown element": lambda row: row["slots"].__setitem__(0, 9),
+    "no orbits with an element each": lambda row: row["slots"].pop(),
+    "orbits that do not have its amounts": lambda row: row["counts"].__setitem__(-1, 99),
+    "another number of coordinates": lambda row: row["coords"].append(5),
+    "no cell of its space group": lambda row: row["cell"].__setitem__(0, 0),
+}
+
+
+@pytest.mark.parametrize("problem", DAMAGE)
+def test_records_that_are_no_crystals(
+    library: TemplateLibrary, tmp_path: Path, problem: str
+) -> None:
+    path = library.write(tmp_path / "lib.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    place = next(place for place, row in enumerate(rows) if len(set(row["counts"])) > 1)
+    DAMAGE[problem](rows[place])
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+    with pytest.raises(UserError) as raised:
+        TemplateLibrary.read(path)
+    assert problem in str(raised.value) and "make it with flowllm" in str(raised.value)
 
 
 def test_another_version(

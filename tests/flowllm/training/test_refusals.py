@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pair nothing.csv", "nothing.csv: no such file or folder"),
         ("pair crystals.jsonl --samples nothing.csv", "nothing.csv: no such file or folder"),
         ("pair crystals.jsonl --samples crystals.jsonl --top-p 0.5", "take the place of a prior"),
+        ("pair crystals.jsonl --templates bundled --seed 1", "place of a prior; leave out seed"),
         ("pair crystals.jsonl --device gpu", "unknown device 'gpu'; use cpu, cuda"),
         ("pair crystals.jsonl --out thesis", "thesis is not empty"),
     ],
