@@ -1,4 +1,4 @@
-"""Fit the two numbers of `flowllm.prediction.scores` and write `bundled/weights.json`.
+"""Fit the share of the templates in `flowllm.prediction.scores`; write `bundled/weights.json`.
 
     python tools/fit_prediction.py ../shared/data/mp20/val.parquet
 
@@ -6,11 +6,11 @@ The prior was trained on MP-20's training split, so that its samples of training
 good to weigh it by. Targets are validation crystals, without those that `benchmarks/predict.py`
 measures on (the first 1,000 of its order); templates are of the training split.
 
-The share a of the templates and the width w of the energies are those under which the observed
-structures are likeliest: the sum of the log-probabilities of the candidates that match their
-target, over targets with such a candidate. First a without energies, then w with candidates that
-CHGNet has relaxed with their symmetry kept, equal ones merged, as `flowllm predict` does before it
-looks for lower minima. Without such a target w stays as it is.
+The share a of the templates is the one under which the observed structures are likeliest: the sum
+of the log-probabilities of the candidates that match their target, over targets with such a
+candidate. The same is then shown for widths w of the energies, with candidates that CHGNet has
+relaxed with their symmetry kept, equal ones merged, as `flowllm predict` does before it looks for
+lower minima. w is chosen by hand and stays as it is.
 """
 
 from __future__ import annotations
@@ -153,7 +153,6 @@ def main(data: Path, n: int, relaxed: int, most: int, seed: int) -> None:
             )
             for width in WIDTHS
         }
-        width = max(widths, key=lambda one: widths[one][0])
         for one, (mean, first) in widths.items():
             click.echo(
                 f"w {one:.3f}: {mean:.4f} nats, first {100 * first:.1f}% of {len(with_energies)}"
