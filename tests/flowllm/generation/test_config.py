@@ -38,6 +38,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "batch_size": {"batch_size": 1},
     "seed": {"seed": 1},
     "refine": {"refine": False},
+    "volume": {"volume": "prior"},
     "steps": {"steps": 1},
     "method": {"method": "heun"},
     "position_slope": {"position_slope": 0},
