@@ -80,7 +80,7 @@ def smaller(words: list[str]) -> list[str]:
     name, *arguments = words
     for place, word in enumerate(arguments[:-1]):
         if word == "-n":
-            arguments[place + 1] = "2"
+            arguments[place + 1] = str(min(2, int(arguments[place + 1])))
         elif word in ("--workers", "--samples-per-target"):
             arguments[place + 1] = "1"
     if name == "sample" and "--no-refine" not in arguments or name == "refine":
