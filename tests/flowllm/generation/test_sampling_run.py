@@ -88,6 +88,9 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "niggli_tolerance": 1e-5,
         "cif": "symmetrized",
         "symmetry": "keep",
+        "volume": "templates",
+        "templates": sha256_file(BUNDLED),
+        "ranking": sha256_file(RANKING_FILE),
     }
     folders = {"prior": BUNDLED_PRIOR, "refiner": BUNDLED_REFINER}
     parameters = {  # tied weights are in the file once
