@@ -27,8 +27,10 @@ from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome
 from flowllm.runs.records import read_records
 from flowllm.runs.sharded import LAYOUT, RunFolder
-from flowllm.system.files import sha256_folder
+from flowllm.system.files import sha256_file, sha256_folder
 from flowllm.system.versions import versions
+from flowllm.templates.library import BUNDLED
+from flowllm.templates.ranking import RANKING_FILE
 from llm_prior import proposals
 from llm_prior.proposals import Question
 from run_jobs import contents
@@ -86,6 +88,9 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "niggli_tolerance": 1e-5,
         "cif": "symmetrized",
         "symmetry": "keep",
+        "volume": "templates",
+        "templates": sha256_file(BUNDLED),
+        "ranking": sha256_file(RANKING_FILE),
     }
     folders = {"prior": BUNDLED_PRIOR, "refiner": BUNDLED_REFINER}
     parameters = {  # tied weights are in the file once
