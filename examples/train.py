@@ -14,8 +14,12 @@ from flowllm.training.pairing.run import pair
 def main(data: str, settings: tuple[str, ...] = ("training.epochs=2",)) -> None:
     prior = train_prior("llm/wyckoff", data=[data], out="prior", overrides=settings)
     pairs = pair(data, prior=prior, out="pairs", skip_invalid=True)
+    # So short a training seldom hits the space group, which base.symmetry=keep needs.
     refiner = train_refiner(
-        "rfm/wyckoff", pairs=[pairs.file], out="refiner", overrides=["training.epochs=2"]
+        "rfm/wyckoff",
+        pairs=[pairs.file],
+        out="refiner",
+        overrides=["training.epochs=2", "base.symmetry=free"],
     )
     model = FlowLLM.from_pretrained(prior=prior, refiner=refiner)
     for sample in model.sample(4):

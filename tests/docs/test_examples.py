@@ -17,7 +17,7 @@ from support import MP20_SAMPLE, ROOT
 
 EXAMPLES = ROOT / "examples"
 PRIOR = [*ARCHITECTURE, "training.epochs=1", "training.bf16=false"]
-REFINER = [*NETWORK, "training.epochs=1"]
+REFINER = [*NETWORK, "training.epochs=1", "base.symmetry=free"]
 # Arguments of `main` of the scripts, and parameters of the notebooks; DATA is a file of crystals.
 SMALL: dict[str, dict[str, Any]] = {
     "best_of.py": {"n": 1, "candidates": 2},
