@@ -90,8 +90,7 @@ def test_the_name_of_a_pair_stands_for_both(saved: Path, tmp_path: Path) -> None
     assert resolve_pair(saved / "prior", None) == (saved / "prior", BUNDLED_REFINER)
     half = tmp_path / "half"
     shutil.copytree(saved / "prior", half / "prior")
-    with pytest.raises(UserError, match=r"half holds no refiner; give one \(--refiner\)"):
-        resolve_pair(half, None)
+    assert resolve_pair(half, None) == (half / "prior", BUNDLED_REFINER)
     assert resolve_pair(half, "bundled:sites")[0] == half / "prior"
     # Weights other than those of the card of the pair are refused.
     changed = Path(shutil.copytree(saved, tmp_path / "changed"))
