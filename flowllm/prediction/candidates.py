@@ -263,8 +263,9 @@ def merge(candidates: Sequence[Candidate]) -> list[Candidate]:
 
     Two are equal if pymatgen's `StructureMatcher` maps one onto the other and their energies are
     within 2 meV/atom, which relaxations leave; without energies, if they have the same space group.
-    A structure with an energy of its own is another one. Probabilities are added, and the structure
-    of lower energy stays.
+    A structure with an energy of its own is another one. Probabilities are added. The structure
+    with the higher space group stays, since a distortion of so little energy is none; of equal
+    groups, the one of lower energy.
 
     Args:
         candidates: in order; without energies the first of equal ones stays.
@@ -277,8 +278,10 @@ def merge(candidates: Sequence[Candidate]) -> list[Candidate]:
                 other.structure, candidate.structure
             ):
                 total = np.logaddexp(other.log_probability, candidate.log_probability)
-                lower = min(other, candidate, key=lambda one: one.energy_per_atom or 0.0)
-                kept[place] = replace(lower, log_probability=float(total))
+                best = max(
+                    other, candidate, key=lambda c: (c.spacegroup, -(c.energy_per_atom or 0.0))
+                )
+                kept[place] = replace(best, log_probability=float(total))
                 break
         else:
             kept.append(candidate)
