@@ -7,15 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowllm.energy.formation import References, read_references
-from flowllm.energy.hull import Hull, materials_project_hull, read_hull
-from flowllm.evaluation.energies import EnergyModel, load_energy_model
 from flowllm.prediction.config import PredictionConfig
 from flowllm.templates.library import BUNDLED, TemplateLibrary, bundled
 from llm_prior.prompts import parse_composition
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
+
+    from flowllm.energy.formation import References
+    from flowllm.energy.hull import Hull
+    from flowllm.evaluation.energies import EnergyModel
 
 
 def library_path(config: PredictionConfig) -> Path:
@@ -63,6 +64,10 @@ def read_hull_data(
     """
     if config.hull is None:
         return None, None
+    # pymatgen's corrections of energies take seconds to import.
+    from flowllm.energy.formation import read_references
+    from flowllm.energy.hull import materials_project_hull, read_hull
+
     references = None if config.references is None else read_references(config.references)
     if not config.hull_is_online:
         return read_hull(config.hull), references
@@ -91,6 +96,8 @@ def load_energies(
     """
     if config.potential is None:
         return None
+    from flowllm.evaluation.energies import load_energy_model
+
     return load_energy_model(
         config.potential,
         hull=hull,
