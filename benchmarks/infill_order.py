@@ -1,4 +1,4 @@
-"""What the place of a masked element among the others tells about it.
+"""Hint that the order of elements gives about a masked one.
 
     OMP_NUM_THREADS=1 python benchmarks/infill_order.py ../shared/data/mp20/val.parquet
 

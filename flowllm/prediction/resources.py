@@ -1,4 +1,4 @@
-"""What a prediction reads and loads: templates, hull, elemental energies, potential."""
+"""Templates, hull, elemental energies and potential of a prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the records of a template library describe crystals."""
+"""Checks of the records of a template library."""
 
 from __future__ import annotations
 
