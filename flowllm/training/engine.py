@@ -270,7 +270,7 @@ def train(
 
 
 def training_device(device: str) -> str:
-    """Return the kind of device that a training uses, and make the GPU of this process the current one.
+    """Return the kind of device of a training, and make the GPU of this process the current one.
 
     The launcher (LOCAL_RANK) and CUDA_VISIBLE_DEVICES choose among several GPUs. transformers loads
     quantised weights to the current GPU, so it must be the right one before they are loaded.
