@@ -2,7 +2,8 @@
 
 The peak is the sum of what stays (weights, gradients, optimiser, checkpoints of activations) and
 of the largest thing that comes and goes: the logits, or one decoder layer that is computed again.
-Sizes are bytes; N is the number of tokens of the longest batch, h, f and V are those of `DecoderSizes`.
+Sizes are bytes; N is the number of tokens of the longest batch; h, f and V are those of
+`DecoderSizes`.
 
 - NF4 with double quantisation: 4 bits for each weight, an 8-bit scale for 64 weights and a 32-bit
   scale for 256 of those, 4.127 bits in all (Dettmers et al. 2023, arXiv 2305.14314, section 3).
