@@ -1,12 +1,12 @@
 """Peak memory, processor time and file-system operations of `flowllm sample` as the run grows.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py memory 1000 4000 20000
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py files 1024 --parts 4    # needs strace
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py memory 1000 4000 20000 --option --no-refine
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py files 128 --parts 2    # needs strace
 
 `memory` runs the whole command for each size, each in a process of its own, and prints the peak of
 its resident memory; the slope is that of the straight line between neighbouring sizes. `files` runs
-the parts of a run one after the other and then `flowllm merge`, and counts the system calls on paths
-below the run folder. Options after `--` go to `flowllm sample`, such as `-- --no-refine`.
+the parts of a run one after the other, then `flowllm merge` on the same shards, and counts the
+system calls on paths in it. `--option` adds an option of `flowllm sample`.
 """
 
 from __future__ import annotations
@@ -119,7 +119,19 @@ def traced(command: Sequence[str], out: Path) -> Counter[str]:
     trace = out.parent / "trace" / "calls"
     calls = ",".join(f"?{call}" for call in CALLS)
     peak, seconds = measured(
-        ["strace", "-f", "-y", "-s", "4096", "-e", f"trace={calls}", "-o", str(trace), *command]
+        [
+            "strace",
+            "-f",
+            "--seccomp-bpf",
+            "-y",
+            "-s",
+            "4096",
+            "-e",
+            f"trace={calls}",
+            "-o",
+            str(trace),
+            *command,
+        ]
     )
     place = re.escape(str(out))
     pattern = re.compile(rf'^(?:\d+ +)?(\w+)\(.*["<]{place}[/">]')
