@@ -210,9 +210,9 @@ def train(
         validation: crystals whose mean loss is logged every `eval_steps` and at the end; every
             evaluation makes the same draws.
         evaluator: called at the same times instead; its figures are logged.
-        labels_per_draw: mean number of labels of a draw. The loss of a step is then the sum over its
-            labels, divided by this number and the draws of the step, so that all labels have the
-            same weight in batches of texts of any length. None: the mean of the model's loss.
+        labels_per_draw: mean number of labels of a draw. The loss of a step is then the sum over
+            its labels, divided by this number and the draws of the step, so that all labels have
+            the same weight in batches of texts of any length. None: the mean of the model's loss.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
