@@ -2,11 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py memory 1000 4000 20000 --option --no-refine
     OMP_NUM_THREADS=1 python benchmarks/scaling.py files 128 --parts 2    # needs strace
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py shards 50              # needs strace
 
 `memory` runs the whole command for each size, each in a process of its own, and prints the peak of
 its resident memory; the slope is that of the straight line between neighbouring sizes. `files` runs
 the parts of a run one after the other, then `flowllm merge` on the same shards, and counts the
-system calls on paths in it. `--option` adds an option of `flowllm sample`.
+system calls on paths in it. `--option` adds an option of `flowllm sample`. `shards` counts them for
+each further shard of a part, whose records are empty.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -112,6 +114,48 @@ def files(size: int, parts: int, folder: Path | None, options: Sequence[str]) ->
             (out / output).unlink(missing_ok=True)
         shutil.rmtree(out / "cif", ignore_errors=True)
         report("merge", traced(flowllm("merge", out), out))
+
+
+@main.command()
+@click.argument("number", type=int)
+def shards(number: int) -> None:
+    """Print the system calls for each shard, from parts of NUMBER and of twice as many shards."""
+    if shutil.which("strace") is None:
+        sys.exit("strace is not installed")
+    found = []
+    for count in (number, 2 * number):
+        with new_folder(None) as runs:
+            out = (runs / "parts").resolve()
+            (runs / "trace").mkdir()
+            found.append(traced([sys.executable, __file__, "empty", str(out), str(count)], out))
+    few, many = found
+    each = {call: (many[call] - few[call]) / number for call in many if many[call] > few[call]}
+    listed = ", ".join(f"{call} {calls:.2f}" for call, calls in sorted(each.items()))
+    click.echo(f"each shard: {sum(each.values()):.1f} calls ({listed})")
+
+
+@main.command(hidden=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("count", type=int)
+def empty(out: Path, count: int) -> None:
+    """Compute part 1/2 of a run of twice COUNT shards with a record each."""
+    from flowllm.runs.parts import Unfinished
+    from flowllm.runs.sharded import run_job
+
+    with suppress(Unfinished):
+        run_job(
+            out,
+            manifest={},
+            total=2 * count,
+            batch_size=1,
+            work=no_work,
+            part="1/2",
+            progress=False,
+        )
+
+
+def no_work(context: object, batch: object, progress: object) -> list[dict[str, object]]:
+    return [{}]
 
 
 def traced(command: Sequence[str], out: Path) -> Counter[str]:

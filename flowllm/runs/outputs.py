@@ -268,9 +268,10 @@ def _publish(
             if frames in absent:
                 writers.append(stack.enter_context(_frames(path / frames, properties)))
             if "cif" in absent:
-                writers.append(functools.partial(_write_cif, path / "cif", cif))
+                writers.append(functools.partial(_write_cif, _Folder(path / "cif"), cif))
             if "trajectories" in absent:
-                writers.append(functools.partial(_write_trajectory, path / "trajectories"))
+                trajectories = _Folder(path / "trajectories")
+                writers.append(functools.partial(_write_trajectory, trajectories))
             for record in read():
                 counts.add(record)
                 described = _Described(record, names.next(record.id))
@@ -326,26 +327,37 @@ def _frames(path: Path, properties: Sequence[str]) -> Iterator[Callable[[_Descri
         yield add
 
 
-def _write_cif(folder: Path, form: CifForm, described: _Described) -> None:
+class _Folder:
+    """A folder that is made for its first file: a call on each file costs a large run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        if not self._made:
+            self._path.mkdir()
+            self._made = True
+        return self._path / name
+
+
+def _write_cif(folder: _Folder, form: CifForm, described: _Described) -> None:
     structure = described.record.structure
     if structure is None:
         return
     text = described.cif if form == "p1" else symmetrized_cif(structure, described.symmetry)
     assert text is not None
-    folder.mkdir(exist_ok=True)
-    (folder / f"{described.name}.cif").write_text(text, encoding="utf-8")
+    folder.file(f"{described.name}.cif").write_text(text, encoding="utf-8")
 
 
-def _write_trajectory(folder: Path, described: _Described) -> None:
+def _write_trajectory(folder: _Folder, described: _Described) -> None:
     record = described.record
-    if record.trajectory is None:
-        return
-    folder.mkdir(exist_ok=True)
-    if record.initial_structure is None:
+    if record.trajectory is None or record.initial_structure is None:
         return
     numbers = record.initial_structure.atomic_numbers
     frames = [_atoms(numbers, frame) for frame in record.trajectory]
-    ase.io.write(folder / f"{described.name}.extxyz", frames, format="extxyz")
+    ase.io.write(folder.file(f"{described.name}.extxyz"), frames, format="extxyz")
 
 
 def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> dict[str, Any]:
