@@ -14,8 +14,10 @@ from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
     DEFAULT_ATTEMPTS,
+    DEFAULT_GUIDANCE,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
+    check_guidance,
     check_settings,
     composition_conditions,
     generation_prompt,
@@ -71,6 +73,13 @@ class DrawingConfig(Options):
         above=0,
         maximum=1,
     )
+    guidance: float = option(
+        DEFAULT_GUIDANCE,
+        "Weight of the conditions (Ho & Salimans 2022): 1 draws as usual, more follows them more "
+        "closely in twice the time, 0 leaves them out of the prompt.",
+        section="Drawing",
+        minimum=0,
+    )
     max_attempts: int = option(
         DEFAULT_ATTEMPTS,
         "Texts drawn for a crystal before it counts as failed.",
@@ -94,6 +103,7 @@ class DrawingConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
+        check_guidance(self.guidance)
 
     def batch_size_for(self, total: int, parameters: int) -> int:
         """Return `batch_size`, or the default for this many crystals and weights of the prior.
@@ -112,7 +122,7 @@ class DrawingConfig(Options):
     @property
     def drawing(self) -> dict[str, Any]:
         """The arguments of `llm_prior.propose`."""
-        names = ("temperature", "top_p", "max_attempts", "constrain")
+        names = ("temperature", "top_p", "guidance", "max_attempts", "constrain")
         return {name: getattr(self, name) for name in names}
 
 
@@ -260,6 +270,11 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             raise UserError(
                 f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
                 "give a temperature above 0"
+            )
+        if self.guidance != 1 and not self.conditions:
+            raise UserError(
+                f"guidance {self.guidance:g} weighs conditions, and the request has none; give one "
+                "such as e_above_hull 0.05 (--e-above-hull 0.05), or leave guidance out"
             )
         self._check_like()
         if self.rank == "flow" and not self.refine:
