@@ -7,6 +7,9 @@ match is decided by pymatgen's StructureMatcher (stol 0.5, angle_tol 10, ltol 0.
 mean square displacement over the cube root of the volume per atom, averaged over the matched
 targets. A target whose sample failed counts as not matched. Intervals are Wilson's at 95%.
 
+--guidance W weighs the conditions of the prompt (classifier-free guidance), and --group adds the
+space group of the target to them.
+
 With --samples K, the output also has the share of targets that at least one of K samples matches,
 and the RMSD of the nearest one. With --rank, it also has the figures of the sample that `flowllm
 sample --best-of K --rank` keeps of these K (`ranked_by` in the JSON).
@@ -36,6 +39,8 @@ from flowllm.generation.selection import RankingPotential, choose, energy_scores
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
+from flowllm.metrics.prototypes import SYMPREC
+from flowllm.metrics.symmetry import spacegroup_number
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
 from rfm.config import SYMMETRIES
@@ -67,6 +72,8 @@ def share(hits: int, total: int) -> str:
 )
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
+@click.option("--guidance", default=1.0, show_default=True)
+@click.option("--group", is_flag=True, help="Give the space group as well.")
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
 @click.option(
     "--samples",
@@ -90,6 +97,8 @@ def main(
     symmetries: tuple[str, ...],
     temperature: float,
     top_p: float,
+    guidance: float,
+    group: bool,
     constrain: bool,
     samples: int,
     ranks: tuple[str, ...],
@@ -112,12 +121,17 @@ def main(
     for at in range(0, samples * n, BATCH):
         part = [targets[k % n] for k in range(at, min(at + BATCH, samples * n))]
         requests = [composition_conditions(target.structure.formula) for target in part]
+        if group:
+            for request, target in zip(requests, part, strict=True):
+                found = spacegroup_number(target.structure, symprec=SYMPREC)
+                request |= {} if found is None else {"spacegroup": found}
         proposals += propose(
             model,
             requests,
             seed=seed + at,
             temperature=temperature,
             top_p=top_p,
+            guidance=guidance,
             max_attempts=attempts,
             constrain=constrain,
         )

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         BaseModel,
         Lora,
         TaskMix,
-        check_guidance,
         check_settings,
         check_unconditional,
     )
@@ -72,7 +71,6 @@ __all__ = [
     "TextFormat",
     "allowed_swaps",
     "check_conditions",
-    "check_guidance",
     "check_settings",
     "check_unconditional",
     "composition_conditions",
@@ -92,7 +90,7 @@ _NAMES = {
     "config": (
         *("DEFAULT_ATTEMPTS", "DEFAULT_GUIDANCE", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P"),
         *("Architecture", "BaseModel", "Lora", "TaskMix"),
-        *("check_guidance", "check_settings", "check_unconditional"),
+        *("check_settings", "check_unconditional"),
     ),
     "dataset": ("Collator", "CrystalTextDataset"),
     "errors": ("PriorError",),

@@ -17,12 +17,12 @@ from llm_prior import (
     DEFAULT_GUIDANCE,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
-    check_guidance,
     check_settings,
     composition_conditions,
     generation_prompt,
     stated_conditions,
 )
+from llm_prior.config import STRONGEST_GUIDANCE
 from llm_prior.prompts import render_elements
 from llm_prior.spacegroups import CRYSTAL_SYSTEMS
 from rfm.config import INTEGRATION_METHODS, SYMMETRIES
@@ -79,6 +79,7 @@ class DrawingConfig(Options):
         "closely in twice the time, 0 leaves them out of the prompt.",
         section="Drawing",
         minimum=0,
+        maximum=STRONGEST_GUIDANCE,
     )
     max_attempts: int = option(
         DEFAULT_ATTEMPTS,
@@ -103,7 +104,6 @@ class DrawingConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
-        check_guidance(self.guidance)
 
     def batch_size_for(self, total: int, parameters: int) -> int:
         """Return `batch_size`, or the default for this many crystals and weights of the prior.
