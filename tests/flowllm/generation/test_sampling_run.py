@@ -18,7 +18,7 @@ import torch
 from pymatgen.core import Structure
 from safetensors.torch import load_file
 
-from flowllm import FlowLLM, PriorError, RefinerError, UserError, pair, run_sampling
+from flowllm import FlowLLM, PriorError, RefinerError, UserError, run_sampling
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import symmetry_of
@@ -31,6 +31,7 @@ from flowllm.system.files import sha256_file, sha256_folder
 from flowllm.system.versions import versions
 from flowllm.templates.library import BUNDLED
 from flowllm.templates.ranking import RANKING_FILE
+from flowllm.training.pairing.run import pair
 from llm_prior import proposals
 from llm_prior.proposals import Question
 from run_jobs import contents
