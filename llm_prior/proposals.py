@@ -29,6 +29,7 @@ from llm_prior.errors import PriorError
 from llm_prior.layouts import TextConstraint, TextCursor, TextLayout
 from llm_prior.model import Prior
 from llm_prior.prompts import BY_NAME
+from llm_prior.serving.client import ServedModel
 from llm_prior.text import ParseError, site_symbols
 
 if TYPE_CHECKING:
@@ -132,7 +133,11 @@ def propose(
             else:
                 prior.layout.check(conditions, exclude_elements)
             kinds[key] = _Kind.of(
-                prior, conditions, constraint, constraint.max_tokens if constraint else free_room
+                prior,
+                conditions,
+                constraint,
+                constraint.max_tokens if constraint else free_room,
+                exclude_elements,
             )
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
@@ -176,10 +181,15 @@ class Question(Answer):
     Attributes:
         place: index of its request in the call.
         cursor: constrains the tokens; None allows every token.
+        conditions: what the cursor was made of, for a server with a grammar of its own: values by
+            name as canonical text; None allows every token.
+        exclude_elements: symbols that are never written.
     """
 
     place: int
     cursor: TextCursor | None = None
+    conditions: Mapping[str, str] | None = None
+    exclude_elements: Sequence[str] = ()
 
 
 def generate_texts(
@@ -198,16 +208,21 @@ def generate_texts(
         (place, text, complete); complete is False if the token limit cut the text off.
 
     Raises:
-        PriorError: if the model computes NaN.
+        PriorError: if the model computes NaN, or its server fails.
     """
-    for question in decode_answers(
-        prior.model,
-        queue,
-        eos_token_id=prior.tokenizer.eos_token_id,
-        slots=slots,
-        temperature=temperature,
-        top_p=top_p,
-    ):
+    answers: Iterator[Question]
+    if isinstance(prior.model, ServedModel):
+        answers = prior.model.decode_answers(queue, temperature=temperature, top_p=top_p)
+    else:
+        answers = decode_answers(
+            prior.model,
+            queue,
+            eos_token_id=prior.tokenizer.eos_token_id,
+            slots=slots,
+            temperature=temperature,
+            top_p=top_p,
+        )
+    for question in answers:
         text = prior.tokenizer.decode(question.tokens, skip_special_tokens=True)
         yield question.place, str(text), question.complete
 
@@ -221,6 +236,7 @@ class _Kind:
     tokens: tuple[int, ...]
     room: int  # limit on the tokens of an answer
     constraint: TextConstraint | None
+    exclude_elements: Sequence[str]
 
     @classmethod
     def of(
@@ -229,6 +245,7 @@ class _Kind:
         conditions: Mapping[str, Any],
         constraint: TextConstraint | None,
         room: int,
+        exclude_elements: Sequence[str],
     ) -> _Kind:
         prompt = prior.layout.prompt(conditions)
         wanted = {name: BY_NAME[name].render(value) for name, value in conditions.items()}
@@ -240,7 +257,7 @@ class _Kind:
                 f"a prompt of {len(tokens)} tokens and a crystal of up to {room} exceed the "
                 f"context of {prior.context_length} tokens; give fewer conditions"
             )
-        return cls(prompt, wanted, tuple(tokens), room, constraint)
+        return cls(prompt, wanted, tuple(tokens), room, constraint, list(exclude_elements))
 
     def question(self, place: int, rng: np.random.Generator) -> Question:
         return Question(
@@ -248,6 +265,8 @@ class _Kind:
             prompt=self.tokens,
             uniforms=rng.random(self.room),
             cursor=None if self.constraint is None else self.constraint.cursor(),
+            conditions=None if self.constraint is None else self.wanted,
+            exclude_elements=self.exclude_elements,
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowllm.errors import UserError
+from flowllm.generation.engines import engine_of
 from llm_prior import check_conditions, stated_conditions
 from llm_prior.text import SYMBOLS
 
@@ -86,10 +87,32 @@ def check_models(
     from llm_prior import warn_of_untrained  # imports torch
 
     assert prior is not None
+    loaded = engine_of(prior)
+    if loaded != config.engine:
+        raise UserError(
+            f"the prior was loaded for engine {loaded}, and the request names engine "
+            f"{config.engine}; give the same one to FlowLLM.from_pretrained and to the request"
+        )
     settled = prior.layout.settle(
         conditions, np.random.default_rng(config.seed), config.exclude_elements
     )
     warn_of_untrained(prior, sorted({*config.prompt_conditions, *stated_conditions(settled)}))
+
+
+def check_predicts(prior: Prior | None) -> None:
+    """Check that predictions can use a prior.
+
+    Args:
+        prior: proposes candidates; None for none.
+
+    Raises:
+        UserError: if it was loaded for another engine than `plain`.
+    """
+    if prior is not None and (engine := engine_of(prior)) != "plain":
+        raise UserError(
+            f"predict scores with the prior, which engine {engine} does not; load the models with "
+            "engine plain"
+        )
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

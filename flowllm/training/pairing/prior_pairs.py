@@ -12,6 +12,7 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal
+from flowllm.generation.engines import check_engine, load_prior
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.device import pick_device
@@ -54,10 +55,11 @@ def pair_prior(
         UserError: if the data or the folder is bad, or no sample could be kept.
         PriorError: if the prior cannot be loaded.
     """
+    folder = resolve(prior, BUNDLED_PRIOR)
+    check_engine(config.engine, folder)
     device = pick_device(device)
     check_gpus(device, workers, executor)
-    folder = resolve(prior, BUNDLED_PRIOR)
-    load = functools.partial(Prior.from_pretrained, folder, device=device)
+    load = functools.partial(load_prior, folder, device, config.engine)
     model = load()
     crystals = read(
         data,
@@ -79,6 +81,7 @@ def pair_prior(
             "niggli_tolerance": NIGGLI_TOLERANCE,
             "prior": identity(folder),
             "samples_per_target": config.samples_per_target,
+            "engine": config.engine,
             "seed": config.seed,
             **config.drawing,
         },

@@ -35,6 +35,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "top_p": {"top_p": 1},
     "max_attempts": {"max_attempts": 1},
     "constrain": {"constrain": False},
+    "engine": {"engine": "vllm"},
     "batch_size": {"batch_size": 1},
     "seed": {"seed": 1},
     "refine": {"refine": False},
