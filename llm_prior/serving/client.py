@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -262,8 +263,9 @@ class _Server:
             content = None
         if not isinstance(content, dict):
             self.close()
-            raise PriorError(f"the server of vLLM wrote {line[:80]!r}, no answer; make its "
-                             "environment again")
+            raise PriorError(
+                f"the server of vLLM wrote {line[:80]!r}, no answer; make its environment again"
+            )
         if "error" in content:
             log = self._kept_log()
             self.close()
@@ -279,9 +281,7 @@ class _Server:
         log = self._kept_log()
         self.close()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        return PriorError(
-            f"the process of vLLM {how}; see {log}, and run the same command again"
-        )
+        return PriorError(f"the process of vLLM {how}; see {log}, and run the same command again")
 
     def _kept_log(self) -> Path:
         """Copy the log out of the folder that is deleted, and return its path."""
@@ -295,10 +295,8 @@ def _end(process: subprocess.Popen[bytes], folder: tempfile.TemporaryDirectory[s
     """End a server: its standard input ends, and after a while it is killed with its children."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            with contextlib.suppress(OSError):  # what was not sent is lost
                 pipe.close()
-            except OSError:  # what was not sent is lost
-                pass
     try:
         process.wait(_END_LIMIT)
     except subprocess.TimeoutExpired:

@@ -65,7 +65,9 @@ def check_python(modules: tuple[str, ...] = ()) -> Path:
         )
         missing = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise PriorError(f"{PYTHON} is {named}, which does not run as Python; correct it") from error
+        raise PriorError(
+            f"{PYTHON} is {named}, which does not run as Python; correct it"
+        ) from error
     if missing:
         raise PriorError(
             f"{PYTHON} is {named}, which has no {', '.join(missing)}; install "

@@ -33,7 +33,9 @@ class Constraints:
         self._grammar = layout_of(fmt).grammar(tokenizer)
         self._known: dict[str, TextConstraint] = {}
 
-    def find(self, conditions: Mapping[str, Any], exclude_elements: Sequence[str]) -> TextConstraint:
+    def find(
+        self, conditions: Mapping[str, Any], exclude_elements: Sequence[str]
+    ) -> TextConstraint:
         """Return the constraint of a request.
 
         Args:

@@ -12,8 +12,8 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal
-from flowllm.generation.engines import check_engine, load_prior
-from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.generation.engines import load_prior
+from flowllm.hub.locate import identity
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.device import pick_device
 from flowllm.system.pools import check_gpus
@@ -25,7 +25,7 @@ from llm_prior import Prior, Proposal, composition_conditions, propose
 
 def pair_prior(
     data: Path,
-    prior: str | Path | None,
+    folder: Path,
     config: PairingConfig,
     *,
     out: str | Path,
@@ -39,7 +39,7 @@ def pair_prior(
 
     Args:
         data: target crystals.
-        prior: folder or hub id; None takes the bundled one.
+        folder: of the prior.
         config: options of the pairing.
         out: run folder.
         workers: batches at work at a time.
@@ -55,8 +55,6 @@ def pair_prior(
         UserError: if the data or the folder is bad, or no sample could be kept.
         PriorError: if the prior cannot be loaded.
     """
-    folder = resolve(prior, BUNDLED_PRIOR)
-    check_engine(config.engine, folder)
     device = pick_device(device)
     check_gpus(device, workers, executor)
     load = functools.partial(load_prior, folder, device, config.engine)

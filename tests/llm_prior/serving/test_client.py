@@ -13,7 +13,7 @@ import pytest
 from llm_prior import Prior, PriorError, Proposal, log_likelihood, propose
 from llm_prior.infilling import element_probabilities
 from llm_prior.serving.client import ServedModel, served_prior
-from prior_support import refused, with_trained_adapter
+from prior_support import adapter_on, refused
 from support import BUNDLED_PRIOR, ROOT, SALT
 from vllm_support import use_stand_in
 
@@ -68,11 +68,7 @@ def test_the_answers_are_those_of_the_plain_engine(folder: Path, environment: Pa
 
 
 def test_an_adapter_is_put_on_its_base(environment: Path, tmp_path: Path) -> None:
-    from llm_prior import BaseModel, Lora
-
-    prior = Prior.build(BaseModel(name=str(WYCKOFF), lora=Lora(r=2)), Prior.from_pretrained(WYCKOFF).fmt)
-    shake(prior)
-    prior.save_pretrained(tmp_path / "adapter")
+    adapter_on(WYCKOFF).save_pretrained(tmp_path / "adapter")
     served = served_prior(tmp_path / "adapter")
     found = propose(served, REQUESTS, seed=0, temperature=0)
     plain = Prior.from_pretrained(tmp_path / "adapter")
@@ -206,14 +202,3 @@ def alive(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def shake(prior: Prior) -> None:
-    """Give a fresh adapter, which changes nothing, some weights."""
-    import torch
-
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, weight in prior.model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) / 10)
