@@ -49,8 +49,8 @@ def check_python(modules: tuple[str, ...] = ()) -> Path:
     named = os.environ.get(PYTHON)
     if not named:
         raise PriorError(
-            f"engine vllm needs an environment with vLLM; make one (tools/check_vllm.sh FOLDER) and "
-            f"set {PYTHON} to its Python"
+            "engine vllm needs an environment with vLLM; make one (tools/check_vllm.sh FOLDER) "
+            f"and set {PYTHON} to its Python"
         )
     python = Path(named)
     try:

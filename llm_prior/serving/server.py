@@ -1,7 +1,7 @@
 """The server: a process of vLLM's environment that writes texts, one JSON object a line.
 
-The first line from standard input says what to serve (`Served`); the answer is `{"ready": VERSION}`.
-Each further line is a request with an `id`; its answer has that `id`, the `tokens` without the end
+The first line from standard input says what to serve (`Served`), and the answer is
+`{"ready": VERSION}`. Each further line is a request with an `id`; its answer has that `id`, the `tokens` without the end
 of sequence, and `complete`. Answers come as texts are finished. A fault is `{"error": LINE}`, and
 the end. The server ends with its standard input.
 

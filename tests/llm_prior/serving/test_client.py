@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_prior import Prior, PriorError, Proposal, log_likelihood, propose
+from llm_prior import Prior, Proposal, log_likelihood, propose
 from llm_prior.infilling import element_probabilities
 from llm_prior.serving.client import ServedModel, served_prior
 from prior_support import adapter_on, refused
