@@ -238,7 +238,7 @@ class _Server:
                 start_new_session=True,  # Ctrl-C is for this process, which ends the other
             )
         self._end = weakref.finalize(self, _end, self._process, self._folder)
-        self.send(asdict(served))
+        self.send({**asdict(served), "scratch": str(place)})
         version = self.receive().get("ready")
         logger.info("vLLM %s is ready", version)
 

@@ -1,9 +1,9 @@
 """The server: a process of vLLM's environment that writes texts, one JSON object a line.
 
 The first line from standard input says what to serve (`Served`), and the answer is
-`{"ready": VERSION}`. Each further line is a request with an `id`; its answer has that `id`, the `tokens` without the end
-of sequence, and `complete`. Answers come as texts are finished. A fault is `{"error": LINE}`, and
-the end. The server ends with its standard input.
+`{"ready": VERSION}`. Each further line is a request with an `id`; its answer has that `id`, the
+`tokens` without the end of sequence, and `complete`. Answers come as texts are finished. A fault is
+`{"error": LINE}`, and the end. The server ends with its standard input.
 
     python -m llm_prior.serving.server
 """
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ class Served:
         context: longest sequence in tokens.
         eos_token_id: ends a text.
         device: `cpu` or `cuda`.
+        scratch: folder that the server deletes at its end; empty for none.
         options: further arguments of `vllm.LLM`, which come before all others.
     """
 
@@ -46,6 +48,7 @@ class Served:
     context: int
     eos_token_id: int
     device: str
+    scratch: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
@@ -89,7 +92,8 @@ def serve(requests: TextIO, replies: TextIO) -> None:
 
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     served = Served(**json.loads(requests.readline()))
-    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
+    receiving = requests, inbox, served.scratch
+    threading.Thread(target=_receive, args=receiving, daemon=True).start()
     try:
         engine = _Engine(served)
         reply(ready=engine.version)
@@ -162,10 +166,12 @@ class _Engine:
                 }
 
 
-def _receive(requests: TextIO, inbox: queue.SimpleQueue[str]) -> None:
+def _receive(requests: TextIO, inbox: queue.SimpleQueue[str], scratch: str) -> None:
     """Pass lines on; at their end, end this process and those that it started."""
     for line in requests:
         inbox.put(line)
+    if scratch:  # the client may have been killed
+        shutil.rmtree(scratch, ignore_errors=True)
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(0)

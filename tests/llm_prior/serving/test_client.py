@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +34,7 @@ ANSWERS = {"seed": 1, "exclude_elements": ["Pb"]}
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return use_stand_in(tmp_path, monkeypatch)
 
 
@@ -38,6 +43,7 @@ def served(environment: Path) -> Iterator[Prior]:
     prior = served_prior(WYCKOFF)
     yield prior
     model(prior).close()
+    assert not list(environment.parents[1].glob("flowllm-vllm-*"))  # nothing is left behind
 
 
 def model(prior: Prior) -> ServedModel:
@@ -78,7 +84,10 @@ def test_an_adapter_is_put_on_its_base(environment: Path, tmp_path: Path) -> Non
     model(served).close()
 
 
-def test_a_given_up_call_does_not_disturb_the_next(served: Prior) -> None:
+def test_a_server_serves_until_its_prior_ends(served: Prior) -> None:
+    # It starts at the first request.
+    assert propose(served, [], seed=0) == []
+    assert model(served)._server is None
     alone = said(propose(served, REQUESTS[:2], seed=3))
 
     def stop(count: int) -> None:
@@ -86,19 +95,13 @@ def test_a_given_up_call_does_not_disturb_the_next(served: Prior) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         propose(served, REQUESTS, seed=4, on_finished=stop)
+    # A call that was given up does not disturb the next.
     assert said(propose(served, REQUESTS[:2], seed=3)) == alone
-
-
-def test_the_server_starts_at_the_first_request_and_ends_with_the_prior(served: Prior) -> None:
-    assert model(served)._server is None
-    propose(served, [], seed=0)
-    assert model(served)._server is None
-    propose(served, REQUESTS[:1], seed=0)
-    process = model(served)._server._process
-    assert process.poll() is None
+    server = model(served)._server
+    assert server is not None and server._process.poll() is None
     model(served).close()
-    assert process.poll() is not None
-    assert propose(served, REQUESTS[:1], seed=0)[0].structure is not None  # another one
+    assert server._process.poll() is not None
+    assert said(propose(served, REQUESTS[:2], seed=3)) == alone  # by another one
 
 
 def test_the_description_of_the_model_is_that_of_its_folder(served: Prior) -> None:
@@ -167,10 +170,6 @@ def test_a_server_that_is_none_is_one_line(
 
 
 def test_the_server_ends_when_its_client_is_killed(environment: Path, tmp_path: Path) -> None:
-    import signal
-    import subprocess
-    import sys
-
     program = (
         "import sys\n"
         "from llm_prior import propose\n"
@@ -194,6 +193,7 @@ def test_the_server_ends_when_its_client_is_killed(environment: Path, tmp_path: 
     while alive(server) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(server)
+    assert not list(tmp_path.glob("flowllm-vllm-*"))
 
 
 def alive(process: int) -> bool:
