@@ -69,6 +69,8 @@ def served_prior(folder: str | Path, *, device: str = "cpu") -> Prior:
     check_served(folder)
     path = Path(folder).resolve()
     base = base_of(path)
+    if base is not None and Path(base).exists():
+        base = str(Path(base).resolve())
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         config = AutoConfig.from_pretrained(base or path, trust_remote_code=False)
@@ -234,6 +236,7 @@ class _Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                cwd=place,  # Python looks for modules here first
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for this process, which ends the other
             )

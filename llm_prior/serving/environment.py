@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def check_python(modules: tuple[str, ...] = ()) -> Path:
             "engine vllm needs an environment with vLLM; make one (tools/check_vllm.sh FOLDER) "
             f"and set {PYTHON} to its Python"
         )
-    python = Path(named)
+    python = Path(os.path.abspath(shutil.which(named) or named))
     try:
         answer = subprocess.run(
             [python, "-c", _FIND, *_MODULES, *modules],
