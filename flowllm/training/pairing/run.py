@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PER_TARGET = "samples_per_target"
 _DEFAULTS = PairingConfig()
-_DRAWS = ("seed", "temperature", "top_p", "max_attempts", "constrain", "engine")
+_DRAWS = ("seed", "temperature", "top_p", "max_attempts", "constrain", "engine", "volume")
 
 
 def pair(
