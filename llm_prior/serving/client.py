@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llm_prior
 from llm_prior.errors import PriorError
-from llm_prior.loading import first_line
 from llm_prior.model import Prior
 from llm_prior.serving.environment import (
     base_of,
@@ -33,7 +31,7 @@ from llm_prior.serving.environment import (
     variables,
 )
 from llm_prior.serving.rows import write
-from llm_prior.serving.server import Served
+from llm_prior.serving.server import Served, one_line
 from llm_prior.settings import read_settings
 from llm_prior.text import TextFormat
 
@@ -65,6 +63,9 @@ def served_prior(folder: str | Path, *, device: str = "cpu") -> Prior:
     Raises:
         PriorError: if there is no such prior, or no environment that can serve it.
     """
+    # Other priors are written without transformers.
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
     settings = read_settings(str(folder))
     check_served(folder)
     path = Path(folder).resolve()
@@ -78,7 +79,7 @@ def served_prior(folder: str | Path, *, device: str = "cpu") -> Prior:
             shape = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError) as error:
         raise PriorError(
-            f"cannot read the configuration of {base or folder}: {first_line(error)}; give a model "
+            f"cannot read the configuration of {base or folder}: {one_line(error)}; give a model "
             "folder"
         ) from error
     if tokenizer.eos_token_id is None:
@@ -198,7 +199,7 @@ class ServedModel(torch.nn.Module):
                     write(question.cursor, token)
         except (LookupError, TypeError, ValueError) as error:
             raise PriorError(
-                f"vLLM wrote a text that the grammar does not allow ({first_line(error)}); make "
+                f"vLLM wrote a text that the grammar does not allow ({one_line(error)}); make "
                 "its environment again"
             ) from error
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer
 
 from llm_prior.decoding import draw_tokens
 from llm_prior.errors import PriorError
@@ -28,6 +27,8 @@ class Constraints:
     """
 
     def __init__(self, folder: str) -> None:
+        from transformers import AutoTokenizer
+
         fmt = TextFormat(**read_settings(folder)["text"])
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._grammar = layout_of(fmt).grammar(tokenizer)

@@ -106,7 +106,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         import traceback
 
         traceback.print_exc()  # into the log
-        reply(error=_one_line(error))
+        reply(error=one_line(error))
 
 
 class _Engine:
@@ -186,7 +186,12 @@ def _lines(inbox: queue.SimpleQueue[str], *, wait: bool) -> Iterator[str]:
             yield inbox.get_nowait()
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line of at most 300 characters.
+
+    Args:
+        error: its type stands in for an empty message.
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
