@@ -29,7 +29,7 @@ from llm_prior.errors import PriorError
 from llm_prior.layouts import TextConstraint, TextCursor, TextLayout
 from llm_prior.model import Prior
 from llm_prior.prompts import BY_NAME
-from llm_prior.serving.client import ServedModel
+from llm_prior.serving.client import ServedPrior
 from llm_prior.text import ParseError, site_symbols
 
 if TYPE_CHECKING:
@@ -211,8 +211,8 @@ def generate_texts(
         PriorError: if the model computes NaN, or its server fails.
     """
     answers: Iterator[Question]
-    if isinstance(prior.model, ServedModel):
-        answers = prior.model.decode_answers(queue, temperature=temperature, top_p=top_p)
+    if isinstance(prior, ServedPrior):
+        answers = prior.server.decode_answers(queue, temperature=temperature, top_p=top_p)
     else:
         answers = decode_answers(
             prior.model,

@@ -59,6 +59,6 @@ def engine_of(prior: Prior) -> Engine:
     Args:
         prior: the model.
     """
-    from llm_prior.serving.client import ServedModel
+    from llm_prior.serving.client import ServedPrior
 
-    return "vllm" if isinstance(prior.model, ServedModel) else "plain"
+    return "vllm" if isinstance(prior, ServedPrior) else "plain"

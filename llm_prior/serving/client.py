@@ -51,10 +51,18 @@ _SETTINGS = {
 }
 
 
-def served_prior(folder: str | Path, *, device: str = "cpu") -> Prior:
-    """Return a prior whose texts vLLM writes. The server starts at the first request.
+class ServedPrior(Prior):
+    """A prior whose texts vLLM writes. It only writes: it cannot score, infill, or be saved."""
 
-    Such a prior only writes: it cannot score, infill, or be saved.
+    @property
+    def server(self) -> ServedModel:
+        """What stands in for the weights."""
+        assert isinstance(self.model, ServedModel)
+        return self.model
+
+
+def served_prior(folder: str | Path, *, device: str = "cpu") -> ServedPrior:
+    """Return a prior whose texts vLLM writes. The server starts at the first request.
 
     Args:
         folder: of a whole model or an adapter, as `Prior.save_pretrained` wrote it.
@@ -99,7 +107,7 @@ def served_prior(folder: str | Path, *, device: str = "cpu") -> Prior:
         ),
         gpu=device.partition(":")[2] or None,
     )
-    return Prior(
+    return ServedPrior(
         model=model,
         tokenizer=tokenizer,
         fmt=TextFormat(**settings["text"]),

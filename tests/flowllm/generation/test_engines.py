@@ -15,6 +15,7 @@ from flowllm.generation.engines import check_engine
 from flowllm.runs.sharded import RunFolder
 from flowllm.training.pairing.run import pair
 from llm_prior import PriorError, TextFormat
+from llm_prior.serving.client import ServedPrior
 from llm_prior.settings import SETTINGS_FILE, SETTINGS_VERSION
 from support import MP20_SAMPLE, ROOT, run_command
 from vllm_support import make_python, use_stand_in
@@ -99,8 +100,8 @@ def test_models_and_requests_name_the_same_engine(environment: Path) -> None:
     with pytest.raises(UserError, match="predict scores with the prior, which engine vllm does no"):
         served.predict("NaCl")
     (sample,) = served.sample(1, engine="vllm", formula="NaCl", refine=False)
-    assert served.prior is not None
-    served.prior.model.close()
+    assert isinstance(served.prior, ServedPrior)
+    served.prior.server.close()
     plain = FlowLLM.from_pretrained(device="cpu")
     assert sample.text == plain.sample(1, formula="NaCl", refine=False)[0].text
     with pytest.raises(UserError, match="loaded for engine plain, and the request names engine vl"):

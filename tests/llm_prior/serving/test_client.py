@@ -16,7 +16,7 @@ import pytest
 
 from llm_prior import Prior, Proposal, log_likelihood, propose
 from llm_prior.infilling import element_probabilities
-from llm_prior.serving.client import ServedModel, served_prior
+from llm_prior.serving.client import ServedPrior, served_prior
 from prior_support import adapter_on, refused
 from support import BUNDLED_PRIOR, ROOT, SALT
 from vllm_support import use_stand_in
@@ -39,16 +39,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def served(environment: Path) -> Iterator[Prior]:
+def served(environment: Path) -> Iterator[ServedPrior]:
     prior = served_prior(WYCKOFF)
     yield prior
-    model(prior).close()
+    prior.server.close()
     assert not list(environment.parents[1].glob("flowllm-vllm-*"))  # nothing is left behind
-
-
-def model(prior: Prior) -> ServedModel:
-    assert isinstance(prior.model, ServedModel)
-    return prior.model
 
 
 def said(proposals: Sequence[Proposal]) -> list[tuple[str, str, int]]:
@@ -70,7 +65,7 @@ def test_the_answers_are_those_of_the_plain_engine(folder: Path, environment: Pa
         assert said(found) == said(propose(plain, REQUESTS, **ANSWERS, **drawing))
         if drawing.get("constrain", True):
             assert all(proposal.structure is not None for proposal in found)
-    model(served).close()
+    served.server.close()
 
 
 def test_an_adapter_is_put_on_its_base(environment: Path, tmp_path: Path) -> None:
@@ -81,13 +76,13 @@ def test_an_adapter_is_put_on_its_base(environment: Path, tmp_path: Path) -> Non
     assert said(found) == said(propose(plain, REQUESTS, seed=0, temperature=0))
     whole = propose(Prior.from_pretrained(WYCKOFF), REQUESTS, seed=0, temperature=0)
     assert said(found) != said(whole)
-    model(served).close()
+    served.server.close()
 
 
-def test_a_server_serves_until_its_prior_ends(served: Prior) -> None:
+def test_a_server_serves_until_its_prior_ends(served: ServedPrior) -> None:
     # It starts at the first request.
     assert propose(served, [], seed=0) == []
-    assert model(served)._server is None
+    assert served.server._server is None
     alone = said(propose(served, REQUESTS[:2], seed=3))
 
     def stop(count: int) -> None:
@@ -97,21 +92,21 @@ def test_a_server_serves_until_its_prior_ends(served: Prior) -> None:
         propose(served, REQUESTS, seed=4, on_finished=stop)
     # A call that was given up does not disturb the next.
     assert said(propose(served, REQUESTS[:2], seed=3)) == alone
-    server = model(served)._server
+    server = served.server._server
     assert server is not None and server._process.poll() is None
-    model(served).close()
+    served.server.close()
     assert server._process.poll() is not None
     assert said(propose(served, REQUESTS[:2], seed=3)) == alone  # by another one
 
 
-def test_the_description_of_the_model_is_that_of_its_folder(served: Prior) -> None:
+def test_the_description_of_the_model_is_that_of_its_folder(served: ServedPrior) -> None:
     plain = Prior.from_pretrained(WYCKOFF)
     assert served.num_parameters == plain.num_parameters
     assert served.context_length == plain.context_length
     assert (served.fmt, served.info) == (plain.fmt, plain.info)
 
 
-def test_a_served_prior_only_writes(served: Prior, tmp_path: Path) -> None:
+def test_a_served_prior_only_writes(served: ServedPrior, tmp_path: Path) -> None:
     only = "is served by vLLM, which writes texts and does nothing else"
     refused(lambda: log_likelihood(served, [SALT.get_primitive_structure()]), only)
     refused(lambda: element_probabilities(served, [SALT], ["Na"]), only)
@@ -130,7 +125,7 @@ def test_a_served_prior_only_writes(served: Prior, tmp_path: Path) -> None:
     ],
 )
 def test_a_fault_of_the_server_is_one_line(
-    name: str, value: str, words: str, served: Prior, monkeypatch: pytest.MonkeyPatch
+    name: str, value: str, words: str, served: ServedPrior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     message = refused(lambda: propose(served, REQUESTS, seed=0), words)
@@ -166,7 +161,7 @@ def test_a_server_that_is_none_is_one_line(
     message = refused(lambda: propose(served, REQUESTS[:1], seed=0), words)
     if "see /" in message:
         Path(message.partition("see ")[2].split(",")[0]).unlink()
-    model(served).close()
+    served.server.close()
 
 
 def test_the_server_ends_when_its_client_is_killed(environment: Path, tmp_path: Path) -> None:

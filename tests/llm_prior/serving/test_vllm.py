@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_prior import Prior, Proposal, propose
-from llm_prior.serving.client import ServedModel, served_prior
+from llm_prior.serving.client import served_prior
 from prior_support import adapter_on
 from support import ROOT
 
@@ -44,8 +44,7 @@ def test_sixty_four_answers_are_exact_and_those_of_the_plain_engine(layout: str)
         assert differing(drawn, propose(plain, requests, seed=0)) <= 2
         greedy = propose(served, requests[:8], seed=0, temperature=0)
         assert texts(greedy) == texts(propose(plain, requests[:8], seed=0, temperature=0))
-    assert isinstance(served.model, ServedModel)
-    served.model.close()
+    served.server.close()
 
 
 def test_an_adapter_is_put_on_its_base(tmp_path: Path) -> None:
@@ -59,5 +58,4 @@ def test_an_adapter_is_put_on_its_base(tmp_path: Path) -> None:
         assert texts(found) == texts(propose(plain, requests, seed=0, temperature=0))
     base = Prior.from_pretrained(BUNDLED / "wyckoff" / "prior", device=DEVICE)
     assert differing(found, propose(base, requests, seed=0, temperature=0)) > 0
-    assert isinstance(served.model, ServedModel)
-    served.model.close()
+    served.server.close()
