@@ -15,6 +15,7 @@ from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
     DEFAULT_ATTEMPTS,
+    DEFAULT_GUIDANCE,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
     check_settings,
@@ -22,6 +23,7 @@ from llm_prior import (
     generation_prompt,
     stated_conditions,
 )
+from llm_prior.config import STRONGEST_GUIDANCE
 from llm_prior.prompts import render_elements
 from llm_prior.spacegroups import CRYSTAL_SYSTEMS
 from rfm.config import INTEGRATION_METHODS, SYMMETRIES
@@ -72,6 +74,14 @@ class DrawingConfig(Options):
         above=0,
         maximum=1,
     )
+    guidance: float = option(
+        DEFAULT_GUIDANCE,
+        "Weight of the conditions (Ho & Salimans 2022): 1 draws as usual, more follows them more "
+        "closely in twice the time, 0 leaves them out of the prompt.",
+        section="Drawing",
+        minimum=0,
+        maximum=STRONGEST_GUIDANCE,
+    )
     max_attempts: int = option(
         DEFAULT_ATTEMPTS,
         "Texts drawn for a crystal before it counts as failed.",
@@ -101,6 +111,11 @@ class DrawingConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
+        if self.engine == "vllm" and self.guidance != 1:
+            raise UserError(
+                f"guidance {self.guidance:g} reads two prompts, and engine vllm reads one; leave "
+                "guidance out, or take engine plain"
+            )
 
     def batch_size_for(self, total: int, parameters: int) -> int:
         """Return `batch_size`, or the default for this many crystals and weights of the prior.
@@ -121,7 +136,7 @@ class DrawingConfig(Options):
     @property
     def drawing(self) -> dict[str, Any]:
         """The arguments of `llm_prior.propose`."""
-        names = ("temperature", "top_p", "max_attempts", "constrain")
+        names = ("temperature", "top_p", "guidance", "max_attempts", "constrain")
         return {name: getattr(self, name) for name in names}
 
 
@@ -269,6 +284,11 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             raise UserError(
                 f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
                 "give a temperature above 0"
+            )
+        if self.guidance != 1 and not self.conditions:
+            raise UserError(
+                f"guidance {self.guidance:g} weighs conditions, and the request has none; give one "
+                "such as e_above_hull 0.05 (--e-above-hull 0.05), or leave guidance out"
             )
         self._check_like()
         if self.rank == "flow" and not self.refine:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _PER_TARGET = "samples_per_target"
 _DEFAULTS = PairingConfig()
-_DRAWS = ("seed", "temperature", "top_p", "max_attempts", "constrain", "engine", "volume")
+_DRAWS = (
+    *("seed", "temperature", "top_p", "guidance", "max_attempts", "constrain", "engine"),
+    "volume",
+)
 
 
 def pair(
