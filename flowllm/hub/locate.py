@@ -196,10 +196,12 @@ def announce(role: str, folder: Path, found: Mapping[str, Any], module: torch.nn
     """
     parameters = sum(parameter.numel() for parameter in module.parameters())
     is_bundled = folder.parent.parent == _BUNDLED
+    device = next(module.parameters()).device
+    place = "vLLM" if device.type == "meta" else device  # its weights are in another process
     source = f"{_PREFIX}{folder.parent.name}" if is_bundled else str(folder)
     logger.info(
         "%s: %s, %.1f M parameters, sha256 %s, on %s",
-        role, source, parameters / 1e6, found["sha256"][:8], next(module.parameters()).device,
+        role, source, parameters / 1e6, found["sha256"][:8], place,
     )  # fmt: skip
     return parameters
 
