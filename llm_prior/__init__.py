@@ -13,6 +13,7 @@ A crystal passes through the modules in this order:
   that meet the conditions are written;
 - `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects
   them as crystals;
+- `preference` tunes a trained model on pairs of texts, of which one is preferred;
 - `scoring`, `infilling` and `translation` compute likelihoods of given crystals, of an element in
   a masked crystal, and under translations.
 
@@ -42,9 +43,16 @@ if TYPE_CHECKING:
     from llm_prior.infilling import allowed_swaps, element_probabilities
     from llm_prior.layouts import decode, encode
     from llm_prior.model import Prior, warn_of_untrained
+    from llm_prior.preference import (
+        Preference,
+        PreferenceCollator,
+        PreferenceDataset,
+        draw_texts,
+        preference_objective,
+    )
     from llm_prior.prompts import ATTRIBUTES, generation_prompt, stated_conditions
     from llm_prior.proposals import Proposal, propose
-    from llm_prior.scoring import Score, log_likelihood
+    from llm_prior.scoring import Score, log_likelihood, score_texts
     from llm_prior.text import ParseError, RejectReason, TextFormat
     from llm_prior.translation import increase_in_perplexity
 
@@ -59,6 +67,9 @@ __all__ = [
     "DEFAULT_TOP_P",
     "Lora",
     "ParseError",
+    "Preference",
+    "PreferenceCollator",
+    "PreferenceDataset",
     "Prior",
     "PriorError",
     "Proposal",
@@ -71,12 +82,15 @@ __all__ = [
     "check_settings",
     "composition_conditions",
     "decode",
+    "draw_texts",
     "element_probabilities",
     "encode",
     "generation_prompt",
     "increase_in_perplexity",
     "log_likelihood",
+    "preference_objective",
     "propose",
+    "score_texts",
     "stated_conditions",
     "warn_of_untrained",
 ]
@@ -92,9 +106,13 @@ _NAMES = {
     "infilling": ("allowed_swaps", "element_probabilities"),
     "layouts": ("decode", "encode"),
     "model": ("Prior", "warn_of_untrained"),
+    "preference": (
+        *("Preference", "PreferenceCollator", "PreferenceDataset"),
+        *("draw_texts", "preference_objective"),
+    ),
     "prompts": ("ATTRIBUTES", "generation_prompt", "stated_conditions"),
     "proposals": ("Proposal", "propose"),
-    "scoring": ("Score", "log_likelihood"),
+    "scoring": ("Score", "log_likelihood", "score_texts"),
     "text": ("ParseError", "RejectReason", "TextFormat"),
     "translation": ("increase_in_perplexity",),
 }

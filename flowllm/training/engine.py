@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 # Takes the model in eval mode and the state of the run, and returns figures by name. Every process
 # calls it.
 Evaluator = Callable[[Any, TrainerState], Mapping[str, float]]
+# Takes the model and a batch, and returns the loss, a mean over the batch.
+Objective = Callable[[Any, Mapping[str, Any]], torch.Tensor]
 
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
 # Checkpoints that are kept. More than one, because an old one is deleted before the newest is
@@ -66,6 +68,7 @@ class _EngineTrainer(Trainer):
         *,
         average: WeightAverage | None,
         evaluator: Evaluator | None,
+        objective: Objective | None,
         rate: TrainingRate,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +76,7 @@ class _EngineTrainer(Trainer):
         self.module = model
         self.average = average
         self.evaluator = evaluator
+        self.objective: Objective | None = objective
         self.rate = rate
         self._non_finite_in_a_row = 0
 
@@ -105,6 +109,18 @@ class _EngineTrainer(Trainer):
             )
         model.zero_grad(set_to_none=True)
         return torch.zeros_like(loss)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.objective(model, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -173,6 +189,7 @@ def train(
     resume: bool = False,
     validation: Drawable | None = None,
     evaluator: Evaluator | None = None,
+    objective: Objective | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Train a model in place. If an average of the weights is kept, the model ends with it.
@@ -181,7 +198,8 @@ def train(
     and the models of the other processes end without weights.
 
     Args:
-        model: its forward takes the collated batch and returns a loss.
+        model: its forward takes the collated batch and returns a loss, unless there is an
+            `objective`.
         data: training crystals.
         collate: makes a batch of items; the batch holds the crystals' ids under `ids`.
         config: hyperparameters.
@@ -191,6 +209,8 @@ def train(
         validation: crystals whose mean loss is logged every `eval_steps` and at the end; every
             evaluation makes the same draws.
         evaluator: called at the same times instead; its figures are logged.
+        objective: the loss of the model on a batch, without the `ids`; None: what the model
+            returns.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -242,6 +262,7 @@ def train(
         callbacks=callbacks,
         average=average,
         evaluator=evaluator,
+        objective=objective,
         rate=rate,
     )
     if trainer.is_fsdp_enabled:
