@@ -190,7 +190,7 @@ def _samples(
     stable_below: float,
 ) -> list[JudgedSample]:
     try:
-        written = read_parquet(run / _SAMPLES, _TEXT_COLUMNS).to_pylist()
+        written = read_parquet(run / _SAMPLES, list(_TEXT_COLUMNS)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{run / _SAMPLES} holds no texts of a prior; draw the samples again with this version"
