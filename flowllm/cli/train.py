@@ -70,7 +70,7 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
 @DEVICE
 @OVERRIDES
 def tune_llm_command(out: Path, **arguments: Any) -> None:
-    """Tune the text prior on its judged samples: new and stable preferred.
+    """Tune the text prior on its judged samples.
 
     Direct preference optimisation: samples that are stable, unique and novel are preferred over
     stable and known ones, and both over unstable and invalid ones.

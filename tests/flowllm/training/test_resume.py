@@ -155,7 +155,7 @@ def test_another_run_is_refused_with_what_differs(
     if "validation" in train.keywords:
         changes.append(({"validation": None}, "validation is .*validation.* there, not given here"))
     else:
-        changes.append(({"prior": BUNDLED_PRIOR}, 'start.sha256 is "'))
+        changes.append(({"prior": BUNDLED_PRIOR}, 'start is "prior" '))
     for change, message in changes:
         for resume in (True, False):
             with pytest.raises(UserError, match=message):
