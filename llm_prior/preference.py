@@ -5,9 +5,9 @@ For a preferred text c and a rejected one r of one prompt, with the model p and 
     margin = b [log p(c) - log q(c) - log p(r) + log q(r)],    loss = -log sigmoid(margin),
 
 where each log p is the sum over the tokens of a text, end of sequence included, in nats. The
-logarithms under q are constants, computed once by `scoring.score_texts`. Optionally the mean
-cross entropy per token of the preferred texts is added, which keeps their own likelihood from
-falling (Pang et al. 2024, arXiv 2404.19733).
+logarithms under q are constants, computed once by `scoring.score_texts`. Optionally the mean of
+-log p(c) is added, which keeps the likelihood of the preferred texts from falling (as Pang et al.
+2024, arXiv 2404.19733, who divide by the length of the text, which would favour short ones).
 """
 
 from __future__ import annotations
@@ -133,21 +133,16 @@ def preference_objective(
 
     Args:
         beta: b in the formula; the smaller, the further the model may move from its start.
-        likelihood_weight: weight of the mean cross entropy per token of the preferred texts.
+        likelihood_weight: weight of the mean of -log p(chosen), in nats per text.
 
     Returns:
         Function of a model and a batch; its value is the mean over the preferences.
     """
 
     def objective(model: torch.nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        targets, reference = batch["targets"], batch["reference"]
-        likelihoods = text_log_likelihoods(model, batch)  # (2 B,)
-        chosen, rejected = likelihoods.chunk(2)
-        loss = preference_loss(chosen - rejected, reference, beta=beta)
-        if likelihood_weight:
-            told = (targets != IGNORED) & (batch["rows"] < len(chosen))
-            loss = loss - likelihood_weight * chosen.sum() / told.sum()
-        return loss
+        chosen, rejected = text_log_likelihoods(model, batch).chunk(2)  # (B,) each
+        loss = preference_loss(chosen - rejected, batch["reference"], beta=beta)
+        return loss - likelihood_weight * chosen.mean() if likelihood_weight else loss
 
     return objective
 

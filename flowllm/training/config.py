@@ -121,7 +121,7 @@ class PreferenceLossConfig(Options):
 
     beta: float = option(0.1, "The smaller, the further the model moves from its start.", above=0)
     likelihood: float = option(
-        0.0, "Weight of the cross entropy per token of the preferred texts.", minimum=0
+        0.0, "Weight of the negative log-likelihood of the preferred texts.", minimum=0
     )
 
     def __post_init__(self) -> None:

@@ -60,14 +60,13 @@ def prior() -> Prior:
     return prior
 
 
-def nats(prior: Prior, prompt: str, text: str) -> tuple[float, int]:
-    """log p(text | prompt) token by token, one text alone, and its number of tokens."""
+def nats(prior: Prior, prompt: str, text: str) -> float:
+    """log p(text | prompt) token by token, one text alone."""
     ids, labels = tokenize(prior.tokenizer, prompt, text)
     with torch.no_grad():
         logits = prior.model(input_ids=torch.tensor([ids])).logits[0].double()
     told = [place for place, label in enumerate(labels) if label != IGNORED]
-    steps = [logits[place - 1].log_softmax(0)[labels[place]].item() for place in told]
-    return sum(steps), len(steps)
+    return sum(logits[place - 1].log_softmax(0)[labels[place]].item() for place in told)
 
 
 def batch_of(prior: Prior, pairs: list[Preference]) -> dict[str, Any]:
@@ -85,19 +84,19 @@ def batch_of(prior: Prior, pairs: list[Preference]) -> dict[str, Any]:
 @given(
     pairs=st.lists(preferences, min_size=1, max_size=5),
     beta=st.floats(0.01, 5),
-    weight=st.sampled_from([0.0, 0.3, 2.0]),
+    weight=st.sampled_from([0.0, 0.03, 2.0]),
 )
 def test_the_loss_is_that_of_a_plain_loop(
     prior: Prior, pairs: list[Preference], beta: float, weight: float
 ) -> None:
-    losses, total, tokens = [], 0.0, 0
+    losses = []
     for pair in pairs:
-        chosen, count = nats(prior, pair.prompt, pair.chosen)
-        rejected, _ = nats(prior, pair.prompt, pair.rejected)
+        chosen = nats(prior, pair.prompt, pair.chosen)
+        rejected = nats(prior, pair.prompt, pair.rejected)
         margin = beta * (chosen - rejected - pair.reference)
         losses.append(math.log1p(math.exp(-margin)) if margin > -500 else -margin)
-        total, tokens = total + chosen, tokens + count
-    expected = sum(losses) / len(losses) - weight * total / tokens
+        losses[-1] -= weight * chosen
+    expected = sum(losses) / len(losses)
     objective = preference_objective(beta=beta, likelihood_weight=weight)
     found = objective(prior.model, batch_of(prior, pairs)).item()
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -116,7 +115,7 @@ def test_the_loss_of_one_pair_is_finite_positive_and_falls_with_its_margin(
     assert loss(reference) == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.03])
 def test_a_handful_of_pairs_is_learnt(weight: float) -> None:
     prior = small_prior(seed=2)
     pairs = [(PROMPTS[0], TEXTS[0], TEXTS[1]), (PROMPTS[0], TEXTS[2], TEXTS[3])]
