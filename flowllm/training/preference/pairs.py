@@ -3,7 +3,8 @@
 A `new` sample is preferred over a `known` one and over an `unstable` or `invalid` one, a `known`
 sample over an `unstable` or `invalid` one: two pairs for each new sample and one for each known
 one, as far as there are partners. Partners of like length keep the model from learning that short
-texts are better; each partner is used about equally often.
+texts are better. Partners are used about equally often, and at most twice for one class of better
+samples: a few known crystals would otherwise be in most of the pairs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from flowllm.training.preference.judgement import JudgedSample, SampleClass
 
 PAIRS_FILE = "pairs.parquet"
 COUNTS_FILE = "counts.csv"
+
+_MOST_USES = 2  # of a rejected text beside one class of preferred ones
 
 _WORSE = (SampleClass.UNSTABLE, SampleClass.INVALID)
 # Which classes are preferred over which groups of classes.
@@ -141,6 +144,7 @@ def _matched(
     for winner in rng.permutation(np.array(winners, dtype=int)):
         length = samples[winner].num_words
         near = abs(lengths - length) <= tolerance * np.maximum(lengths, length)
+        near &= used < _MOST_USES
         if not near.any():
             continue
         # The fraction breaks ties at random.

@@ -78,6 +78,8 @@ def test_a_pair_is_of_one_prompt_of_like_length_and_rightly_ordered(
         ends[pair.held_out] |= {pair.chosen_id, pair.rejected_id}
     assert ends[False] and not ends[False] & ends[True]
     assert max(Counter(pair.chosen_id for pair in pairs).values()) <= 2
+    uses = Counter((pair.rejected_id, pair.chosen_class) for pair in pairs)
+    assert max(uses.values()) <= 2
 
 
 def test_each_new_sample_has_two_pairs_each_known_one_and_partners_are_shared_out() -> None:
