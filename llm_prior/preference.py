@@ -5,9 +5,7 @@ For a preferred text c and a rejected one r of one prompt, with the model p and 
     margin = b [log p(c) - log q(c) - log p(r) + log q(r)],    loss = -log sigmoid(margin),
 
 where each log p is the sum over the tokens of a text, end of sequence included, in nats. The
-logarithms under q are constants, computed once by `scoring.score_texts`. Optionally the mean of
--log p(c) is added, which keeps the likelihood of the preferred texts from falling (as Pang et al.
-2024, arXiv 2404.19733, who divide by the length of the text, which would favour short ones).
+logarithms under q are constants, computed once by `scoring.score_texts`.
 """
 
 from __future__ import annotations
@@ -126,14 +124,11 @@ class PreferenceCollator:
         return batch
 
 
-def preference_objective(
-    *, beta: float, likelihood_weight: float = 0.0
-) -> Callable[[torch.nn.Module, Mapping[str, Any]], Tensor]:
+def preference_objective(*, beta: float) -> Callable[[torch.nn.Module, Mapping[str, Any]], Tensor]:
     """Return the loss of a model on a batch of `PreferenceCollator`.
 
     Args:
         beta: b in the formula; the smaller, the further the model may move from its start.
-        likelihood_weight: weight of the mean of -log p(chosen), in nats per text.
 
     Returns:
         Function of a model and a batch; its value is the mean over the preferences.
@@ -141,8 +136,7 @@ def preference_objective(
 
     def objective(model: torch.nn.Module, batch: Mapping[str, Any]) -> Tensor:
         chosen, rejected = text_log_likelihoods(model, batch).chunk(2)  # (B,) each
-        loss = preference_loss(chosen - rejected, batch["reference"], beta=beta)
-        return loss - likelihood_weight * chosen.mean() if likelihood_weight else loss
+        return preference_loss(chosen - rejected, batch["reference"], beta=beta)
 
     return objective
 

@@ -120,9 +120,6 @@ class PreferenceLossConfig(Options):
     """
 
     beta: float = option(0.1, "The smaller, the further the model moves from its start.", above=0)
-    likelihood: float = option(
-        0.0, "Weight of the negative log-likelihood of the preferred texts.", minimum=0
-    )
 
     def __post_init__(self) -> None:
         try:

@@ -176,9 +176,7 @@ def _tune(
         seed=seed,
         resume=resume,
         evaluator=progress,
-        objective=preference_objective(
-            beta=recipe.loss.beta, likelihood_weight=recipe.loss.likelihood
-        ),
+        objective=preference_objective(beta=recipe.loss.beta),
         device=device,
     )
     figures = progress.measure()
