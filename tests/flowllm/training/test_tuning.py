@@ -53,6 +53,7 @@ def test_the_command_tunes_the_bundled_prior(judged: tuple[Path, Path], tmp_path
     out = tmp_path / "tuned"
     arguments = ["tune-llm", "--samples", run, "--evaluation", evaluation, "-o", out]
     arguments += ["--device", "cpu", "training.epochs=6", "training.batch_size=8"]
+    arguments += ["training.learning_rate=2e-4"]
     arguments += ["training.eval_steps=4", "training.eval_crystals=24", "preference.held_out=0.2"]
     ended = subprocess.run(
         [sys.executable, "-m", "flowllm", *map(str, arguments)],
