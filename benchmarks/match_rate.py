@@ -74,6 +74,7 @@ def share(hits: int, total: int) -> str:
 )
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
+@click.option("--guidance", default=1.0, show_default=True, help="Weight of the conditions.")
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
 @click.option(
     "--samples",
@@ -105,6 +106,7 @@ def main(
     symmetries: tuple[str, ...],
     temperature: float,
     top_p: float,
+    guidance: float,
     constrain: bool,
     samples: int,
     ranks: tuple[str, ...],
@@ -141,6 +143,7 @@ def main(
             seed=seed + at,
             temperature=temperature,
             top_p=top_p,
+            guidance=guidance,
             max_attempts=attempts,
             constrain=constrain,
         )

@@ -21,7 +21,14 @@ from flowllm.system.versions import versions
 from flowllm.templates.volumes import template_files, with_template_volume
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
-from llm_prior import Prior, Proposal, composition_conditions, propose
+from llm_prior import (
+    Prior,
+    Proposal,
+    check_unconditional,
+    composition_conditions,
+    propose,
+)
+from llm_prior.settings import read_settings
 
 
 def pair_prior(
@@ -54,11 +61,13 @@ def pair_prior(
 
     Raises:
         UserError: if the data or the folder is bad, or no sample could be kept.
-        PriorError: if the prior cannot be loaded.
+        PriorError: if the prior cannot be loaded, or cannot be guided.
     """
     device = pick_device(device)
     check_gpus(device, workers, executor)
     folder = resolve(prior, BUNDLED_PRIOR)
+    if config.guidance != 1:
+        check_unconditional(read_settings(str(folder)).get("info", {}))
     load = functools.partial(Prior.from_pretrained, folder, device=device)
     model = load()
     crystals = read(

@@ -282,6 +282,7 @@ def test_targets_larger_than_the_prior_writes_stop_or_are_left_out(
     [
         ({"data": "nowhere.csv"}, "nowhere.csv: no such file"),
         ({"temperature": math.nan}, "temperature is nan; give a number at least 0"),
+        ({"guidance": -1}, "guidance is -1; give a number at least 0 and at most 100"),
         ({"max_attempts": 0}, "max_attempts is 0; give a whole number at least 1"),
         ({"samples_per_target": 0}, "samples_per_target is 0; give a whole number at least 1"),
         ({"seed": -1}, "seed is -1; give a whole number at least 0"),
