@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flowllm.prediction.run import predict
     from flowllm.training.prior import train_prior
     from flowllm.training.refiner import train_refiner
+    from flowllm.training.tuning import tune_prior
     from rfm import Refinement
 
 __version__ = "0.2.0"
@@ -51,6 +52,7 @@ _NAMES = {
     "flowllm.prediction.run": ("predict",),
     "flowllm.training.prior": ("train_prior",),
     "flowllm.training.refiner": ("train_refiner",),
+    "flowllm.training.tuning": ("tune_prior",),
     "rfm": ("Refinement",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -81,6 +83,7 @@ __all__ = [
     "run_sampling",
     "train_prior",
     "train_refiner",
+    "tune_prior",
     "view",
     "write",
 ]

@@ -14,6 +14,7 @@ A crystal passes through the modules in this order:
 - `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects
   them as crystals;
 - `serving` lets vLLM write them in a process of another environment;
+- `preference` tunes a trained model on pairs of texts, of which one is preferred;
 - `scoring`, `infilling` and `translation` compute likelihoods of given crystals, of an element in
   a masked crystal, and under translations.
 
@@ -45,9 +46,16 @@ if TYPE_CHECKING:
     from llm_prior.infilling import allowed_swaps, element_probabilities
     from llm_prior.layouts import decode, encode
     from llm_prior.model import Prior, warn_of_untrained
+    from llm_prior.preference import (
+        Preference,
+        PreferenceCollator,
+        PreferenceDataset,
+        draw_texts,
+        preference_objective,
+    )
     from llm_prior.prompts import ATTRIBUTES, generation_prompt, stated_conditions
     from llm_prior.proposals import Proposal, propose
-    from llm_prior.scoring import Score, log_likelihood
+    from llm_prior.scoring import Score, log_likelihood, score_texts
     from llm_prior.text import ParseError, RejectReason, TextFormat
     from llm_prior.translation import increase_in_perplexity
 
@@ -63,6 +71,9 @@ __all__ = [
     "DEFAULT_TOP_P",
     "Lora",
     "ParseError",
+    "Preference",
+    "PreferenceCollator",
+    "PreferenceDataset",
     "Prior",
     "PriorError",
     "Proposal",
@@ -76,12 +87,15 @@ __all__ = [
     "check_unconditional",
     "composition_conditions",
     "decode",
+    "draw_texts",
     "element_probabilities",
     "encode",
     "generation_prompt",
     "increase_in_perplexity",
     "log_likelihood",
+    "preference_objective",
     "propose",
+    "score_texts",
     "stated_conditions",
     "warn_of_untrained",
 ]
@@ -98,9 +112,13 @@ _NAMES = {
     "infilling": ("allowed_swaps", "element_probabilities"),
     "layouts": ("decode", "encode"),
     "model": ("Prior", "warn_of_untrained"),
+    "preference": (
+        *("Preference", "PreferenceCollator", "PreferenceDataset"),
+        *("draw_texts", "preference_objective"),
+    ),
     "prompts": ("ATTRIBUTES", "generation_prompt", "stated_conditions"),
     "proposals": ("Proposal", "propose"),
-    "scoring": ("Score", "log_likelihood"),
+    "scoring": ("Score", "log_likelihood", "score_texts"),
     "text": ("ParseError", "RejectReason", "TextFormat"),
     "translation": ("increase_in_perplexity",),
 }

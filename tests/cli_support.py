@@ -28,6 +28,7 @@ NEEDED = {
     "relax": "nacl.cif",
     "export-vasp": "nacl.cif",
     "train-llm": "--data nacl.cif",
+    "tune-llm": "--samples run --evaluation report",
     "pair": "nacl.cif",
     "train-rfm": "--config rfm/uniform --data nacl.cif",
     "data": "nacl.cif out.csv",

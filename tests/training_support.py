@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.run_folders import input_hash
 from flowllm.training.prior import train_prior
 from flowllm.training.refiner import train_refiner
+from flowllm.training.tuning import tune_prior
+from llm_prior import Architecture, BaseModel, Prior, TextFormat, encode, generation_prompt
 from rfm import PairedCrystal
 
 Train = Callable[..., Path]
@@ -21,6 +26,9 @@ TRAINING = (
     *("training.epochs=16", "training.batch_size=4", "training.warmup_steps=2"),
     *("training.save_steps=3", "training.eval_steps=10", "training.logging_steps=5"),
 )  # 48 steps on 14 crystals
+ALL_PAIRS = (  # 14 pairs
+    *("preference.held_out=0", "preference.length_tolerance=0.95", "training.eval_crystals=8"),
+)
 NETWORK = ("network.width=8", "network.layers=1", "network.num_frequencies=2")
 ARCHITECTURE = tuple(
     f"model.architecture.{setting}"
@@ -62,11 +70,77 @@ def random_pair(seed: int) -> PairedCrystal:
     )
 
 
+def sample_row(seed: int, **values: Any) -> dict[str, Any]:
+    """Return a sample and what an evaluation says of it: by default new and stable."""
+    return {
+        "id": f"sample-{seed:05d}",
+        "prompt": generation_prompt({}),
+        "text": encode(random_structure(seed), TextFormat()),
+        "failure": None,
+        "structural_validity": True,
+        "novel": True,
+        "gene_novel": True,
+        "gene": f"gene-{seed}",
+        "duplicate_of": None,
+        "relaxation_failure": None,
+        "e_above_hull": 0.01 * seed,
+        **values,
+    }
+
+
+KNOWN = {"novel": False, "gene_novel": False}
+UNSTABLE = {"e_above_hull": 0.5}
+
+
+def write_run(run: Path, rows: Sequence[Mapping[str, Any]], **manifest: Any) -> Path:
+    """Write the parts of a run of `flowllm sample` that a tuning reads."""
+    run.mkdir()
+    prior = {"name": "prior", "sha256": "0" * 64}
+    content = {"command": "sample", "prior": prior, "conditions": {}, **manifest}
+    (run / "manifest.json").write_text(json.dumps({"run": content, "info": {}}))
+    columns = ["id", "prompt", "text", "failure"]
+    pd.DataFrame(rows)[columns].to_parquet(run / "samples.parquet")
+    return run
+
+
+def write_evaluation(
+    folder: Path, sets: Mapping[Path, Sequence[Mapping[str, Any]]], **identity: Any
+) -> Path:
+    """Write the parts of an evaluation of runs that a tuning reads."""
+    folder.mkdir()
+    run = {
+        "samples": [{"name": path.name, "sha256": input_hash(path)} for path in sets],
+        "train": [{"name": "train.csv", "sha256": ""}],
+        "potential": {"name": "chgnet"},
+        "hull": {"name": "hull.parquet"},
+        **identity,
+    }
+    (folder / "evaluation.json").write_text(json.dumps({"run": run, "info": {}}))
+    (folder / "metrics.json").write_text(json.dumps({"sets": [{"name": p.name} for p in sets]}))
+    rows = [{"set": path.name, **row} for path, found in sets.items() for row in found]
+    pd.DataFrame(rows).drop(columns=["prompt", "text"]).to_parquet(folder / "structures.parquet")
+    return folder
+
+
+def write_judged(folder: Path) -> None:
+    """Write a small random prior, a run of 14 samples as if it were its, and their evaluation:
+    5 new, 4 known and 5 unstable ones."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    architecture = Architecture(**sizes, num_attention_heads=2)
+    Prior.build(BaseModel(architecture=architecture), TextFormat()).save_pretrained(
+        folder / "prior"
+    )
+    kinds: list[dict[str, Any]] = [{}] * 5 + [KNOWN] * 4 + [UNSTABLE] * 5
+    rows = [sample_row(seed, **values) for seed, values in enumerate(kinds)]
+    run = write_run(folder / "samples", rows)
+    write_evaluation(folder / "judged", {run: rows})
+
+
 def small_training(name: str, files: Path) -> Train:
     """Return a training with all its arguments but `out` and `resume`.
 
     Args:
-        name: `llm`, `rfm-uniform` or `rfm-pairs`.
+        name: `llm`, `tune`, `rfm-uniform` or `rfm-pairs`.
         files: the folder of the fixture `files`.
     """
     crystals = {"data": [files / "train.jsonl"], "validation": files / "validation.jsonl"}
@@ -75,6 +149,10 @@ def small_training(name: str, files: Path) -> Train:
     options: dict[str, Any] = {"seed": 3, "device": "cpu"}
     if name == "llm":
         return partial(train_prior, overrides=[*TRAINING, *ARCHITECTURE], **crystals, **options)
+    if name == "tune":
+        overrides = [*TRAINING, *ALL_PAIRS, ema, "training.learning_rate=1e-3"]
+        judged = {"samples": files / "samples", "evaluation": files / "judged"}
+        return partial(tune_prior, prior=files / "prior", overrides=overrides, **judged, **options)
     if name == "rfm-uniform":
         overrides = [*TRAINING, *NETWORK, ema]
         return partial(train_refiner, "rfm/uniform", overrides=overrides, **crystals, **options)

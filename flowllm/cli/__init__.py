@@ -22,7 +22,12 @@ from flowllm.cli.predict import predict_command
 from flowllm.cli.relax import export_vasp_command, relax_command
 from flowllm.cli.templates import templates_group
 from flowllm.cli.text import infill_command, ipt_command, score_command
-from flowllm.cli.train import pair_command, train_llm_command, train_rfm_command
+from flowllm.cli.train import (
+    pair_command,
+    train_llm_command,
+    train_rfm_command,
+    tune_llm_command,
+)
 from flowllm.cli.ui import ui_command
 from flowllm.errors import UserError
 
@@ -59,7 +64,7 @@ cli.add_commands(
 )
 cli.add_commands("Analyse", evaluate_command, score_command, ipt_command, infill_command)
 cli.add_commands("Relax", relax_command, export_vasp_command)
-cli.add_commands("Train", train_llm_command, pair_command, train_rfm_command)
+cli.add_commands("Train", train_llm_command, tune_llm_command, pair_command, train_rfm_command)
 cli.add_commands(
     "Files and installation",
     data_command,

@@ -1,4 +1,4 @@
-"""Commands that train: train-llm, pair, train-rfm."""
+"""Commands that train: train-llm, tune-llm, pair, train-rfm."""
 
 from __future__ import annotations
 
@@ -46,6 +46,38 @@ def train_llm_command(out: Path, **arguments: Any) -> None:
     from flowllm.training.prior import train_prior
 
     click.echo(train_prior(out=out, **given(arguments)))
+
+
+@click.command("tune-llm", cls=Command)
+@_setting("--config", type=click.Path(), help="Recipe name or YAML file.", default_text="llm/tune")
+@_setting(
+    "--samples",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="Run of flowllm sample with the prior. Repeatable.",
+)
+@_setting(
+    "--evaluation",
+    type=PATH,
+    required=True,
+    help="Folder of flowllm evaluate of these samples, with --train, --potential and --hull.",
+)
+@PRIOR
+@OUT
+@SEED
+@RESUME
+@DEVICE
+@OVERRIDES
+def tune_llm_command(out: Path, **arguments: Any) -> None:
+    """Tune the text prior on its judged samples.
+
+    Direct preference optimisation: samples that are stable, unique and novel are preferred over
+    stable and known ones, and both over unstable and invalid ones.
+    """
+    from flowllm.training.tuning import tune_prior
+
+    click.echo(tune_prior(out=out, **given(arguments)))
 
 
 @click.command("pair", cls=Command, config="flowllm.training.pairing.config:PairingConfig")

@@ -287,6 +287,8 @@ def add_energy_metrics(
             "hull_failure": None if energies.relaxed[i] is None else distance.failure,
             "stable": bool(stable[i]),
         }
+        if novel is not None and both is not None and distance.e_above_hull is not None:
+            row |= {"relaxed_unique": bool(unique[i]), "relaxed_novel": bool(novel[i])}
         if both is not None:
             row |= {
                 "sun": bool(stable[i] and both[i]),

@@ -1,5 +1,5 @@
-"""Hyperparameters of training: the common ones of both stages, and the additional ones of the
-refiner."""
+"""Hyperparameters of training: the common ones, and the additional ones of the refiner and of
+preference tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WITHOUT_EFFECT = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Options):
-    """Hyperparameters of both stages: the section `training` of a recipe.
+    """Hyperparameters of every training: the section `training` of a recipe.
 
     Raises:
         UserError: if a value is out of range, with the key as `training.KEY`.
@@ -83,3 +83,46 @@ class RefinerTrainingConfig(TrainingConfig):
     compile: bool = option(
         False, "Compile the messages of the network (torch.compile); needs a C++ compiler."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig(Options):
+    """Which samples are preferred over which: the section `preference` of a recipe.
+
+    Raises:
+        UserError: if a value is out of range, with the key as `preference.KEY`.
+    """
+
+    stable_below: float = option(
+        0.1, "A crystal with less energy above the hull counts as stable.", unit="eV/atom"
+    )
+    length_tolerance: float = option(
+        0.2, "Largest difference in length of two texts of a pair, as a share of the longer.",
+        minimum=0, below=1,
+    )  # fmt: skip
+    held_out: float = option(
+        0.1, "Share of the samples of each class whose pairs only measure.", minimum=0, below=1
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"preference.{error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceLossConfig(Options):
+    """Loss of direct preference optimisation: the section `loss` of a recipe.
+
+    Raises:
+        UserError: if a value is out of range, with the key as `loss.KEY`.
+    """
+
+    beta: float = option(0.1, "The smaller, the further the model moves from its start.", above=0)
+
+    def __post_init__(self) -> None:
+        try:
+            super().__post_init__()
+        except UserError as error:
+            raise UserError(f"loss.{error}") from error

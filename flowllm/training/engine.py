@@ -1,4 +1,4 @@
-"""Training engine of both stages: `transformers.Trainer` on accelerate with five additions.
+"""Training engine of both stages: `transformers.Trainer` on accelerate with six additions.
 
 1. A draw is a function of the seed and the absolute position in the run (`epochs`).
 2. A checkpoint counts only with its COMPLETE marker, which holds the hashes (`checkpoints`).
@@ -6,6 +6,7 @@
    row stop the run with the ids of the batch.
 4. Every checkpoint holds an exponential moving average of the weights, if one is kept (`ema`).
 5. All labels of a run have the same weight, in whatever batch they are (`labels_per_draw`).
+6. The loss may be a function of the model and the batch (`objective`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 # Takes the model in eval mode and the state of the run, and returns figures by name. Every process
 # calls it.
 Evaluator = Callable[[Any, TrainerState], Mapping[str, float]]
+# Takes the model and a batch, and returns the loss, a mean over the batch.
+Objective = Callable[[Any, Mapping[str, Any]], torch.Tensor]
 
 _NON_FINITE_LIMIT = 5  # losses in a row that stop a run
 # Checkpoints that are kept. More than one, because an old one is deleted before the newest is
@@ -68,6 +71,7 @@ class _EngineTrainer(Trainer):
         *,
         average: WeightAverage | None,
         evaluator: Evaluator | None,
+        objective: Objective | None,
         rate: TrainingRate,
         labels_per_draw: float | None,
         **kwargs: Any,
@@ -76,6 +80,7 @@ class _EngineTrainer(Trainer):
         self.module = model
         self.average = average
         self.evaluator = evaluator
+        self.objective: Objective | None = objective
         self.rate = rate
         self.labels_per_draw = labels_per_draw
         self._non_finite_in_a_row = 0
@@ -109,6 +114,18 @@ class _EngineTrainer(Trainer):
             )
         model.zero_grad(set_to_none=True)
         return torch.zeros_like(loss)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.objective(model, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
 
     def _get_num_items_in_batch(
         self, batch_samples: list[Any], device: torch.device
@@ -192,6 +209,7 @@ def train(
     resume: bool = False,
     validation: Drawable | None = None,
     evaluator: Evaluator | None = None,
+    objective: Objective | None = None,
     labels_per_draw: float | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
@@ -201,7 +219,8 @@ def train(
     and the models of the other processes end without weights.
 
     Args:
-        model: its forward takes the collated batch and returns a loss.
+        model: its forward takes the collated batch and returns a loss, unless there is an
+            `objective`.
         data: training crystals.
         collate: makes a batch of items; the batch holds the crystals' ids under `ids`.
         config: hyperparameters.
@@ -211,6 +230,8 @@ def train(
         validation: crystals whose mean loss is logged every `eval_steps` and at the end; every
             evaluation makes the same draws.
         evaluator: called at the same times instead; its figures are logged.
+        objective: the loss of the model on a batch, without the `ids`; None: what the model
+            returns.
         labels_per_draw: mean number of labels of a draw. The loss of a step is then the sum over
             its labels, divided by this number and the draws of the step, so that all labels have
             the same weight in batches of texts of any length. None: the mean of the model's loss.
@@ -265,6 +286,7 @@ def train(
         callbacks=callbacks,
         average=average,
         evaluator=evaluator,
+        objective=objective,
         rate=rate,
         labels_per_draw=labels_per_draw,
     )

@@ -15,8 +15,8 @@ import yaml
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import UserError
 from flowllm.hub.card import write_card
-from flowllm.runs.identity import claimed
-from flowllm.system.files import publish, write_failure
+from flowllm.runs.identity import claimed, read_identity
+from flowllm.system.files import publish, write_atomic, write_failure
 from flowllm.system.versions import versions
 from flowllm.training.checkpoints import newest_complete, remove_incomplete
 from flowllm.training.config import WITHOUT_EFFECT
@@ -48,11 +48,14 @@ class TrainingRun:
         """True if the finished model is there."""
         return self.model.is_dir()
 
-    def publish(self, save: Callable[[Path], object]) -> Path:
+    def publish(
+        self, save: Callable[[Path], object], *, sections: Mapping[str, str] | None = None
+    ) -> Path:
         """Write the finished model and its model card, whole or not at all.
 
         Args:
             save: writes the model to a folder.
+            sections: additional text of the card by heading.
 
         Returns:
             The folder of the model. Only the first process writes it.
@@ -60,11 +63,24 @@ class TrainingRun:
 
         def save_with_card(path: Path) -> None:
             save(path)
-            self._write_card(path)
+            self._write_card(path, sections or {})
 
         return publish(self.model, save_with_card) if self.first else self.model
 
-    def _write_card(self, model: Path) -> None:
+    def record(self, name: str, content: Any) -> None:
+        """Add an entry to the section `info` of `run.json`, which a resumed run does not compare.
+
+        Args:
+            name: of the entry.
+            content: plain JSON; an entry of this name is replaced.
+        """
+        if not self.first:
+            return
+        run, info = read_identity(self.folder, RUN_FILE)
+        text = json.dumps({"run": run, "info": {**info, name: content}}, indent=2, allow_nan=False)
+        write_atomic(self.folder / RUN_FILE, text + "\n")
+
+    def _write_card(self, model: Path, more: Mapping[str, str]) -> None:
         data = "\n".join(f"- `{d['name']}`, sha256 `{d['sha256']}`" for d in self.run["data"])
         stage, seed, validation = (self.run[key] for key in ("stage", "seed", "validation"))
         sections = {
@@ -74,7 +90,8 @@ class TrainingRun:
             "Limits": "The crystals that this model generates have not been evaluated "
             "(`flowllm evaluate`).",
         }
-        if (loss := self._last_validation_loss()) is not None:
+        sections |= more
+        if validation is not None and (loss := self._last_validation_loss()) is not None:
             step, value = loss
             sections["Validation"] = (
                 f"Loss {value:.4f} at step {step}, on `{validation['name']}`, sha256 "
@@ -99,7 +116,8 @@ def training_run(
     stage: str,
     recipe: Mapping[str, Any],
     data: Sequence[str | Path],
-    validation: str | Path | None,
+    validation: str | Path | None = None,
+    start: Mapping[str, Any] | None = None,
     seed: int,
     resume: bool,
 ) -> Iterator[TrainingRun]:
@@ -109,10 +127,11 @@ def training_run(
 
     Args:
         out: the run folder.
-        stage: name of the command, `train-llm` or `train-rfm`.
+        stage: name of the command, such as `train-llm`.
         recipe: all settings, as plain JSON.
         data: files, folders and runs that the training reads.
         validation: file or folder of the validation set.
+        start: identity of the trained model that the training starts from, if it is not in `data`.
         seed: seed of the run.
         resume: accept a folder that holds this run already.
 
@@ -140,6 +159,8 @@ def training_run(
         "validation": None if validation is None else _fingerprint(validation),
         "seed": seed,
     }
+    if start is not None:
+        run["start"] = dict(start)
     existed = (out / RUN_FILE).exists()
     with claimed(out, RUN_FILE, run, info={"recipe": recipe, **versions()}):
         if existed and not resume:

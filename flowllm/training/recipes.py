@@ -17,7 +17,12 @@ import dacite
 from flowllm.errors import UserError, one_line
 from flowllm.system.documents import parse_yaml
 from flowllm.system.options import as_tuple
-from flowllm.training.config import RefinerTrainingConfig, TrainingConfig
+from flowllm.training.config import (
+    PreferenceConfig,
+    PreferenceLossConfig,
+    RefinerTrainingConfig,
+    TrainingConfig,
+)
 from llm_prior import BaseModel, PriorError, TaskMix, TextFormat
 from rfm import BaseConfig, IntegrationConfig, LossWeights, NetworkConfig, RefinerError
 
@@ -60,11 +65,27 @@ class RefinerRecipe:
     training: RefinerTrainingConfig
 
 
-AnyRecipe = TypeVar("AnyRecipe", PriorRecipe, RefinerRecipe)
+@dataclass(frozen=True, kw_only=True)
+class TuningRecipe:
+    """Settings of `flowllm tune-llm`.
+
+    Attributes:
+        preference: which samples are preferred.
+        loss: loss of direct preference optimisation.
+        training: hyperparameters; a crystal is a pair of texts here.
+    """
+
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
+    loss: PreferenceLossConfig = field(default_factory=PreferenceLossConfig)
+    training: TrainingConfig
+
+
+AnyRecipe = TypeVar("AnyRecipe", PriorRecipe, RefinerRecipe, TuningRecipe)
 
 _STAGES = {
     PriorRecipe: "a recipe for a prior; train it with train-llm, or give another recipe",
     RefinerRecipe: "a recipe for a refiner; train it with train-rfm, or give another recipe",
+    TuningRecipe: "a recipe for tuning a prior; use it with tune-llm, or give another recipe",
 }
 
 
@@ -154,7 +175,7 @@ def _unknown_key(kind: type, settings: dict[str, Any], section: str = "") -> str
 
 
 def _other_stage(kind: type, settings: dict[str, Any]) -> str | None:
-    """Return the entry of `_STAGES` for settings that fit only the other stage, or None."""
+    """Return the entry of `_STAGES` for settings that fit only another stage, or None."""
 
     def fits(stage: type) -> bool:
         return settings.keys() <= {field.name for field in fields(stage)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class RefinerValidation:
         if step // every > (step - self.config.eval_steps) // every or step == state.max_steps:
             found |= self._matching(refiner)
         if self.file is not None:
-            _add_row(self.file, {"step": step, **found})
+            add_row(self.file, _COLUMNS, {"step": step, **found})
         return found
 
     def _matching(self, refiner: Refiner) -> dict[str, float]:
@@ -82,14 +82,20 @@ class RefinerValidation:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def _add_row(file: Path, row: dict[str, Any]) -> None:
-    """Add a row, in place of rows of the same or later steps from a run that was cut off."""
+def add_row(file: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
+    """Add a row to a CSV file, in place of rows of the same or later steps from a run cut off.
+
+    Args:
+        file: the table; made if it is absent.
+        columns: its columns, of which `step` is one.
+        row: values by column; missing ones are left empty.
+    """
     rows = []
     if file.exists():
         with file.open(newline="", encoding="utf-8") as table:
             rows = [old for old in csv.DictReader(table) if int(old["step"]) < row["step"]]
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows([*rows, row])
     write_atomic(file, text.getvalue())

@@ -32,6 +32,7 @@ FUNCTIONS = {
     "relax": "energy.relaxation:relax",
     "export-vasp": "energy.vasp:export_vasp",
     "train-llm": "training.prior:train_prior",
+    "tune-llm": "training.tuning:tune_prior",
     "pair": "training.pairing.run:pair",
     "train-rfm": "training.refiner:train_refiner",
     "templates build": "templates.library:build_library",

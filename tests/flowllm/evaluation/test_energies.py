@@ -138,7 +138,9 @@ def test_a_finished_evaluation_is_extended_by_a_potential_and_then_by_a_hull(
     assert content["settings"]["hull"]["name"] == "hull.csv"
     assert content["sets"][0]["metrics"]["sun"]["successes"] == 1
     assert "sun" in pd.read_parquet(out / "relaxed.parquet")
-    assert "sun" in pd.read_parquet(out / "structures.parquet")
+    assert {"sun", "relaxed_unique", "relaxed_novel"} <= set(
+        pd.read_parquet(out / "structures.parquet")
+    )
     assert (out / "report.html").read_text("utf-8") != page
     with pytest.raises(UserError, match="another run .*potential"):  # what is there is not replaced
         evaluate(samples, out=out, train=named["train"], progress=False)

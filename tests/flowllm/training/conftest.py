@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training_support import Train, random_pair, random_structure, small_training
+from training_support import (
+    Train,
+    random_pair,
+    random_structure,
+    small_training,
+    write_judged,
+)
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.training.pairing.table import write_pairs
@@ -22,7 +28,7 @@ def processes_of_one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with crystals and pairs for training and validation."""
+    """A folder with crystals, pairs and judged samples for training and validation."""
     folder = tmp_path_factory.mktemp("data")
     crystals = [
         Crystal(
@@ -34,10 +40,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(crystals[:5], folder / "validation.jsonl")
     write_pairs([random_pair(seed) for seed in range(14)], folder / "train.parquet")
     write_pairs([random_pair(seed) for seed in range(5)], folder / "validation.parquet")
+    write_judged(folder)
     return folder
 
 
-@pytest.fixture(scope="module", params=["llm", "rfm-uniform", "rfm-pairs"])
+@pytest.fixture(scope="module", params=["llm", "tune", "rfm-uniform", "rfm-pairs"])
 def finished(
     request: pytest.FixtureRequest, files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Train, Path]:

@@ -15,10 +15,16 @@ from hypothesis import strategies as st
 from flowllm.errors import UserError
 from flowllm.training import recipes
 from flowllm.training.config import TrainingConfig
-from flowllm.training.recipes import PriorRecipe, RefinerRecipe, load_recipe, named_recipes
+from flowllm.training.recipes import (
+    PriorRecipe,
+    RefinerRecipe,
+    TuningRecipe,
+    load_recipe,
+    named_recipes,
+)
 from support import ROOT
 
-KINDS = {"llm": PriorRecipe, "rfm": RefinerRecipe}
+COMMANDS = {PriorRecipe: "train-llm", RefinerRecipe: "train-rfm", TuningRecipe: "tune-llm"}
 SMALL = """
 model:
   architecture: {hidden_size: 32}
@@ -26,6 +32,12 @@ training:
   learning_rate: 5e-4
   epochs: 3
 """
+
+
+def kind(name: str) -> type:
+    if name == "llm/tune":
+        return TuningRecipe
+    return {"llm": PriorRecipe, "rfm": RefinerRecipe}[name.split("/")[0]]
 
 
 @pytest.fixture
@@ -42,7 +54,7 @@ def test_recipes_of_both_stages_ship() -> None:
 
 @pytest.mark.parametrize("name", named_recipes())
 def test_every_shipped_recipe_loads_and_is_recorded_as_json(name: str) -> None:
-    recipe = load_recipe(KINDS[name.split("/")[0]], name)
+    recipe = load_recipe(kind(name), name)
     assert recipe.training == type(recipe.training)(**asdict(recipe.training))
     assert json.loads(json.dumps(asdict(recipe), allow_nan=False)) == asdict(recipe)
 
@@ -57,11 +69,11 @@ def test_every_value_in_a_shipped_recipe_has_a_comment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", named_recipes())
-def test_a_recipe_of_the_other_stage_is_refused(name: str) -> None:
-    stage = name.split("/")[0]
-    (other,) = KINDS.keys() - {stage}
-    with pytest.raises(UserError, match=f"^{name} is a recipe for .*; train it with train-{stage}"):
-        load_recipe(KINDS[other], name)
+def test_a_recipe_of_another_stage_is_refused(name: str) -> None:
+    for other in COMMANDS.keys() - {kind(name)}:
+        command = COMMANDS[kind(name)]
+        with pytest.raises(UserError, match=f"^{name} is a recipe for .*; .* it with {command}"):
+            load_recipe(other, name)
 
 
 def test_a_path_does_what_a_name_does(tmp_path: Path) -> None:
@@ -187,7 +199,7 @@ def test_an_unknown_recipe_is_refused_with_those_that_exist(tmp_path: Path) -> N
 def test_recipes_are_found_in_the_package_once_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_the_tree = {name: load_recipe(KINDS[name[:3]], name) for name in named_recipes()}
+    in_the_tree = {name: load_recipe(kind(name), name) for name in named_recipes()}
     # A wheel holds flowllm/configs, and no configs beside the package.
     package = tmp_path / "site-packages" / "flowllm"
     shutil.copytree(ROOT / "configs", package / "configs")

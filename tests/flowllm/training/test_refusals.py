@@ -27,12 +27,14 @@ except SystemExit as end:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Crystals, somebody's thesis, and a place for new runs."""
-    from training_support import random_structure
+    from training_support import UNSTABLE, random_structure, sample_row, write_evaluation, write_run
 
     folder = tmp_path_factory.mktemp("refusals")
     write([Crystal(id="x", structure=random_structure(0))], folder / "crystals.jsonl")
     (folder / "thesis").mkdir()
     (folder / "thesis" / "thesis.tex").write_text("my work")
+    rows = [sample_row(seed, **UNSTABLE) for seed in range(3)]
+    write_evaluation(folder / "judged", {write_run(folder / "run1", rows): rows})
     return folder
 
 
@@ -52,6 +54,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("train-llm --data crystals.jsonl --merge", "no model.lora, so there is no adapter"),
         ("train-llm --data crystals.jsonl --out thesis", "thesis is not empty"),
         ("train-llm --data crystals.jsonl --device gpu", "unknown device 'gpu'; use cpu, cuda"),
+        ("tune-llm --samples no --evaluation judged", "there is no file or folder no;"),
+        ("tune-llm --samples thesis --evaluation judged", "thesis is not a run folder"),
+        ("tune-llm --samples run1 --evaluation thesis", "thesis is no folder of flowllm evaluate"),
+        ("tune-llm --samples run1 --evaluation judged", "no sample is below 0.1 eV/atom (unst"),
+        ("tune-llm --samples run1 --evaluation judged loss.beta=0", "loss.beta is 0.0; give a n"),
+        ("tune-llm --samples run1 --evaluation judged --config llm/small", "is a recipe for a pri"),
         ("train-rfm --config rfm/none --data crystals.jsonl", "no config 'rfm/none'"),
         ("train-rfm --config rfm/uniform --data nothing.csv", "no file or folder nothing.csv"),
         ("train-rfm --pairs pairs.parquet", "there is no file or folder pairs.parquet"),
