@@ -201,14 +201,14 @@ def generate_texts(
         PriorError: if the model computes NaN.
     """
     for question in decode_answers(
-        prior.model,
+        prior.decoder,
         queue,
-        eos_token_id=prior.tokenizer.eos_token_id,
+        eos_token_id=prior.words.eos_token_id,
         slots=slots,
         temperature=temperature,
         top_p=top_p,
     ):
-        text = prior.tokenizer.decode(question.tokens, skip_special_tokens=True)
+        text = prior.words.decode(question.tokens, skip_special_tokens=True)
         yield question.place, str(text), question.complete
 
 
@@ -232,9 +232,9 @@ class _Kind:
     ) -> _Kind:
         prompt = prior.layout.prompt(conditions)
         wanted = {name: BY_NAME[name].render(value) for name, value in conditions.items()}
-        tokens = prior.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if prior.tokenizer.bos_token_id is not None:
-            tokens = [prior.tokenizer.bos_token_id, *tokens]
+        tokens = prior.words(prompt, add_special_tokens=False)["input_ids"]
+        if prior.words.bos_token_id is not None:
+            tokens = [prior.words.bos_token_id, *tokens]
         if len(tokens) + room > prior.context_length:
             raise PriorError(
                 f"a prompt of {len(tokens)} tokens and a crystal of up to {room} exceed the "
@@ -282,5 +282,5 @@ def longest_answer(prior: Prior) -> int:
     Args:
         prior: the model.
     """
-    tokens = prior.tokenizer(prior.layout.longest_text(), add_special_tokens=False)["input_ids"]
+    tokens = prior.words(prior.layout.longest_text(), add_special_tokens=False)["input_ids"]
     return len(tokens) + 1 + _SPARE_TOKENS
