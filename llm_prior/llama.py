@@ -34,6 +34,7 @@ class LlamaSizes:
     """What is needed of a config.json; see `transformers.LlamaConfig`."""
 
     hidden_size: int
+    intermediate_size: int
     head_dim: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -158,8 +159,12 @@ class _Layer(NamedTuple):
         q, k, v, out, gate, up, down, first, second = weights
         width, heads = sizes.hidden_size, sizes.head_dim * sizes.num_attention_heads
         pairs = sizes.head_dim * sizes.num_key_value_heads
-        shapes = [(heads, width), (pairs, width), (pairs, width), (width, heads)]
-        if [tuple(w.shape) for w in (q, k, v, out)] != shapes:
+        hidden = sizes.intermediate_size
+        shapes = [
+            *((heads, width), (pairs, width), (pairs, width), (width, heads)),
+            *((hidden, width), (hidden, width), (width, hidden), (width,), (width,)),
+        ]
+        if [tuple(weight.shape) for weight in weights] != shapes:
             raise RuntimeError("a weight has another shape than the config says")
         return cls(first, torch.cat([q, k, v]), out, second, torch.cat([gate, up]), down)
 
@@ -207,9 +212,10 @@ def stored_decoder(folder: str | Path) -> LlamaDecoder | None:
         if not isinstance(config, dict) or (sizes := LlamaSizes.of(config)) is None:
             return None
         weights = {name: w.float() for name, w in load_file(folder / "model.safetensors").items()}
-        if len(weights["model.embed_tokens.weight"]) != config["vocab_size"]:
+        shape = config["vocab_size"], sizes.hidden_size
+        if tuple(weights["model.embed_tokens.weight"].shape) != shape:
             return None
-        if not config.get("tie_word_embeddings") and "lm_head.weight" not in weights:
+        if not config.get("tie_word_embeddings") and tuple(weights["lm_head.weight"].shape) != shape:
             return None
         return LlamaDecoder(sizes, weights)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError):

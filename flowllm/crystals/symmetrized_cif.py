@@ -16,6 +16,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.core.operations import SymmOp
 
 from flowllm.crystals.cif import cif_text
+from flowllm.crystals.cif.blocks_text import block_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.symmetry import Symmetry, symmetry_of
 from llm_prior.wyckoff.crystal import WyckoffCrystal
@@ -65,8 +66,6 @@ def _moved_by_reader(crystal: WyckoffCrystal) -> float:
 
 
 def _text(crystal: WyckoffCrystal) -> str:
-    from pymatgen.io.cif import CifBlock, CifFile  # slow to import
-
     group, conventional = crystal.group, crystal.conventional()
     with ignore_missing_electronegativity():
         composition = conventional.composition
@@ -79,7 +78,7 @@ def _text(crystal: WyckoffCrystal) -> str:
         crystal.parameters,
         strict=True,
     )
-    data: dict[str, Any] = {
+    items: dict[str, Any] = {
         "_chemical_formula_structural": name,
         "_chemical_formula_sum": formula,
         **{f"_cell_{key}": f"{value:.8f}" for key, value in cell},
@@ -87,12 +86,20 @@ def _text(crystal: WyckoffCrystal) -> str:
         "_cell_formula_units_Z": _formula_units(composition),
         "_space_group_name_H-M_alt": _symbol(group),
         "_space_group_IT_number": group.number,
-        "_space_group_symop_id": range(1, len(operations) + 1),
-        "_space_group_symop_operation_xyz": operations,
-        **orbits,
     }
-    loops = [["_space_group_symop_id", "_space_group_symop_operation_xyz"], list(orbits)]
-    text = str(CifFile({name: CifBlock(data, loops, name)}))
+    loops = [
+        {
+            "_space_group_symop_id": range(1, len(operations) + 1),
+            "_space_group_symop_operation_xyz": operations,
+        },
+        orbits,
+    ]
+    text = block_text(name, items, loops)
+    if text is None:  # a line is too long for this writer
+        from pymatgen.io.cif import CifBlock, CifFile  # slow to import
+
+        data = items | loops[0] | loops[1]
+        text = str(CifFile({name: CifBlock(data, [[*loop] for loop in loops], name)}))
     return f"# symmetry within {EXACT:g} Angstrom by spglib {spglib.__version__}\n{text}"
 
 

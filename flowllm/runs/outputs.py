@@ -8,13 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ase.io
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
@@ -27,6 +24,9 @@ from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import RunFolder
 from flowllm.system.files import file_names
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 # The columns of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula`
 # and `num_atoms` describe the final crystal, or the initial one if there is no final one. `cif` has
@@ -224,6 +224,8 @@ def _write_cifs(names: Sequence[str], cifs: Sequence[str | None], path: Path) ->
 
 
 def _write_trajectories(names: Sequence[str], records: Iterable[CrystalRecord], path: Path) -> None:
+    import ase.io  # slow to import
+
     path.mkdir()
     for name, record in zip(names, records, strict=True):
         if record.trajectory is None or record.initial_structure is None:
@@ -234,6 +236,9 @@ def _write_trajectories(names: Sequence[str], records: Iterable[CrystalRecord], 
 
 
 def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
     atoms = Atoms(numbers=numbers, scaled_positions=frame.frac_coords, cell=frame.lattice, pbc=True)
     info = dict(frame.info)
     if "energy" in info:  # where ASE looks for it

@@ -226,7 +226,9 @@ class TemplateLibrary:
                 f"version {_VERSION}; {_BUILD} again"
             )
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            # Not `read_table`, which imports pandas.
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
         except (ValueError, OSError) as error:
             raise UserError(f"{path} is damaged: {one_line(error)}; {_BUILD} again") from error
         if not table.schema.equals(_SCHEMA):
