@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystals.cells import wrap
-from flowllm.crystals.cif.blocks_text import block_text
+from flowllm.crystals.cif.blocks_text import block_text, loop_text
 from flowllm.crystals.cif.sites import exact_thirds, is_stated_volume, sorted_geometry
 from flowllm.crystals.crystal import Geometry, ignore_missing_electronegativity
 from flowllm.crystals.rules import ATOMIC_NUMBER
@@ -122,11 +123,8 @@ def _text(structure: Structure) -> str | None:
         "_cell_volume": f"{lattice.volume:.8f}",
         "_cell_formula_units_Z": int(composition.get_reduced_composition_and_factor()[1]),
     }
-    operations = {
-        "_symmetry_equiv_pos_site_id": ["1"],
-        "_symmetry_equiv_pos_as_xyz": ["x, y, z"],
-    }
-    sites = {
+    operations = "loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
+    sites: dict[str, Iterable[object]] = {
         "_atom_site_type_symbol": symbols,
         "_atom_site_label": [f"{symbol}{k}" for k, symbol in enumerate(symbols)],
         "_atom_site_symmetry_multiplicity": ["1"] * len(symbols),
@@ -136,4 +134,4 @@ def _text(structure: Structure) -> str | None:
         },
         "_atom_site_occupancy": [next(iter(site.species.values())) for site in structure],
     }
-    return block_text(composition.reduced_formula, items, [operations, sites])
+    return block_text(composition.reduced_formula, items, [operations, loop_text(sites)])
