@@ -18,7 +18,7 @@ from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 CLOSE_COORDINATE = 0.04  # of an edge of the conventional cell
 CLOSE_LENGTH = 0.15  # of the logarithm of a length
 CLOSE_ANGLE = 8.0  # degrees
-_FEW = 5  # orbits, of which all orders are tried
+_FEW = 7  # orbits, of which all orders are tried
 FloatArray = NDArray[np.float64]
 
 
