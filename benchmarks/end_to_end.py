@@ -51,7 +51,8 @@ def begin(*args, **options):
     seconds["loading"] = time.process_time()
     return job(*args, **options)
 sampling_run.load_models, sampling_run.run_job = loading, begin
-publish = next(n for n in ("publish_samples", "_publish", "publish_crystals") if hasattr(sampling_run, n))
+names = "publish_samples", "_publish"
+publish = next(name for name in names if hasattr(sampling_run, name))
 timed(sampling_run, publish, "writing")
 try:
     cli(sys.argv[2:], standalone_mode=False)
@@ -74,7 +75,16 @@ def run(tree: Path, arguments: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         times = Path(folder) / "seconds.json"
         process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(times), "sample", "--out", f"{folder}/run", *arguments],
+            [
+                sys.executable,
+                "-c",
+                CHILD,
+                str(times),
+                "sample",
+                "--out",
+                f"{folder}/run",
+                *arguments,
+            ],
             cwd=tree,
             env={**os.environ, "PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

@@ -74,9 +74,7 @@ class SlotLayer:
         self.values = values.new_zeros(*shape, values.shape[3])
         self.is_initialized = True
 
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (B, heads, T, size) at the window's positions; return (B, heads, width, size).
 
         Args:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-
 from llm_prior.errors import PriorError
 from llm_prior.prompts import GENERATION_TAILS
 from llm_prior.text import ANGLE_RANGE, LENGTH_RANGE, SYMBOLS, TextFormat

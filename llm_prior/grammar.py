@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
 from llm_prior.fields import Kind, field_tokens

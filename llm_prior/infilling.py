@@ -7,11 +7,11 @@ before it in its own answer, so the prompt and common beginnings are computed on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
+from typing import TYPE_CHECKING
 
 import torch
 from pymatgen.core import Element, Structure

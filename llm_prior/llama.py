@@ -1,9 +1,8 @@
 """A small LLaMA decoder for sampling on a CPU (Touvron et al. 2023, arXiv 2302.13971).
 
 It computes what transformers' `LlamaForCausalLM` computes, in fewer and larger operations and
-without transformers, whose import takes longer than a thousand texts of the bundled prior. Models of
-another kind, with adapters or quantised weights, on accelerators or wider than `MAX_WIDTH` are run by
-transformers; see `is_plain`.
+without transformers, whose import takes three seconds. Models of another kind, with adapters or
+quantised weights, on accelerators or wider than `MAX_WIDTH` are run by transformers.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 if TYPE_CHECKING:
-    from llm_prior.cache import SlotCache
+    from llm_prior.cache import SlotCache, SlotLayer
 
 MAX_WIDTH = 1024  # above, the matrix products take nearly all the time, and copies much memory
 _NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -169,7 +168,13 @@ class _Layer(NamedTuple):
         return cls(first, torch.cat([q, k, v]), out, second, torch.cat([gate, up]), down)
 
     def forward(
-        self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor, states: Any, sizes: LlamaSizes
+        self,
+        x: Tensor,
+        cosines: Tensor,
+        sines: Tensor,
+        mask: Tensor,
+        states: SlotLayer,
+        sizes: LlamaSizes,
     ) -> Tensor:
         """Return the next states (B, T, W)."""
         batch, length, width = x.shape
@@ -215,7 +220,10 @@ def stored_decoder(folder: str | Path) -> LlamaDecoder | None:
         shape = config["vocab_size"], sizes.hidden_size
         if tuple(weights["model.embed_tokens.weight"].shape) != shape:
             return None
-        if not config.get("tie_word_embeddings") and tuple(weights["lm_head.weight"].shape) != shape:
+        if (
+            not config.get("tie_word_embeddings")
+            and tuple(weights["lm_head.weight"].shape) != shape
+        ):
             return None
         return LlamaDecoder(sizes, weights)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError):

@@ -25,8 +25,8 @@ from llm_prior.layouts import TextGrammar, TextLayout, layout_of
 from llm_prior.llama import LlamaDecoder, decoder_of, stored_decoder
 from llm_prior.prompts import stated_conditions
 from llm_prior.settings import SETTINGS_FILE, SETTINGS_VERSION, read_settings
-from llm_prior.text import TextFormat
 from llm_prior.stored_tokenizer import StoredTokenizer, stored_tokenizer
+from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer, embed_numbers
 
 if TYPE_CHECKING:

@@ -36,7 +36,9 @@ class StoredTokenizer:
             add_special_tokens: let the tokenizer add its own first and last tokens.
         """
         if isinstance(text, str):
-            return {"input_ids": self.backend.encode(text, add_special_tokens=add_special_tokens).ids}
+            return {
+                "input_ids": self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+            }
         rows = self.backend.encode_batch(list(text), add_special_tokens=add_special_tokens)
         return {"input_ids": [row.ids for row in rows]}
 

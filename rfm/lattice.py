@@ -30,7 +30,6 @@ from torch import Tensor
 from rfm.config import Statistics, check_chart
 
 
-
 class EuclideanSpace:
     """R^6, where geodesics are straight lines; methods by the names of `rfm.torus.FlatTorus`."""
 

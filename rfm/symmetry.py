@@ -14,8 +14,9 @@ cells with a symmetry are flat in G, but in general curved in the charts of `rfm
 metric tensor is averaged, after each step. `rfm.averages` has both for batches. Sources: SGFM
 (arXiv 2509.23822) and DiffCSP++ (arXiv 2402.03992).
 
-`find_symmetry` asks moyo for the operations of an exact crystal, and spglib for those of a rough one. Their translations w are then
-fitted to its atoms, which makes the group law exact, and keeps the centre of the atoms in place.
+`find_symmetry` asks moyo for the operations of an exact crystal, and spglib for those of a rough
+one. Their translations w are then fitted to its atoms, which makes the group law exact, and keeps
+the centre of the atoms in place.
 """
 
 from __future__ import annotations

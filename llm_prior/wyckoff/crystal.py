@@ -238,7 +238,7 @@ class ExactSymmetry(NamedTuple):
         origin_shift: (3,).
         std_lattice: (3, 3) rows of the conventional cell, Angstrom.
         std_positions: (n, 3) of the atoms of the conventional cell.
-        std_rotation_matrix: (3, 3), from the orientation of the given cell to that of `std_lattice`.
+        std_rotation_matrix: (3, 3), turns the given cell to the orientation of `std_lattice`.
         wyckoffs: letter of each given atom.
         crystallographic_orbits: (N,) number of the orbit of each given atom.
         mapping_to_primitive: (N,) number of each given atom in the primitive cell.

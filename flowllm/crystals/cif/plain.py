@@ -123,7 +123,9 @@ def _text(structure: Structure) -> str | None:
         "_cell_volume": f"{lattice.volume:.8f}",
         "_cell_formula_units_Z": int(composition.get_reduced_composition_and_factor()[1]),
     }
-    operations = "loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
+    operations = (
+        "loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
+    )
     sites: dict[str, Iterable[object]] = {
         "_atom_site_type_symbol": symbols,
         "_atom_site_label": [f"{symbol}{k}" for k, symbol in enumerate(symbols)],
@@ -134,4 +136,4 @@ def _text(structure: Structure) -> str | None:
         },
         "_atom_site_occupancy": [next(iter(site.species.values())) for site in structure],
     }
-    return block_text(composition.reduced_formula, items, [operations, loop_text(sites)])
+    return block_text(composition.reduced_formula, items, [loop_text(operations), loop_text(sites)])
