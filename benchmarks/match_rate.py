@@ -7,6 +7,10 @@ match is decided by pymatgen's StructureMatcher (stol 0.5, angle_tol 10, ltol 0.
 mean square displacement over the cube root of the volume per atom, averaged over the matched
 targets. A target whose sample failed counts as not matched. Intervals are Wilson's at 95%.
 
+The space group of a target, which --given-group gives as well, is that of spglib at 0.1 Angstrom.
+Before refining, the volume of a sample is that of templates of other formulas, as `flowllm sample`
+sets it; --volume prior keeps the one that the prior wrote.
+
 With --samples K, the output also has the share of targets that at least one of K samples matches,
 and the RMSD of the nearest one. With --rank, it also has the figures of the sample that `flowllm
 sample --best-of K --rank` keeps of these K (`ranked_by` in the JSON).
@@ -27,15 +31,18 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from pymatgen.core import Structure
 
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.io import read
+from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import InvalidCrystal
 from flowllm.generation.sample import Sample
 from flowllm.generation.selection import RankingPotential, choose, energy_scores, flat, prior_scores
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER, resolve
 from flowllm.metrics.csp import rms_distance
 from flowllm.metrics.intervals import bootstrap, rate, wilson
+from flowllm.templates.volumes import with_template_volume
 from llm_prior import Prior, composition_conditions, propose
 from rfm import Refiner, refine
 from rfm.config import SYMMETRIES
@@ -67,6 +74,7 @@ def share(hits: int, total: int) -> str:
 )
 @click.option("--temperature", default=0.7, show_default=True)
 @click.option("--top-p", default=0.9, show_default=True)
+@click.option("--guidance", default=1.0, show_default=True, help="Weight of the conditions.")
 @click.option("--constrain/--no-constrain", default=True, show_default=True)
 @click.option(
     "--samples",
@@ -77,6 +85,14 @@ def share(hits: int, total: int) -> str:
 )
 @click.option("--rank", "ranks", multiple=True, type=click.Choice(["prior", "energy"]))
 @click.option("--potential", default="chgnet", show_default=True, help="For --rank energy.")
+@click.option("--given-group", is_flag=True, help="Give the space group of the target as well.")
+@click.option(
+    "--volume",
+    type=click.Choice(["templates", "prior"]),
+    default="templates",
+    show_default=True,
+    help="Volume from which refining starts; templates of the target's formula are left out.",
+)
 @click.option("--attempts", default=10, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures as JSON.")
@@ -90,10 +106,13 @@ def main(
     symmetries: tuple[str, ...],
     temperature: float,
     top_p: float,
+    guidance: float,
     constrain: bool,
     samples: int,
     ranks: tuple[str, ...],
     potential: str,
+    given_group: bool,
+    volume: str,
     attempts: int,
     seed: int,
     out: Path | None,
@@ -107,17 +126,24 @@ def main(
     crystals = read(data, max_atoms=model.fmt.max_atoms, skip_invalid=True)
     targets = sorted(random.Random(seed).sample(crystals, n), key=lambda c: len(c.structure))
 
+    def request(structure: Structure) -> dict[str, Any]:
+        conditions = composition_conditions(structure.formula)
+        if given_group and (symmetry := symmetry_of(structure)) is not None:
+            conditions["spacegroup"] = symmetry.spacegroup
+        return conditions
+
     start = time.perf_counter()
     proposals = []
     for at in range(0, samples * n, BATCH):
         part = [targets[k % n] for k in range(at, min(at + BATCH, samples * n))]
-        requests = [composition_conditions(target.structure.formula) for target in part]
+        requests = [request(target.structure) for target in part]
         proposals += propose(
             model,
             requests,
             seed=seed + at,
             temperature=temperature,
             top_p=top_p,
+            guidance=guidance,
             max_attempts=attempts,
             constrain=constrain,
         )
@@ -174,6 +200,8 @@ def main(
             )
 
     score("raw", raw)
+    if volume == "templates":
+        raw = [s if s is None else with_template_volume(s, exclude_formula=True) for s in raw]
     good = [k for k, structure in enumerate(raw) if structure is not None]
     candidates = [Sample(id=str(k), prompt=p.prompt, text=p.text) for k, p in enumerate(proposals)]
     for folder in refiners or (None,):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llm_prior.composition import check_conditions, composition_conditions
     from llm_prior.config import (
         DEFAULT_ATTEMPTS,
+        DEFAULT_GUIDANCE,
         DEFAULT_TEMPERATURE,
         DEFAULT_TOP_P,
         Architecture,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Lora,
         TaskMix,
         check_settings,
+        check_unconditional,
     )
     from llm_prior.dataset import Collator, CrystalTextDataset
     from llm_prior.errors import PriorError
@@ -55,6 +57,7 @@ __all__ = [
     "Collator",
     "CrystalTextDataset",
     "DEFAULT_ATTEMPTS",
+    "DEFAULT_GUIDANCE",
     "DEFAULT_TEMPERATURE",
     "DEFAULT_TOP_P",
     "Lora",
@@ -69,6 +72,7 @@ __all__ = [
     "allowed_swaps",
     "check_conditions",
     "check_settings",
+    "check_unconditional",
     "composition_conditions",
     "decode",
     "element_probabilities",
@@ -84,8 +88,9 @@ __all__ = [
 _NAMES = {
     "composition": ("check_conditions", "composition_conditions"),
     "config": (
-        *("DEFAULT_ATTEMPTS", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P", "Architecture"),
-        *("BaseModel", "Lora", "TaskMix", "check_settings"),
+        *("DEFAULT_ATTEMPTS", "DEFAULT_GUIDANCE", "DEFAULT_TEMPERATURE", "DEFAULT_TOP_P"),
+        *("Architecture", "BaseModel", "Lora", "TaskMix"),
+        *("check_settings", "check_unconditional"),
     ),
     "dataset": ("Collator", "CrystalTextDataset"),
     "errors": ("PriorError",),

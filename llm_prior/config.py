@@ -4,15 +4,18 @@ transformers."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from llm_prior.errors import PriorError
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 DEFAULT_ATTEMPTS = 10
+DEFAULT_GUIDANCE = 1.0
 DEFAULT_SLOTS = 64
+STRONGEST_GUIDANCE = 100.0  # far beyond any use; logits multiplied by much more overflow
 _COLDEST = 1e-6  # logits divided by less overflow
 
 
@@ -173,6 +176,39 @@ def check_settings(temperature: float, top_p: float, max_attempts: int) -> None:
         raise PriorError(f"top_p {top_p} is not in (0, 1]; 1 draws from all tokens")
     if max_attempts < 1:
         raise PriorError(f"max_attempts {max_attempts} must be at least 1")
+
+
+def check_guidance(guidance: float) -> None:
+    """Check a weight of classifier-free guidance.
+
+    Args:
+        guidance: weight of the conditions; 1 samples as usual.
+
+    Raises:
+        PriorError: if it is not from 0 to `STRONGEST_GUIDANCE`.
+    """
+    if not 0 <= guidance <= STRONGEST_GUIDANCE:  # refuses NaN as well
+        raise PriorError(
+            f"guidance {guidance} is not from 0 to {STRONGEST_GUIDANCE:g}; 1 samples as usual, "
+            "larger weights follow the conditions more"
+        )
+
+
+def check_unconditional(info: Mapping[str, Any]) -> None:
+    """Check that a model can be guided: its training had prompts without conditions.
+
+    Args:
+        info: description of its training (`Prior.info`); a model without one passes.
+
+    Raises:
+        PriorError: if the recorded training had no such prompts.
+    """
+    tasks = info.get("recipe", {}).get("tasks")
+    if tasks and not TaskMix(**tasks).has_unconditional:
+        raise PriorError(
+            "this model was never trained with prompts without conditions, which guidance compares "
+            "with; leave guidance out, or train with tasks.unconditional above 0"
+        )
 
 
 def check_temperature(temperature: float) -> None:

@@ -167,6 +167,16 @@ class CrystalTextDataset:
             had |= self._known_of(index).keys()
         return [attribute.name for attribute in ATTRIBUTES if attribute.name in had]
 
+    def labels_per_draw(self) -> float:
+        """Return about the mean number of tokens of a draw that enter the loss."""
+        texts = sum(
+            sum(map(self._count, self._description_of(i).pieces())) for i in range(len(self))
+        )
+        symbols = {symbol for i in range(len(self)) for symbol in self._description_of(i).symbols}
+        symbol = sum(map(self._count, symbols)) / len(symbols)
+        share = self.mix.infill
+        return (1 - share) * texts / len(self) + share * symbol + 1  # 1: end of sequence
+
     def __len__(self) -> int:
         return len(self.crystals)
 

@@ -5,12 +5,16 @@ answer that ends makes room for the next in the queue, a prompt that several ans
 computed once, and tokens for which the grammar leaves no choice are fed together with the token
 before them where that is cheaper. transformers' `generate` has one seed for a batch and no grammar
 per row.
+
+Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598; for language models Sanchez et al.
+2023, arXiv 2306.17806) writes each answer after two prompts at once, and draws from a combination
+of the logits.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -70,6 +74,7 @@ class Answer:
 
     Attributes:
         prompt: token ids, at least one.
+        unconditional: the prompt without conditions, for guidance other than 1.
         uniforms: (max_tokens,) float64 in [0, 1), one for the draw of each token; their number is
             the limit on the tokens, end of sequence included.
         cursor: constrains the tokens; None allows every token.
@@ -80,8 +85,24 @@ class Answer:
     prompt: tuple[int, ...]
     uniforms: np.ndarray
     cursor: TokenRule | None = None
+    unconditional: tuple[int, ...] | None = None
     tokens: list[int] = field(default_factory=list)
     complete: bool = False
+
+    def prompts(self, guidance: float) -> tuple[tuple[int, ...], ...]:
+        """Return the prompts that the model reads: one, or the two that guidance combines.
+
+        Args:
+            guidance: see `decode_answers`.
+
+        Raises:
+            ValueError: if guidance needs the prompt without conditions, and there is none.
+        """
+        if guidance == 1:
+            return (self.prompt,)
+        if self.unconditional is None:
+            raise ValueError(f"guidance {guidance} needs the prompt without conditions")
+        return (self.unconditional,) if guidance == 0 else (self.prompt, self.unconditional)
 
 
 AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
@@ -95,6 +116,7 @@ def decode_answers(
     slots: int,
     temperature: float,
     top_p: float,
+    guidance: float = 1.0,
 ) -> Iterator[AnyAnswer]:
     """Write all answers of a queue and yield each when it is finished.
 
@@ -109,6 +131,9 @@ def decode_answers(
         slots: answers that are written at the same time; bounds the memory.
         temperature: divides the logits of the legal tokens; 0 takes the likeliest.
         top_p: probability of the nucleus from which a token is drawn.
+        guidance: weight W of the conditions. The logits are u + W (c - u) with c after `prompt` and
+            u after `unconditional`, before temperature, nucleus and cursor. 1 reads `prompt` alone,
+            0 `unconditional` alone, and any other weight both, at twice the cost and memory.
 
     Yields:
         The answers, in the order in which they are finished.
@@ -121,10 +146,13 @@ def decode_answers(
     batch: _Batch[AnyAnswer] = _Batch(
         model,
         slots=min(slots, len(queue)),
-        capacity=max(len(answer.prompt) + len(answer.uniforms) for answer in queue),
+        capacity=max(
+            max(map(len, answer.prompts(guidance))) + len(answer.uniforms) for answer in queue
+        ),
         eos_token_id=eos_token_id,
         temperature=temperature,
         top_p=top_p,
+        guidance=guidance,
     )
     while queue or batch.busy:
         yield from batch.admit(queue)
@@ -185,9 +213,17 @@ class _Prefixes:
     cache: Any  # a `SlotCache`, or a cache of transformers
     logits: torch.Tensor  # (P, V) of the token after each
 
+    def hold(self, prompts: Iterable[tuple[int, ...]]) -> bool:
+        """Return whether all of these prompts are among them."""
+        return all(prompt in self.rows for prompt in prompts)
+
 
 class _Batch(Generic[AnyAnswer]):
-    """The answers in the slots. Slots in use come first, so a forward pass takes a slice."""
+    """The answers in the slots. Slots in use come first, so a forward pass takes a slice.
+
+    A slot is one row of the model's batch, or two neighbours if guidance reads two prompts. These
+    are fed the same tokens in the same passes.
+    """
 
     def __init__(
         self,
@@ -198,6 +234,7 @@ class _Batch(Generic[AnyAnswer]):
         eos_token_id: int,
         temperature: float,
         top_p: float,
+        guidance: float,
     ) -> None:
         self.model = model
         self.is_own = isinstance(model, LlamaDecoder)
@@ -205,10 +242,12 @@ class _Batch(Generic[AnyAnswer]):
         self.device = torch.device("cpu") if self.is_own else next(model.parameters()).device
         self.eos_token_id = eos_token_id
         self.sampling = {"temperature": temperature, "top_p": top_p}
+        self.guidance = guidance
+        self.ways = 1 if guidance in (0, 1) else 2  # rows of a slot
         self.slots = slots
         self.capacity = -(-capacity // _ROUND) * _ROUND
         config: Any = model.config
-        self.cache = SlotCache(config.num_hidden_layers, slots, self.capacity)
+        self.cache = SlotCache(config.num_hidden_layers, slots * self.ways, self.capacity)
         self.passed: Any = self.cache  # the same for the model
         if not self.is_own:
             from llm_prior.transformers_cache import transformers_cache  # slow to import
@@ -216,9 +255,10 @@ class _Batch(Generic[AnyAnswer]):
             self.passed = transformers_cache(self.cache)
         self.prefixes: _Prefixes | None = None
         self.answers: list[AnyAnswer | None] = []  # by slot; None is free
-        self.ids = np.zeros((slots, self.capacity), dtype=np.int64)  # prompt and answer
-        self.lengths = np.zeros(slots, dtype=np.int64)  # of them, in tokens
-        self.fed = np.zeros(slots, dtype=np.int64)  # tokens that the cache holds
+        rows = slots * self.ways
+        self.ids = np.zeros((rows, self.capacity), dtype=np.int64)  # prompt and answer
+        self.lengths = np.zeros(rows, dtype=np.int64)  # of them, in tokens
+        self.fed = np.zeros(rows, dtype=np.int64)  # tokens that the cache holds
 
     @property
     def busy(self) -> bool:
@@ -231,25 +271,26 @@ class _Batch(Generic[AnyAnswer]):
         are finished with them."""
         finished: list[AnyAnswer] = []
         while queue and (free := self._free()):
-            if self.prefixes is None or queue[0].prompt not in self.prefixes.rows:
-                self.prefixes = self._read([a.prompt for a in islice(queue, self.slots)])
-            known = self.prefixes.rows
+            if self.prefixes is None or not self.prefixes.hold(self._prompts(queue[0])):
+                self.prefixes = self._read(
+                    [prompt for a in islice(queue, self.slots) for prompt in self._prompts(a)]
+                )
             slots: list[int] = []
             rows: list[int] = []
-            while queue and len(slots) < len(free) and queue[0].prompt in known:
+            while queue and len(slots) < len(free) and self.prefixes.hold(self._prompts(queue[0])):
                 answer, slot = queue.popleft(), free[len(slots)]
                 slots.append(slot)
-                rows.append(known[answer.prompt])
+                rows += [self.prefixes.rows[prompt] for prompt in self._prompts(answer)]
                 self._place(answer, slot)
-            self.cache.admit(slots, self.prefixes.cache, rows)
-            finished += self._write(slots, self.prefixes.logits[rows])
+            self.cache.admit(self._rows(slots), self.prefixes.cache, rows)
+            finished += self._write(slots, self._guided(self.prefixes.logits[rows]))
         self._close_gaps()
         return finished
 
     @torch.inference_mode()
     def step(self) -> list[AnyAnswer]:
         """Do one forward pass, draw the next tokens and return the answers that are finished."""
-        count = len(self.answers)
+        count = len(self.answers) * self.ways
         lengths, fed = self.lengths[:count], self.fed[:count]
         tokens = self._tokens_per_row(lengths - fed)
         # A row with fewer pending tokens is fed its last ones again, which changes nothing.
@@ -267,8 +308,23 @@ class _Batch(Generic[AnyAnswer]):
             logits_to_keep=1,
         )[:, -1]  # (B, V)
         self.fed[:count] = start + tokens
-        ready = np.flatnonzero(self.fed[:count] == lengths).tolist()
-        return self._write(ready, logits if len(ready) == count else logits[ready])
+        logits = self._guided(logits)
+        ready = np.flatnonzero((self.fed[:count] == lengths)[:: self.ways]).tolist()
+        return self._write(ready, logits if len(ready) == len(logits) else logits[ready])
+
+    def _prompts(self, answer: AnyAnswer) -> tuple[tuple[int, ...], ...]:
+        return answer.prompts(self.guidance)
+
+    def _rows(self, slots: Sequence[int]) -> list[int]:
+        return [slot * self.ways + way for slot in slots for way in range(self.ways)]
+
+    def _guided(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, V) of slots from those of their rows."""
+        if self.ways == 1:
+            return logits
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        conditional, unconditional = precise[::2], precise[1::2]
+        return unconditional + self.guidance * (conditional - unconditional)
 
     def _mask(self, positions: torch.Tensor, width: int) -> torch.Tensor:
         """Return the additive attention mask (B, 1, T, width) of tokens at `positions` (B, T)."""
@@ -323,15 +379,16 @@ class _Batch(Generic[AnyAnswer]):
         return gaps + list(range(len(self.answers), self.slots))
 
     def _place(self, answer: AnyAnswer, slot: int) -> None:
-        length = len(answer.prompt)
-        if length + len(answer.uniforms) > self.capacity:
+        prompts = self._prompts(answer)
+        if max(map(len, prompts)) + len(answer.uniforms) > self.capacity:
             raise ValueError("an answer is longer than the longest at the start of the queue")
         if slot == len(self.answers):
             self.answers.append(answer)
         else:
             self.answers[slot] = answer
-        self.ids[slot, :length] = answer.prompt
-        self.lengths[slot] = self.fed[slot] = length
+        for row, prompt in zip(self._rows([slot]), prompts, strict=True):
+            self.ids[row, : len(prompt)] = prompt
+            self.lengths[row] = self.fed[row] = len(prompt)
 
     def _write(self, slots: Sequence[int], logits: torch.Tensor) -> list[AnyAnswer]:
         """Draw a token for each slot from its logits (B, V), append it with the tokens that it
@@ -399,8 +456,9 @@ class _Batch(Generic[AnyAnswer]):
                 answer.complete = True
                 return
             answer.tokens.append(token)
-            self.ids[slot, self.lengths[slot]] = token
-            self.lengths[slot] += 1
+            for row in self._rows([slot]):
+                self.ids[row, self.lengths[row]] = token
+                self.lengths[row] += 1
             if cursor is None or len(answer.tokens) == len(answer.uniforms):
                 return
             token = cursor.candidates().only
@@ -413,9 +471,10 @@ class _Batch(Generic[AnyAnswer]):
         targets = [slot for slot in range(len(used)) if self.answers[slot] is None]
         sources = used[len(used) - len(targets) :]
         if sources:
-            self.cache.move(sources, targets, int(self.fed[sources].max()))
+            to, of = self._rows(targets), self._rows(sources)
+            self.cache.move(of, to, int(self.fed[of].max()))
             for values in (self.ids, self.lengths, self.fed):
-                values[targets] = values[sources]
+                values[to] = values[of]
             for source, target in zip(sources, targets, strict=True):
                 self.answers[target] = self.answers[source]
         del self.answers[len(used) :]

@@ -18,11 +18,14 @@ from pymatgen.core import Structure
 
 from llm_prior.config import (
     DEFAULT_ATTEMPTS,
+    DEFAULT_GUIDANCE,
     DEFAULT_SLOTS,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
+    check_guidance,
     check_seed,
     check_settings,
+    check_unconditional,
 )
 from llm_prior.decoding import Answer, decode_answers
 from llm_prior.errors import PriorError
@@ -44,7 +47,7 @@ class Proposal:
     """The prior's answer to one request.
 
     Attributes:
-        prompt: text that the model continued.
+        prompt: text that the model continued; with guidance the one of the two with conditions.
         text: the last answer, accepted or not.
         structure: the crystal, or None if no attempt was accepted.
         crystal: its space group, orbits and free parameters, if the layout of the text has them;
@@ -70,6 +73,7 @@ def propose(
     seed: int,
     temperature: float = DEFAULT_TEMPERATURE,
     top_p: float = DEFAULT_TOP_P,
+    guidance: float = DEFAULT_GUIDANCE,
     max_attempts: int = DEFAULT_ATTEMPTS,
     constrain: bool = True,
     exclude_elements: Sequence[str] = (),
@@ -87,6 +91,10 @@ def propose(
         temperature: divides the logits; 0 takes the likeliest token.
         top_p: probability of the nucleus from which a token is drawn (Holtzman et al. 2019,
             arXiv 1904.09751).
+        guidance: weight W of the conditions in the prompt (classifier-free guidance, Ho & Salimans
+            2022, arXiv 2207.12598). A token is drawn from the logits u + W (c - u), where c are
+            those after the prompt and u those after the prompt without any condition. 1 is the
+            prompt alone. 0 is the prompt without conditions; `constrain` enforces what it can.
         max_attempts: draws per request.
         constrain: let the model write only text that decodes to a crystal with the requested
             formula, elements and number of atoms, in the layout `wyckoff` with the requested space
@@ -103,9 +111,14 @@ def propose(
         One proposal per request, in order.
 
     Raises:
-        PriorError: if conditions or settings are bad, or a prompt is longer than the context.
+        PriorError: if conditions or settings are bad, or a prompt is longer than the context, or
+            with guidance other than 1 if a prompt has no condition or the model was trained with
+            conditions only.
     """
     check_settings(temperature, top_p, max_attempts)
+    check_guidance(guidance)
+    if guidance != 1:
+        check_unconditional(prior.info)
     check_seed(seed)
     if indices is None:
         indices = range(len(requests))
@@ -131,9 +144,8 @@ def propose(
                 constraint = prior.grammar.constraint(conditions, exclude_elements=exclude_elements)
             else:
                 prior.layout.check(conditions, exclude_elements)
-            kinds[key] = _Kind.of(
-                prior, conditions, constraint, constraint.max_tokens if constraint else free_room
-            )
+            room = constraint.max_tokens if constraint else free_room
+            kinds[key] = _Kind.of(prior, conditions, constraint, room, guidance)
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
 
@@ -149,7 +161,7 @@ def propose(
     order = sorted(range(len(requested)), key=lambda place: -requested[place].room)
     queue = deque(question(place, 0) for place in order)
     for place, text, complete in generate_texts(
-        prior, queue, slots=slots, temperature=temperature, top_p=top_p
+        prior, queue, slots=slots, temperature=temperature, top_p=top_p, guidance=guidance
     ):
         proposal = proposals[place]
         proposal.text = text
@@ -183,7 +195,13 @@ class Question(Answer):
 
 
 def generate_texts(
-    prior: Prior, queue: deque[Question], *, slots: int, temperature: float, top_p: float
+    prior: Prior,
+    queue: deque[Question],
+    *,
+    slots: int,
+    temperature: float,
+    top_p: float,
+    guidance: float = DEFAULT_GUIDANCE,
 ) -> Iterator[tuple[int, str, bool]]:
     """Write the texts of a queue.
 
@@ -193,6 +211,7 @@ def generate_texts(
         slots: texts that are written at the same time.
         temperature: see `propose`.
         top_p: see `propose`.
+        guidance: see `propose`.
 
     Yields:
         (place, text, complete); complete is False if the token limit cut the text off.
@@ -207,6 +226,7 @@ def generate_texts(
         slots=slots,
         temperature=temperature,
         top_p=top_p,
+        guidance=guidance,
     ):
         text = prior.words.decode(question.tokens, skip_special_tokens=True)
         yield question.place, str(text), question.complete
@@ -214,13 +234,14 @@ def generate_texts(
 
 @dataclass(frozen=True)
 class _Kind:
-    """The prompt, limits and constraint that requests of the same conditions share."""
+    """The prompts, limits and constraint that requests of the same conditions share."""
 
     prompt: str
     wanted: Mapping[str, str]  # conditions as canonical text
     tokens: tuple[int, ...]
     room: int  # limit on the tokens of an answer
     constraint: TextConstraint | None
+    unconditional: tuple[int, ...] | None  # None without guidance
 
     @classmethod
     def of(
@@ -229,26 +250,43 @@ class _Kind:
         conditions: Mapping[str, Any],
         constraint: TextConstraint | None,
         room: int,
+        guidance: float,
     ) -> _Kind:
         prompt = prior.layout.prompt(conditions)
+        unconditional = None
+        if guidance != 1:
+            without = prior.layout.prompt({})
+            if prompt == without:
+                raise PriorError(
+                    f"guidance {guidance:g} weighs the conditions of the prompt, and this one has "
+                    "none; give a condition, or leave guidance out"
+                )
+            unconditional = _prompt_tokens(prior, without)
+            prompt = prompt if guidance else without
         wanted = {name: BY_NAME[name].render(value) for name, value in conditions.items()}
-        tokens = prior.words(prompt, add_special_tokens=False)["input_ids"]
-        if prior.words.bos_token_id is not None:
-            tokens = [prior.words.bos_token_id, *tokens]
+        tokens = _prompt_tokens(prior, prompt)
         if len(tokens) + room > prior.context_length:
             raise PriorError(
                 f"a prompt of {len(tokens)} tokens and a crystal of up to {room} exceed the "
                 f"context of {prior.context_length} tokens; give fewer conditions"
             )
-        return cls(prompt, wanted, tuple(tokens), room, constraint)
+        return cls(prompt, wanted, tokens, room, constraint, unconditional)
 
     def question(self, place: int, rng: np.random.Generator) -> Question:
         return Question(
             place=place,
             prompt=self.tokens,
+            unconditional=self.unconditional,
             uniforms=rng.random(self.room),
             cursor=None if self.constraint is None else self.constraint.cursor(),
         )
+
+
+def _prompt_tokens(prior: Prior, prompt: str) -> tuple[int, ...]:
+    tokens = prior.words(prompt, add_special_tokens=False)["input_ids"]
+    if prior.words.bos_token_id is not None:
+        tokens = [prior.words.bos_token_id, *tokens]
+    return tuple(tokens)
 
 
 def _judge(

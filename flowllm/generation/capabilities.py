@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowllm.errors import UserError
-from llm_prior import check_conditions, stated_conditions
+from llm_prior import check_conditions, check_unconditional, stated_conditions
+from llm_prior.layouts import layout_of
 from llm_prior.text import SYMBOLS
 
 if TYPE_CHECKING:
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
     from rfm import Refiner
 
 
-def check_request(config: SamplingConfig, fmt: TextFormat) -> None:
+def check_request(config: SamplingConfig, fmt: TextFormat, info: Mapping[str, Any]) -> None:
     """Check that a prior's texts can meet the conditions of a request; needs no weights.
 
     Args:
         config: the request.
         fmt: the text format of the prior.
+        info: what is recorded of its training (`Prior.info`).
 
     Raises:
-        UserError: if the composition has more atoms than the prior writes.
-        PriorError: if no crystal that the prior writes can meet the conditions.
+        UserError: if the composition has more atoms than the prior writes, or the prompt has no
+            condition that could be guided.
+        PriorError: if no crystal that the prior writes can meet the conditions, or the prior cannot
+            be guided.
     """
     conditions = config.conditions
     if config.composition is not None and int(conditions["num_atoms"]) > fmt.max_atoms:
@@ -38,6 +42,21 @@ def check_request(config: SamplingConfig, fmt: TextFormat) -> None:
             "model"
         )
     check_conditions(conditions, fmt, exclude_elements=config.exclude_elements)
+    if config.guidance != 1:
+        check_unconditional(info)
+        if not _prompted(config, fmt):
+            raise UserError(
+                f"guidance {config.guidance:g} weighs the conditions of the prompt, which has no "
+                f"ranges and sets ({', '.join(conditions)}); give single values, or leave guidance "
+                "out"
+            )
+
+
+def _prompted(config: SamplingConfig, fmt: TextFormat) -> set[str]:
+    """Return the names of the conditions in the prompt of a first candidate."""
+    rng = np.random.default_rng(config.seed)
+    settled = layout_of(fmt).settle(config.conditions, rng, config.exclude_elements)
+    return set(stated_conditions(settled))
 
 
 def check_models(
@@ -63,7 +82,7 @@ def check_models(
     if config.like is None:
         if prior is None:
             raise UserError("sampling needs a prior; load one with FlowLLM.from_pretrained")
-        check_request(config, prior.fmt)
+        check_request(config, prior.fmt, prior.info)
     if config.refine:
         if refiner is None:
             raise UserError("refine needs a refiner; load one, or sample with refine=False")
@@ -86,10 +105,11 @@ def check_models(
     from llm_prior import warn_of_untrained  # imports torch
 
     assert prior is not None
-    settled = prior.layout.settle(
-        conditions, np.random.default_rng(config.seed), config.exclude_elements
-    )
-    warn_of_untrained(prior, sorted({*config.prompt_conditions, *stated_conditions(settled)}))
+    if config.guidance == 0:
+        warn_of_untrained(prior)
+    else:
+        names = config.prompt_conditions | _prompted(config, prior.fmt)
+        warn_of_untrained(prior, sorted(names))
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

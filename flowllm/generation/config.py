@@ -14,6 +14,7 @@ from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
     ATTRIBUTES,
     DEFAULT_ATTEMPTS,
+    DEFAULT_GUIDANCE,
     DEFAULT_TEMPERATURE,
     DEFAULT_TOP_P,
     check_settings,
@@ -21,6 +22,7 @@ from llm_prior import (
     generation_prompt,
     stated_conditions,
 )
+from llm_prior.config import STRONGEST_GUIDANCE
 from llm_prior.prompts import render_elements
 from llm_prior.spacegroups import CRYSTAL_SYSTEMS
 from rfm.config import INTEGRATION_METHODS, SYMMETRIES
@@ -71,6 +73,14 @@ class DrawingConfig(Options):
         above=0,
         maximum=1,
     )
+    guidance: float = option(
+        DEFAULT_GUIDANCE,
+        "Weight of the conditions (Ho & Salimans 2022): 1 draws as usual, more follows them more "
+        "closely in twice the time, 0 leaves them out of the prompt.",
+        section="Drawing",
+        minimum=0,
+        maximum=STRONGEST_GUIDANCE,
+    )
     max_attempts: int = option(
         DEFAULT_ATTEMPTS,
         "Texts drawn for a crystal before it counts as failed.",
@@ -112,7 +122,7 @@ class DrawingConfig(Options):
     @property
     def drawing(self) -> dict[str, Any]:
         """The arguments of `llm_prior.propose`."""
-        names = ("temperature", "top_p", "max_attempts", "constrain")
+        names = ("temperature", "top_p", "guidance", "max_attempts", "constrain")
         return {name: getattr(self, name) for name in names}
 
 
@@ -260,6 +270,11 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             raise UserError(
                 f"best_of {self.best_of} at temperature 0 draws one crystal {self.best_of} times; "
                 "give a temperature above 0"
+            )
+        if self.guidance != 1 and not self.conditions:
+            raise UserError(
+                f"guidance {self.guidance:g} weighs conditions, and the request has none; give one "
+                "such as e_above_hull 0.05 (--e-above-hull 0.05), or leave guidance out"
             )
         self._check_like()
         if self.rank == "flow" and not self.refine:

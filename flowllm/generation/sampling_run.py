@@ -113,7 +113,8 @@ def run_sampling(
 
     analogues = None
     if prior_folder is not None:
-        check_request(config, TextFormat(**read_settings(str(prior_folder))["text"]))
+        settings = read_settings(str(prior_folder))
+        check_request(config, TextFormat(**settings["text"]), settings.get("info", {}))
     else:
         from flowllm.generation.analogues import Analogues
 

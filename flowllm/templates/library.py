@@ -150,7 +150,7 @@ class TemplateLibrary:
         self._table = table
         self._families: dict[Counts, Family] = {}
         self._hull = np.nan_to_num(
-            columns["e_above_hull"].fill_null(0).to_numpy().astype(np.float64), posinf=0, neginf=0
+            np.array(columns["e_above_hull"].to_pylist(), dtype=np.float64), posinf=0, neginf=0
         )
         self._groups = columns["spacegroup"].to_numpy()
         self._prototypes = columns["prototype"].to_numpy().astype(np.int64)

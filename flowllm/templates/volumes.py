@@ -9,8 +9,15 @@ from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import FlowLLMError
-from flowllm.templates.library import TemplateLibrary
+from flowllm.system.files import sha256_file
+from flowllm.templates.library import BUNDLED, TemplateLibrary
 from flowllm.templates.proposals import propose_templates
+from flowllm.templates.ranking import ranking_sha256
+
+
+def template_files() -> dict[str, str]:
+    """Return the hashes of the files that the volumes come from, by the names of manifests."""
+    return {"templates": sha256_file(BUNDLED), "ranking": ranking_sha256()}
 
 
 def template_volume(

@@ -1,10 +1,11 @@
-"""Training engine of both stages: `transformers.Trainer` on accelerate with four additions.
+"""Training engine of both stages: `transformers.Trainer` on accelerate with five additions.
 
 1. A draw is a function of the seed and the absolute position in the run (`epochs`).
 2. A checkpoint counts only with its COMPLETE marker, which holds the hashes (`checkpoints`).
 3. The gradient of a loss that is not finite is dropped, with a log line. Several such losses in a
    row stop the run with the ids of the batch.
 4. Every checkpoint holds an exponential moving average of the weights, if one is kept (`ema`).
+5. All labels of a run have the same weight, in whatever batch they are (`labels_per_draw`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class _EngineTrainer(Trainer):
         average: WeightAverage | None,
         evaluator: Evaluator | None,
         rate: TrainingRate,
+        labels_per_draw: float | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
@@ -74,6 +76,7 @@ class _EngineTrainer(Trainer):
         self.average = average
         self.evaluator = evaluator
         self.rate = rate
+        self.labels_per_draw = labels_per_draw
         self._non_finite_in_a_row = 0
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -105,6 +108,21 @@ class _EngineTrainer(Trainer):
             )
         model.zero_grad(set_to_none=True)
         return torch.zeros_like(loss)
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Any], device: torch.device
+    ) -> torch.Tensor | int | None:
+        """Return what the sum of the losses of the labels in these batches is divided by.
+
+        A batch holds draws of similar size. Divided by its own number of labels, a label in a long
+        text would weigh less than one in a short text, and the model would learn to write texts
+        that are too short.
+        """
+        if self.labels_per_draw is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        draws = sum(len(batch["input_ids"]) for batch in batch_samples)
+        draws *= self.accelerator.num_processes
+        return torch.tensor(self.labels_per_draw * draws, device=device)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -173,6 +191,7 @@ def train(
     resume: bool = False,
     validation: Drawable | None = None,
     evaluator: Evaluator | None = None,
+    labels_per_draw: float | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Train a model in place. If an average of the weights is kept, the model ends with it.
@@ -191,6 +210,9 @@ def train(
         validation: crystals whose mean loss is logged every `eval_steps` and at the end; every
             evaluation makes the same draws.
         evaluator: called at the same times instead; its figures are logged.
+        labels_per_draw: mean number of labels of a draw. The loss of a step is then the sum over
+            its labels, divided by this number and the draws of the step, so that all labels have
+            the same weight in batches of texts of any length. None: the mean of the model's loss.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -243,6 +265,7 @@ def train(
         average=average,
         evaluator=evaluator,
         rate=rate,
+        labels_per_draw=labels_per_draw,
     )
     if trainer.is_fsdp_enabled:
         check_sharding(trainer.accelerator, ema_decay=config.ema_decay)

@@ -129,6 +129,7 @@ def _train(
         seed=seed,
         resume=resume,
         validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
+        labels_per_draw=training_data.labels_per_draw(),
         device=device,
     )
     prior.info = {

@@ -102,6 +102,16 @@ def test_the_size_foretells_the_number_of_tokens(dataset: CrystalTextDataset) ->
     assert np.ptp(rest) <= 0.2 * np.ptp(lengths)
 
 
+@pytest.mark.parametrize("infill", [0.0, 0.5])
+def test_the_mean_number_of_labels_is_about_that_of_the_draws(infill: float) -> None:
+    mix, text = TaskMix(infill=infill), TextFormat(layout="wyckoff")
+    dataset = CrystalTextDataset(CRYSTALS, compact_tokenizer(text), text, mix)
+    drawn = [dataset.draw(seed % 3, np.random.default_rng(seed)) for seed in range(300)]
+    labels = np.mean([sum(label != IGNORED for label in draw["labels"]) for draw in drawn])
+    # The size leaves out what all texts have.
+    assert dataset.labels_per_draw() == pytest.approx(labels, abs=1.2)
+
+
 def test_the_conditions_are_those_that_some_crystal_has(dataset: CrystalTextDataset) -> None:
     assert dataset.conditions() == [attribute.name for attribute in ATTRIBUTES]
     bare = CrystalTextDataset(CRYSTALS[1:], dataset.tokenizer, FMT, TaskMix())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowllm.generation.config import DrawingConfig
+from flowllm.generation.config import DrawingConfig, Volume
 from flowllm.system.options import option
 
 PAIRS_FILE = "pairs.parquet"
@@ -27,6 +27,13 @@ class PairingConfig(DrawingConfig):
         "seed and folder.",
         section="Drawing",
         minimum=1,
+    )
+    volume: Volume = option(
+        "templates",
+        "Volume of the samples: that of known crystals of other formulas with the same "
+        "stoichiometry, as `flowllm sample` refines them, or that which the prior wrote.",
+        section="Drawing",
+        choices=("templates", "prior"),
     )
     limit: int | None = option(
         None, "Use only the first so many crystals of the data.", section="Data", minimum=1

@@ -12,14 +12,23 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal
+from flowllm.generation.config import Volume
 from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.device import pick_device
 from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
+from flowllm.templates.volumes import template_files, with_template_volume
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.records import PairingOutcome, pair_record, publish_pairs
-from llm_prior import Prior, Proposal, composition_conditions, propose
+from llm_prior import (
+    Prior,
+    Proposal,
+    check_unconditional,
+    composition_conditions,
+    propose,
+)
+from llm_prior.settings import read_settings
 
 
 def pair_prior(
@@ -52,11 +61,13 @@ def pair_prior(
 
     Raises:
         UserError: if the data or the folder is bad, or no sample could be kept.
-        PriorError: if the prior cannot be loaded.
+        PriorError: if the prior cannot be loaded, or cannot be guided.
     """
     device = pick_device(device)
     check_gpus(device, workers, executor)
     folder = resolve(prior, BUNDLED_PRIOR)
+    if config.guidance != 1:
+        check_unconditional(read_settings(str(folder)).get("info", {}))
     load = functools.partial(Prior.from_pretrained, folder, device=device)
     model = load()
     crystals = read(
@@ -80,11 +91,12 @@ def pair_prior(
             "prior": identity(folder),
             "samples_per_target": config.samples_per_target,
             "seed": config.seed,
+            "volume": template_files() if config.volume == "templates" else "prior",
             **config.drawing,
         },
         total=len(targets),
         batch_size=config.batch_size_for(len(targets), model.num_parameters),
-        work=functools.partial(_pair_batch, targets, config.seed, config.drawing),
+        work=functools.partial(_pair_batch, targets, config.seed, config.volume, config.drawing),
         setup=load,
         loaded=model,
         info=versions(),
@@ -102,6 +114,7 @@ def pair_prior(
 def _pair_batch(
     targets: Sequence[Crystal],
     seed: int,
+    volume: Volume,
     drawing: dict[str, Any],
     prior: Prior,
     batch: Batch,
@@ -119,14 +132,20 @@ def _pair_batch(
         on_finished=progress,
         **drawing,
     )
-    return [_proposed(target, proposal) for target, proposal in zip(part, proposals, strict=True)]
+    return [
+        _proposed(target, proposal, volume)
+        for target, proposal in zip(part, proposals, strict=True)
+    ]
 
 
-def _proposed(target: Crystal, proposal: Proposal) -> dict[str, Any]:
+def _proposed(target: Crystal, proposal: Proposal, volume: Volume) -> dict[str, Any]:
     base, rejects = None, dict(proposal.rejects)
     if proposal.structure is not None:
         try:
             base = reduce_cell(proposal.structure)
+            if volume == "templates":
+                # The refiner must not learn to trust the volume of the target itself.
+                base = with_template_volume(base, exclude_formula=True)
         except InvalidCrystal as error:
             rejects[error.reason] = 1
     return pair_record(

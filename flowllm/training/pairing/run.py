@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PER_TARGET = "samples_per_target"
 _DEFAULTS = PairingConfig()
-_DRAWS = ("seed", "temperature", "top_p", "max_attempts", "constrain")
+_DRAWS = ("seed", "temperature", "top_p", "guidance", "max_attempts", "constrain", "volume")
 
 
 def pair(

@@ -10,6 +10,12 @@ from cli_support import contents, process
 CASES = [
     ("sample -n 1 --spacegroup 300", "spacegroup '300' is not a whole number from 1 to 230"),
     ("sample -n 1 --temperature -1", "--temperature is -1.0; give a number at least 0"),
+    ("sample -n 1 --guidance 2", "guidance 2 weighs conditions, and the request has none; give"),
+    ("sample -n 1 --guidance nan --band-gap 1", "--guidance is nan; give a number at least 0 and"),
+    (
+        "sample -n 1 --guidance 2 --num-atoms 3-8",
+        "guidance 2 weighs the conditions of the prompt, which has no ranges and sets (num_atoms)",
+    ),
     ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
     ("sample -n 1 --formula NaCl --num-atoms 3", "3 atoms are no whole number of formula units"),
     ("sample -n 1 --formula Na11Cl10", "formula Na11Cl10 has 21 atoms, this model writes at most"),

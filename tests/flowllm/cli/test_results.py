@@ -56,6 +56,7 @@ def test_conditions_and_settings_reach_the_function(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sampling_run, "run_sampling", run_sampling)
     line = "-n 3 --elements Na,Cl --num-atoms 4 --spacegroup 225 --e-above-hull -0.1 --seed 7"
     line += " --formation-energy-per-atom=-2 --band-gap 5 --temperature 1 --top-p 1 --workers 2"
+    line += " --guidance 2"
     line += " --no-constrain --exclude-elements Pb,Cd --rank PRIOR --method Heun --device CUDA"
     assert run_command("sample", *line.split(), "--out", "run").exit_code == 1
     given = {
@@ -69,6 +70,7 @@ def test_conditions_and_settings_reach_the_function(monkeypatch: pytest.MonkeyPa
         "seed": 7,
         "temperature": 1.0,
         "top_p": 1.0,
+        "guidance": 2.0,
         "workers": 2,
         "constrain": False,
         "exclude_elements": "Pb,Cd",

@@ -33,6 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "potential": {"potential": "matgl:x", "rank": "energy", "best_of": 2},
     "temperature": {"temperature": 1},
     "top_p": {"top_p": 1},
+    "guidance": {"guidance": 2, "formula": "NaCl"},
     "max_attempts": {"max_attempts": 1},
     "constrain": {"constrain": False},
     "batch_size": {"batch_size": 1},
@@ -191,6 +192,9 @@ def test_crystals_are_refined_by_default() -> None:
         ({"temperature": math.nan}, "temperature is nan; give a number at least 0"),
         ({"top_p": 0}, "top_p is 0; give a number above 0 and at most 1"),
         ({"top_p": math.inf}, "top_p is inf; give a number above 0 and at most 1"),
+        ({"guidance": -1}, "guidance is -1; give a number at least 0 and at most 100"),
+        ({"guidance": math.nan}, "guidance is nan; give a number at least 0 and at most 100"),
+        ({"guidance": 101}, "guidance is 101; give a number at least 0 and at most 100"),
         ({"max_attempts": 0}, "max_attempts is 0; give a whole number at least 1"),
         ({"best_of": 0}, "best_of is 0; give a whole number at least 1"),
         (
@@ -253,6 +257,9 @@ def test_a_temperature_at_which_the_logits_overflow_is_refused() -> None:
             {"best_of": 2, "rank": "flow", "refine": False},
             "rank flow ranks refined crystals; refine, or choose another rank",
         ),
+        ({"guidance": 2}, "guidance 2 weighs conditions, and the request has none; give one such"),
+        ({"guidance": 0, "best_of": 2}, "guidance 0 weighs conditions, and the request has none"),
+        ({"guidance": 2, "formula": "KBr", "like": "x.cif"}, "like uses no prior and so no guida"),
         ({"rank": "flow"}, "rank flow chooses among candidates; give best_of 2 or more"),
         ({"rank": "energy"}, "rank energy chooses among candidates; give best_of 2 or more"),
         ({"best_of": 2, "potential": "chgnet"}, "potential belongs to rank energy; give that, or"),
@@ -278,10 +285,13 @@ def test_energies_rank_with_the_potential_that_is_named_in_any_case() -> None:
 
 
 def test_the_drawing_options_are_arguments_of_propose() -> None:
-    config = SamplingConfig.of(temperature=1, top_p=0.5, max_attempts=3, constrain=False)
+    config = SamplingConfig.of(
+        temperature=1, top_p=0.5, guidance=2, band_gap=1, max_attempts=3, constrain=False
+    )
     assert config.drawing == {
         "temperature": 1.0,
         "top_p": 0.5,
+        "guidance": 2.0,
         "max_attempts": 3,
         "constrain": False,
     }

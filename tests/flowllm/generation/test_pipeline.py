@@ -90,6 +90,16 @@ def test_without_refining_it_is_the_language_model_alone(
         assert same_bits(plain.structure, plain.prior_structure)
 
 
+def test_guidance_reaches_the_prior(model: FlowLLM, samples: list[Sample]) -> None:
+    options: dict[str, Any] = {"formula": "NaCl", "seed": 3, "refine": False}
+    guided = model.sample(4, guidance=3, batch_size=1, **options)
+    found = proposals.propose(model.prior, [{"formula": "NaCl"}] * 4, seed=3, guidance=3)
+    assert [sample.text for sample in guided] == [proposal.text for proposal in found]
+    assert [sample.text for sample in guided] != [sample.text for sample in samples]
+    plain = model.sample(4, guidance=1, **options)
+    assert [sample.text for sample in plain] == [sample.text for sample in samples]
+
+
 def test_the_size_of_a_batch_changes_no_crystal(model: FlowLLM) -> None:
     """The draws are functions of seed and index: equal texts, coordinates up to rounding."""
     options: dict[str, Any] = {"num_atoms": 2, "max_attempts": 2, "seed": 5, **QUICK}

@@ -31,10 +31,11 @@ from flowllm.system.files import sha256_file, sha256_folder
 from flowllm.system.versions import versions
 from flowllm.templates.library import BUNDLED
 from flowllm.templates.ranking import RANKING_FILE
+from flowllm.training.pairing.run import pair
 from llm_prior import proposals
 from llm_prior.proposals import Question
 from run_jobs import contents
-from support import same_bits, snapshot
+from support import MP20_SAMPLE, same_bits, snapshot
 
 REQUEST: dict[str, Any] = {"formula": "NaCl", "seed": 3, "steps": 3, "batch_size": 2}
 COLUMNS = [*CORE_COLUMNS, "prompt", "text", "attempts"]
@@ -324,3 +325,21 @@ def test_a_run_that_failed_before_its_first_shard_can_be_corrected(
         sample(batch_size=1)
     with pytest.raises(UserError, match="holds another run"):
         sample(batch_size=3)
+
+
+def test_a_prior_that_cannot_be_guided_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    prior = tmp_path / "prior"
+    shutil.copytree(BUNDLED_PRIOR, prior)
+    file = prior / "prior.json"
+    settings = json.loads(file.read_bytes())
+    settings["info"]["recipe"]["tasks"] |= {"unconditional": 0, "formula": 0.5, "composition": 0.5}
+    file.chmod(0o644)
+    file.write_text(json.dumps(settings))
+    out = tmp_path / "run"
+    with pytest.raises(PriorError, match="never trained with prompts without conditions, which gu"):
+        run_sampling(1, out=out, prior=prior, formula="NaCl", guidance=2, refine=False)
+    with pytest.raises(PriorError, match="never trained with prompts without conditions, which gu"):
+        pair(MP20_SAMPLE, prior=prior, out=out, guidance=2)
+    assert not out.exists()

@@ -388,3 +388,55 @@ def test_several_gpus_in_one_process_are_refused(
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
     with pytest.raises(UserError, match="2 GPUs and one process: start with `accelerate launch"):
         run(Line(), tmp_path, config())
+
+
+class Texts:
+    """Texts of one label 0, or of label 1 and eight more labels, as often as each other."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def size(self, index: int, rng: np.random.Generator) -> int:
+        return 1 if index % 2 else 9
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return {"ids": str(index), "labels": [0] if index % 2 else [1] + [2] * 8}
+
+
+def collate_texts(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    labels = torch.full((len(items), 9), -100)
+    for row, item in enumerate(items):
+        labels[row, : len(item["labels"])] = torch.tensor(item["labels"])
+    return {"ids": [item["ids"] for item in items], "input_ids": labels, "labels": labels}
+
+
+class FirstLabel(torch.nn.Module):
+    """Learns the distribution of the first label; the others have a loss of 1 each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.zeros(2))
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        first = torch.nn.functional.cross_entropy(
+            self.logits.expand(len(labels), 2), labels[:, 0], reduction="sum"
+        )
+        count = (labels != -100).sum()
+        loss = (first + count - len(labels)) / kwargs.get("num_items_in_batch", count)
+        return {"loss": loss}
+
+
+def test_texts_of_any_length_have_the_same_weight(tmp_path: Path) -> None:
+    settings = config(epochs=40, batch_size=8, learning_rate=0.05, max_grad_norm=0, save_steps=900)
+    shares = []
+    for labels_per_draw in (5.0, None):
+        model = FirstLabel()
+        run(
+            model, tmp_path / str(labels_per_draw), settings, data=Texts(), collate=collate_texts,
+            labels_per_draw=labels_per_draw, validation=Texts(),
+        )  # fmt: skip
+        shares.append(model.logits.softmax(0)[0].item())
+    assert shares[0] == pytest.approx(0.5, abs=0.05)
+    assert shares[1] > 0.7  # what the mean over the labels of each batch would learn

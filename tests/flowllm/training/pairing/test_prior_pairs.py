@@ -19,6 +19,7 @@ from flowllm.crystals.cells import reduce_basis, reduce_cell
 from flowllm.crystals.io import Crystal, read, write
 from flowllm.errors import UserError
 from flowllm.runs.sharded import RunFolder
+from flowllm.templates.volumes import template_volume
 from flowllm.training.pairing.records import PairingOutcome
 from flowllm.training.pairing.run import pair
 from flowllm.training.pairing.table import read_pairs
@@ -146,6 +147,23 @@ def test_pairs_are_of_the_same_atoms_and_the_target_stays_itself(
     assert len(drawn) > len({p.id for p in pairs}) + 1
 
 
+def test_samples_have_the_volume_from_which_they_will_be_refined(
+    data: Path, tmp_path: Path
+) -> None:
+    options = {"seed": 3, "device": "cpu", "max_attempts": 6}
+    scaled = read_pairs(pair(data, out=tmp_path / "scaled", **options).file)
+    written = read_pairs(pair(data, out=tmp_path / "written", volume="prior", **options).file)
+    assert [p.id for p in scaled] == [p.id for p in written]
+    changes = []
+    for one, other in zip(scaled, written, strict=True):
+        base, same = side(one, "base"), side(other, "base")
+        expected = template_volume(same, exclude_formula=True)
+        assert expected is not None and base.volume == pytest.approx(expected, rel=1e-6)
+        assert np.allclose(one.base_frac_coords, other.base_frac_coords, atol=1e-8)
+        changes.append(abs(base.volume / same.volume - 1))
+    assert max(changes) > 0.01
+
+
 def test_the_file_holds_what_the_shards_hold(run: tuple[PairingOutcome, Any]) -> None:
     outcome, _ = run
     records = [r for r in RunFolder.open(outcome.file.parent).records() if r["pair"]]
@@ -202,7 +220,7 @@ def test_a_perfect_prior_keeps_every_pair(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer(monkeypatch, right)
-    outcome = pair(data, prior="bundled:sites", out=tmp_path / "run", device="cpu")
+    outcome = pair(data, prior="bundled:sites", out=tmp_path / "run", volume="prior", device="cpu")
     assert (outcome.requested, outcome.kept, outcome.first_try, outcome.rejects) == (4, 4, 4, {})
     pairs = read_pairs(outcome.file)
     check_pairs(pairs, STRUCTURES)
@@ -264,6 +282,7 @@ def test_targets_larger_than_the_prior_writes_stop_or_are_left_out(
     [
         ({"data": "nowhere.csv"}, "nowhere.csv: no such file"),
         ({"temperature": math.nan}, "temperature is nan; give a number at least 0"),
+        ({"guidance": -1}, "guidance is -1; give a number at least 0 and at most 100"),
         ({"max_attempts": 0}, "max_attempts is 0; give a whole number at least 1"),
         ({"samples_per_target": 0}, "samples_per_target is 0; give a whole number at least 1"),
         ({"seed": -1}, "seed is -1; give a whole number at least 0"),

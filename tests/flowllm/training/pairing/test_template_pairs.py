@@ -97,7 +97,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         pair(data, templates="nothing", out=out)
     with pytest.raises(UserError, match="samples and templates exclude each other"):
         pair(data, templates="bundled", samples=data, out=out)
-    for options in ({"prior": "bundled"}, {"temperature": 0.3}):
+    for options in ({"prior": "bundled"}, {"temperature": 0.3}, {"guidance": 2}):
         (name,) = options
         with pytest.raises(UserError, match=f"templates take the place of .*; leave out {name}"):
             pair(data, templates="bundled", out=out, **options)
