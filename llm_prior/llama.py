@@ -62,7 +62,7 @@ class LlamaSizes:
         if not plain:
             return None
         values = {**config, "rope_theta": rope.get("rope_theta")}
-        sizes = {name: values.get(name) for name in cls.__dataclass_fields__}
+        sizes: dict[str, Any] = {name: values.get(name) for name in cls.__dataclass_fields__}
         if any(size is None for size in sizes.values()):
             return None
         return cls(**sizes)

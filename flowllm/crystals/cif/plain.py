@@ -123,9 +123,10 @@ def _text(structure: Structure) -> str | None:
         "_cell_volume": f"{lattice.volume:.8f}",
         "_cell_formula_units_Z": int(composition.get_reduced_composition_and_factor()[1]),
     }
-    operations = (
-        "loop_\n _symmetry_equiv_pos_site_id\n _symmetry_equiv_pos_as_xyz\n  1  'x, y, z'\n"
-    )
+    operations = {
+        "_symmetry_equiv_pos_site_id": ["1"],
+        "_symmetry_equiv_pos_as_xyz": ["x, y, z"],
+    }
     sites: dict[str, Iterable[object]] = {
         "_atom_site_type_symbol": symbols,
         "_atom_site_label": [f"{symbol}{k}" for k, symbol in enumerate(symbols)],
