@@ -1,13 +1,19 @@
-"""Diagnosis of an installation: versions, GPUs, potentials, bundled models."""
+"""Diagnosis of an installation (versions, GPUs, potentials, bundled models) and of a training's
+memory."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 from flowllm.energy.calculators import available_potentials
 from flowllm.hub.locate import bundled_pairs
 from flowllm.system.versions import versions
+from flowllm.training.memory import GpuMemory, plan_training
+
+_GPUS = (24, 40, 80, 140)  # GB of common GPUs
 
 
 def diagnose() -> tuple[list[str], bool]:
@@ -40,3 +46,50 @@ def diagnose() -> tuple[list[str], bool]:
                 healthy = False
                 lines.append(f"problem: the {name} is missing; reinstall the package")
     return lines, healthy
+
+
+def memory_plan(recipe: str | Path, gpus: int) -> list[str]:
+    """Return the estimated memory of a training as lines of a table.
+
+    Args:
+        recipe: name or path.
+        gpus: GPUs of all nodes together.
+
+    Raises:
+        UserError: see `flowllm.training.memory.plan_training`.
+    """
+    plan = plan_training(recipe, gpus)
+    columns = {"all weights on each GPU" if gpus > 1 else "one GPU": plan.copied}
+    if plan.sharded is not None:
+        columns["weights divided (FSDP 2)"] = plan.sharded
+    rows = [("GB for each GPU", *columns)]
+    rows += [
+        (name, *(_gigabytes(getattr(memory, name)) for memory in columns.values()))
+        for name in (*(field.name for field in fields(GpuMemory)), "training", "needed")
+    ]
+    rows += [
+        (
+            f"fits in {size} GB",
+            *("yes" if m.needed <= size * 1e9 else "no" for m in columns.values()),
+        )
+        for size in _GPUS
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    longest = "" if plan.tokens is None else f"; the longest example has {plan.tokens} tokens"
+    return [
+        f"{recipe} on {gpus} GPU" + ("s" if gpus > 1 else ""),
+        f"weights {plan.total:,}, trained {plan.trainable:,}",
+        f"{plan.batch} crystals for each optimiser step{longest}",
+        *(
+            "  ".join(
+                [row[0].ljust(widths[0])]
+                + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+            )
+            for row in rows
+        ),
+        "An estimate: needed adds 10% and 1 GB, which are assumptions, for the allocator and CUDA.",
+    ]
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f}"

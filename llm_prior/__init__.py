@@ -13,6 +13,7 @@ A crystal passes through the modules in this order:
   that meet the conditions are written;
 - `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects
   them as crystals;
+- `serving` lets vLLM write them in a process of another environment;
 - `scoring`, `infilling` and `translation` compute likelihoods of given crystals, of an element in
   a masked crystal, and under translations.
 

@@ -198,6 +198,53 @@ def draw(
     return places[:, 0], rests[:, 0].clamp(0, 1 - 2**-53)
 
 
+def draw_tokens(
+    logits: torch.Tensor,
+    uniforms: torch.Tensor,
+    rules: Sequence[TokenRule | None],
+    *,
+    temperature: float,
+    top_p: float,
+) -> list[int]:
+    """Draw the next token of each text among those that its rule allows.
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,) float64 in [0, 1).
+        rules: of each text, see `TokenRule`; None allows every token.
+        temperature: see `draw`.
+        top_p: see `draw`.
+
+    Returns:
+        B token ids.
+    """
+    if all(rule is None for rule in rules):
+        return draw(logits, uniforms, temperature=temperature, top_p=top_p)[0].tolist()
+    everything = np.arange(logits.shape[1])
+    uniforms = uniforms.clone()
+    drawn = np.zeros(len(rules), dtype=np.int64)
+    rows = list(range(len(rules)))  # without a token
+    while rows:
+        asked = [rules[row] for row in rows]
+        choices = [everything if r is None else r.candidates().ids.numpy() for r in asked]
+        table = np.full((len(rows), max(map(len, choices))), -1)  # (B, K)
+        for line, choice in zip(table, choices, strict=True):
+            line[: len(choice)] = choice
+        tokens = torch.from_numpy(table).to(logits.device)
+        left = logits if len(rows) == len(logits) else logits[rows]
+        scores = left.gather(1, tokens.clamp_min(0)).masked_fill_(tokens < 0, -torch.inf)
+        places, rests = draw(scores, uniforms[rows], temperature=temperature, top_p=top_p)
+        drawn[rows] = table[np.arange(len(table)), places.cpu().numpy()]
+        uniforms[rows] = rests
+        rows = [
+            row
+            for row, rule in zip(rows, asked, strict=True)
+            if rule is not None and not rule.accepts(int(drawn[row]))
+        ]
+    found: list[int] = drawn.tolist()
+    return found
+
+
 def _descending(weights: torch.Tensor) -> torch.Tensor:
     if weights.is_cuda:
         return weights.sort(-1, descending=True).values
@@ -403,10 +450,8 @@ class _Batch(Generic[AnyAnswer]):
             dtype=torch.float64,
             device=self.device,
         )
-        if all(answer.cursor is None for answer in answers):
-            drawn = draw(logits, uniforms, **self.sampling)[0].tolist()
-        else:
-            drawn = self._draw_by_rule(answers, logits, uniforms)
+        cursors = [answer.cursor for answer in answers]
+        drawn = draw_tokens(logits, uniforms, cursors, **self.sampling)
         finished = []
         for slot, answer, token in zip(slots, answers, drawn, strict=True):
             self._append(slot, answer, token)
@@ -414,38 +459,6 @@ class _Batch(Generic[AnyAnswer]):
                 self.answers[slot] = None
                 finished.append(answer)
         return finished
-
-    def _draw_by_rule(
-        self, answers: Sequence[AnyAnswer], logits: torch.Tensor, uniforms: torch.Tensor
-    ) -> list[int]:
-        """Draw a token for each answer that may come next, see `TokenRule`."""
-        everything = np.arange(logits.shape[1])
-        drawn = np.zeros(len(answers), dtype=np.int64)
-        rows = list(range(len(answers)))  # without a token
-        while rows:
-            cursors = [answers[row].cursor for row in rows]
-            choices = [everything if c is None else c.candidates().ids.numpy() for c in cursors]
-            left = logits if len(rows) == len(logits) else logits[rows]
-            drawn[rows], uniforms[rows] = self._draw_among(choices, left, uniforms[rows])
-            rows = [
-                row
-                for row, cursor in zip(rows, cursors, strict=True)
-                if cursor is not None and not cursor.accepts(int(drawn[row]))
-            ]
-        tokens: list[int] = drawn.tolist()
-        return tokens
-
-    def _draw_among(
-        self, choices: Sequence[np.ndarray], logits: torch.Tensor, uniforms: torch.Tensor
-    ) -> tuple[np.ndarray, torch.Tensor]:
-        """Draw one of the tokens (k,) of each row; also return what is left of the uniforms."""
-        table = np.full((len(choices), max(map(len, choices))), -1)  # (B, K)
-        for row, choice in zip(table, choices, strict=True):
-            row[: len(choice)] = choice
-        tokens = torch.from_numpy(table).to(self.device)
-        scores = logits.gather(1, tokens.clamp_min(0)).masked_fill_(tokens < 0, -torch.inf)
-        places, rests = draw(scores, uniforms, **self.sampling)
-        return table[np.arange(len(table)), places.cpu().numpy()], rests
 
     def _append(self, slot: int, answer: AnyAnswer, token: int | None) -> None:
         cursor = answer.cursor

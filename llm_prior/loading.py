@@ -78,6 +78,8 @@ def load_pretrained(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
+            # The same bits as the default, uint8, which accelerate leaves out of the sharding.
+            bnb_4bit_quant_storage=torch.bfloat16,
         )
     elif quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)

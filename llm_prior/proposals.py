@@ -32,6 +32,7 @@ from llm_prior.errors import PriorError
 from llm_prior.layouts import TextConstraint, TextCursor, TextLayout
 from llm_prior.model import Prior
 from llm_prior.prompts import BY_NAME
+from llm_prior.serving.client import ServedPrior
 from llm_prior.text import ParseError, site_symbols
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def propose(
             else:
                 prior.layout.check(conditions, exclude_elements)
             room = constraint.max_tokens if constraint else free_room
-            kinds[key] = _Kind.of(prior, conditions, constraint, room, guidance)
+            kinds[key] = _Kind.of(prior, conditions, constraint, room, guidance, exclude_elements)
         requested.append(kinds[key])
     proposals = [Proposal(prompt=kind.prompt) for kind in requested]
 
@@ -188,10 +189,15 @@ class Question(Answer):
     Attributes:
         place: index of its request in the call.
         cursor: constrains the tokens; None allows every token.
+        conditions: what the cursor was made of, for a server with a grammar of its own: values by
+            name as canonical text; None allows every token.
+        exclude_elements: symbols that are never written.
     """
 
     place: int
     cursor: TextCursor | None = None
+    conditions: Mapping[str, str] | None = None
+    exclude_elements: Sequence[str] = ()
 
 
 def generate_texts(
@@ -217,17 +223,27 @@ def generate_texts(
         (place, text, complete); complete is False if the token limit cut the text off.
 
     Raises:
-        PriorError: if the model computes NaN.
+        PriorError: if the model computes NaN, or its server fails.
     """
-    for question in decode_answers(
-        prior.decoder,
-        queue,
-        eos_token_id=prior.words.eos_token_id,
-        slots=slots,
-        temperature=temperature,
-        top_p=top_p,
-        guidance=guidance,
-    ):
+    answers: Iterator[Question]
+    if isinstance(prior, ServedPrior):
+        if guidance != 1:
+            raise PriorError(
+                f"guidance {guidance:g} reads two prompts, and vLLM reads one; leave guidance out, "
+                "or load the prior with the engine plain"
+            )
+        answers = prior.server.decode_answers(queue, temperature=temperature, top_p=top_p)
+    else:
+        answers = decode_answers(
+            prior.decoder,
+            queue,
+            eos_token_id=prior.words.eos_token_id,
+            slots=slots,
+            temperature=temperature,
+            top_p=top_p,
+            guidance=guidance,
+        )
+    for question in answers:
         text = prior.words.decode(question.tokens, skip_special_tokens=True)
         yield question.place, str(text), question.complete
 
@@ -241,6 +257,7 @@ class _Kind:
     tokens: tuple[int, ...]
     room: int  # limit on the tokens of an answer
     constraint: TextConstraint | None
+    exclude_elements: Sequence[str]
     unconditional: tuple[int, ...] | None  # None without guidance
 
     @classmethod
@@ -251,6 +268,7 @@ class _Kind:
         constraint: TextConstraint | None,
         room: int,
         guidance: float,
+        exclude_elements: Sequence[str],
     ) -> _Kind:
         prompt = prior.layout.prompt(conditions)
         unconditional = None
@@ -270,7 +288,8 @@ class _Kind:
                 f"a prompt of {len(tokens)} tokens and a crystal of up to {room} exceed the "
                 f"context of {prior.context_length} tokens; give fewer conditions"
             )
-        return cls(prompt, wanted, tokens, room, constraint, unconditional)
+        excluded = list(exclude_elements)
+        return cls(prompt, wanted, tokens, room, constraint, excluded, unconditional)
 
     def question(self, place: int, rng: np.random.Generator) -> Question:
         return Question(
@@ -279,6 +298,8 @@ class _Kind:
             unconditional=self.unconditional,
             uniforms=rng.random(self.room),
             cursor=None if self.constraint is None else self.constraint.cursor(),
+            conditions=None if self.constraint is None else self.wanted,
+            exclude_elements=self.exclude_elements,
         )
 
 

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llm_prior import Architecture, BaseModel, Lora, Prior, PriorError, TextFormat, proposals
 from llm_prior.prompts import generation_prompt
 from llm_prior.proposals import Proposal, Question, propose
+from llm_prior.settings import read_settings
 from support import MP20_SAMPLE, SHARED
 
 FMT = TextFormat()
@@ -102,12 +103,22 @@ def make_base(
 
 def with_trained_adapter(base: str) -> Prior:
     """An adapter that changes the base: a fresh one is the identity."""
-    prior = Prior.build(BaseModel(name=base, lora=Lora(r=2)), FMT)
+    return _adapted(base, FMT, scale=1.0)
+
+
+def adapter_on(folder: Path) -> Prior:
+    """An adapter that changes a trained prior a little."""
+    fmt = TextFormat(**read_settings(str(folder))["text"])
+    return _adapted(str(folder), fmt, scale=0.1)
+
+
+def _adapted(base: str, fmt: TextFormat, *, scale: float) -> Prior:
+    prior = Prior.build(BaseModel(name=base, lora=Lora(r=2)), fmt)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, weight in prior.model.named_parameters():
             if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator))
+                weight.copy_(scale * torch.randn(weight.shape, generator=generator))
     prior.model.eval()
     return prior
 

@@ -70,8 +70,26 @@ def show_command(
 
 
 @click.command("doctor", cls=Command)
-def doctor_command() -> None:
-    """Check the installation."""
+@common_option(
+    "--plan", metavar="RECIPE", help="Estimate the memory of a training instead, such as llm/small."
+)
+@common_option(
+    "--gpus",
+    type=int,
+    minimum=1,
+    help="GPUs of all nodes together, for --plan.",
+    default_text="1",
+)
+def doctor_command(plan: str | None, gpus: int | None) -> None:
+    """Check the installation, or estimate the memory of a training."""
+    if plan is not None:
+        from flowllm.doctor import memory_plan
+
+        click.echo("\n".join(memory_plan(plan, gpus or 1)))
+        return
+    if gpus is not None:
+        raise click.UsageError("--gpus belongs to --plan RECIPE; give both")
+
     from flowllm.doctor import diagnose
 
     lines, healthy = diagnose()

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,9 @@ from flowllm.errors import UserError
 from flowllm.system.extras import require
 from flowllm.system.files import file_names
 from flowllm.system.parquet import write_parquet
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +141,22 @@ def write_extxyz(crystals: list[Crystal], path: Path) -> None:
     """
     import ase.io  # slow to import, and no other format needs it
 
-    frames = []
-    for crystal in crystals:
-        atoms = to_atoms(crystal.structure)
-        for key, value in {"material_id": crystal.id, **_written(crystal)}.items():
-            atoms.info[key] = _extxyz_value(key, value)
-        frames.append(atoms)
-    ase.io.write(path, frames, format="extxyz")
+    ase.io.write(path, [extxyz_frame(crystal) for crystal in crystals], format="extxyz")
+
+
+def extxyz_frame(crystal: Crystal) -> Atoms:
+    """Return a crystal as ASE writes it to an extxyz file, with its id and its properties.
+
+    Args:
+        crystal: any.
+
+    Returns:
+        The atoms.
+    """
+    atoms = to_atoms(crystal.structure)
+    for key, value in {"material_id": crystal.id, **_written(crystal)}.items():
+        atoms.info[key] = _extxyz_value(key, value)
+    return atoms
 
 
 def _extxyz_value(key: str, value: float | int | str) -> float | int | str:

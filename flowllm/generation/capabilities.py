@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowllm.errors import UserError
+from flowllm.generation.engines import engine_of
 from llm_prior import check_conditions, check_unconditional, stated_conditions
 from llm_prior.layouts import layout_of
 from llm_prior.text import SYMBOLS
@@ -105,11 +106,33 @@ def check_models(
     from llm_prior import warn_of_untrained  # imports torch
 
     assert prior is not None
+    loaded = engine_of(prior)
+    if loaded != config.engine:
+        raise UserError(
+            f"the prior was loaded for engine {loaded}, and the request names engine "
+            f"{config.engine}; give the same one to FlowLLM.from_pretrained and to the request"
+        )
     if config.guidance == 0:
         warn_of_untrained(prior)
     else:
         names = config.prompt_conditions | _prompted(config, prior.fmt)
         warn_of_untrained(prior, sorted(names))
+
+
+def check_predicts(prior: Prior | None) -> None:
+    """Check that predictions can use a prior.
+
+    Args:
+        prior: proposes candidates; None for none.
+
+    Raises:
+        UserError: if it was loaded for another engine than `plain`.
+    """
+    if prior is not None and (engine := engine_of(prior)) != "plain":
+        raise UserError(
+            f"predict scores with the prior, which engine {engine} does not; load the models with "
+            "engine plain"
+        )
 
 
 def unknown_elements(refiner: Refiner, conditions: Mapping[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flowllm.energy.calculators import POTENTIAL, check_potential_name
 from flowllm.errors import UserError
+from flowllm.generation.engines import ENGINES, Engine
 from flowllm.runs.sharded import default_batch_size
 from flowllm.system.options import Options, as_tuple, option, specs
 from llm_prior import (
@@ -92,6 +93,12 @@ class DrawingConfig(Options):
         "Write only texts that decode and have the atoms of the request.",
         section="Drawing",
     )
+    engine: Engine = option(
+        "plain",
+        "What writes the texts: plain, or vllm for large priors, in an environment of its own.",
+        section="Drawing",
+        choices=ENGINES,
+    )
     seed: int = option(0, "Seed of every draw.", section="Drawing", minimum=0)
     batch_size: int | None = option(
         None,
@@ -104,12 +111,18 @@ class DrawingConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self.temperature, self.top_p, self.max_attempts)
+        if self.engine == "vllm" and self.guidance != 1:
+            raise UserError(
+                f"guidance {self.guidance:g} reads two prompts, and engine vllm reads one; leave "
+                "guidance out, or take engine plain"
+            )
 
     def batch_size_for(self, total: int, parameters: int) -> int:
         """Return `batch_size`, or the default for this many crystals and weights of the prior.
 
         Small models draw a batch within seconds, and large batches faster than small ones. Large
-        models take 16 crystals, so that a killed run does not lose hours.
+        models take 16 crystals, so that a killed run does not lose hours; not with vLLM, which
+        needs large batches.
 
         Args:
             total: crystals of the run.
@@ -117,7 +130,8 @@ class DrawingConfig(Options):
         """
         if self.batch_size is not None:
             return self.batch_size
-        return default_batch_size(total) if parameters < 100_000_000 else SMALL_BATCH
+        small = self.engine == "plain" and parameters >= 100_000_000
+        return SMALL_BATCH if small else default_batch_size(total)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -281,6 +295,11 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
             raise UserError("rank flow ranks refined crystals; refine, or choose another rank")
         if self.rank != "prior" and self.best_of == 1:
             raise UserError(f"rank {self.rank} chooses among candidates; give best_of 2 or more")
+        if self.engine == "vllm" and self.best_of > 1 and self.rank == "prior":
+            raise UserError(
+                "rank prior scores texts, and engine vllm only writes them; rank by energy or "
+                "flow, or take engine plain"
+            )
         if self.potential is not None and self.rank != "energy":
             raise UserError("potential belongs to rank energy; give that, or leave it out")
 

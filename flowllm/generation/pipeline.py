@@ -19,8 +19,9 @@ from flowllm.crystals.crystal import to_structure
 from flowllm.crystals.formulas import KnownFormulas
 from flowllm.errors import InvalidCrystal, PriorError, UserError
 from flowllm.generation.analogues import Analogues
-from flowllm.generation.capabilities import check_models, unknown_elements
+from flowllm.generation.capabilities import check_models, check_predicts, unknown_elements
 from flowllm.generation.config import RefinementConfig, SamplingConfig
+from flowllm.generation.engines import ENGINES, Engine, check_engine, load_prior
 from flowllm.generation.sample import Sample
 from flowllm.generation.selection import (
     RankingPotential,
@@ -37,7 +38,7 @@ from flowllm.hub.publication import check_repo_id, model_card, push_to_hub
 from flowllm.runs.sharded import no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.files import publish
-from flowllm.system.options import check_count, from_arguments
+from flowllm.system.options import OptionSpec, check_count, from_arguments
 from flowllm.templates.volumes import with_template_volume
 from llm_prior import Prior, propose
 from llm_prior.wyckoff.lattices import SYMPREC as STATED_SYMPREC
@@ -77,6 +78,7 @@ class FlowLLM:
         refiner: str | Path | None = None,
         *,
         device: str = "auto",
+        engine: Engine = "plain",
     ) -> FlowLLM:
         """Load both models.
 
@@ -86,6 +88,8 @@ class FlowLLM:
             refiner: folder or hub id; None takes that of the pair that `prior` names, else the
                 bundled one.
             device: `cpu`, `cuda`, `cuda:NUMBER` or `auto`.
+            engine: what writes the texts of the prior: `plain`, or `vllm` (see
+                `llm_prior.serving`). Requests name the same one.
 
         Returns:
             The composed model.
@@ -93,13 +97,15 @@ class FlowLLM:
         Raises:
             UserError: if there is no such model, its weights are not those of its card, or there
                 is no such device.
-            PriorError: if the prior is damaged.
+            PriorError: if the prior is damaged, or the engine cannot run it.
             RefinerError: if the refiner is damaged.
         """
+        OptionSpec(help="", choices=ENGINES).check("engine", engine)
         where = pick_device(device)
         prior_folder, refiner_folder = resolve_pair(prior, refiner)
+        check_engine(engine, prior_folder)
         return cls(
-            Prior.from_pretrained(prior_folder, device=where),
+            load_prior(prior_folder, where, engine),
             Refiner.from_pretrained(refiner_folder, device=where),
         )
 
@@ -420,6 +426,7 @@ class FlowLLM:
         from flowllm.prediction.config import PredictionConfig
         from flowllm.prediction.prediction import predict_structures
 
+        check_predicts(self.prior)
         config = from_arguments(PredictionConfig, options, base=config)
         return predict_structures(self, formula, n, config)
 

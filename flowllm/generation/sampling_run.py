@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flowllm.errors import UserError
 from flowllm.generation.capabilities import check_request
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
+from flowllm.generation.engines import Engine, check_engine, load_prior
 from flowllm.hub.locate import (
     BUNDLED_PRIOR,
     BUNDLED_REFINER,
@@ -115,6 +116,7 @@ def run_sampling(
     if prior_folder is not None:
         settings = read_settings(str(prior_folder))
         check_request(config, TextFormat(**settings["text"]), settings.get("info", {}))
+        check_engine(config.engine, prior_folder)
     else:
         from flowllm.generation.analogues import Analogues
 
@@ -126,7 +128,9 @@ def run_sampling(
     ranked_by = None if potential is None else potential_identity(potential)
     where = pick_device(device)  # the first to import torch
     check_gpus(where, workers, executor)
-    load = functools.partial(load_models, prior_folder, refiner_folder, where, potential)
+    load = functools.partial(
+        load_models, prior_folder, refiner_folder, where, potential, engine=config.engine
+    )
     model = load(check=True)
     models: dict[str, Any] = {"prior": None, "refiner": None}
     parameters = {"prior": 0}
@@ -302,6 +306,7 @@ def load_models(
     device: str,
     potential: str | None = None,
     *,
+    engine: Engine = "plain",
     check: bool = False,
 ) -> FlowLLM:
     """Load the models of a run from their folders, and the potential that ranks.
@@ -311,6 +316,7 @@ def load_models(
         refiner: folder of the refiner, or None.
         device: `cpu`, `cuda` or `cuda:NUMBER`.
         potential: name of the potential, or None.
+        engine: what writes the texts of the prior.
         check: test the potential.
 
     Returns:
@@ -323,11 +329,10 @@ def load_models(
     """
     from flowllm.generation.pipeline import FlowLLM
     from flowllm.generation.selection import RankingPotential
-    from llm_prior import Prior
     from rfm import Refiner
 
     return FlowLLM(
-        None if prior is None else Prior.from_pretrained(prior, device=device),
+        None if prior is None else load_prior(prior, device, engine),
         None if refiner is None else Refiner.from_pretrained(refiner, device=device),
         None if potential is None else RankingPotential.load(potential, check=check),
     )

@@ -196,10 +196,12 @@ def announce(role: str, folder: Path, found: Mapping[str, Any], model: Prior | R
         The number of parameters.
     """
     is_bundled = folder.parent.parent == _BUNDLED
+    device = model.device
+    place = "vLLM" if device.type == "meta" else device  # its weights are in another process
     source = f"{_PREFIX}{folder.parent.name}" if is_bundled else str(folder)
     logger.info(
         "%s: %s, %.1f M parameters, sha256 %s, on %s",
-        role, source, model.num_parameters / 1e6, found["sha256"][:8], model.device,
+        role, source, model.num_parameters / 1e6, found["sha256"][:8], place,
     )  # fmt: skip
     return model.num_parameters
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import functools
+import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +22,11 @@ from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal
 from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
-from flowllm.crystals.writers import write_extxyz
+from flowllm.crystals.writers import extxyz_frame
 from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
-from flowllm.runs.sharded import RunFolder
-from flowllm.system.files import file_names
+from flowllm.runs.sharded import Batch, RunFolder
+from flowllm.system.files import FileNames
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -49,20 +52,81 @@ _AT_SYMPREC = ("spacegroup", "wyckoff")
 _ROWS = 1000  # of the table that are in memory at a time
 
 
+class RunCrystals(Sequence[Crystal]):
+    """The crystals that a run made, read from its shards when they are used.
+
+    Args:
+        folder: the run, which must stay as long as they are used.
+        numbers: of the crystals in each shard.
+        properties: names of the properties that they have.
+    """
+
+    def __init__(self, folder: RunFolder, numbers: Sequence[int], properties: Sequence[str]):
+        self._folder = folder
+        self._ends = list(itertools.accumulate(numbers))
+        self._properties = properties
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Crystal]:
+        for batch in self._folder.batches:
+            yield from self._of_shard(batch)
+
+    @overload
+    def __getitem__(self, index: int) -> Crystal: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Crystal]: ...
+
+    def __getitem__(self, index: int | slice) -> Crystal | list[Crystal]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return list(itertools.islice(self._since(start), max(0, stop - start)))
+            return [self[k] for k in range(start, stop, step)]
+        place = range(len(self))[index]  # raises for an index without a crystal
+        return next(self._since(place))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        )
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} crystals of {self._folder.path}>"
+
+    def _since(self, place: int) -> Iterator[Crystal]:
+        """Yield the crystals from the one at a place on."""
+        first = bisect.bisect_right(self._ends, place)
+        before = self._ends[first - 1] if first else 0
+        batches = self._folder.batches[first:]
+        found = itertools.chain.from_iterable(map(self._of_shard, batches))
+        return itertools.islice(found, place - before, None)
+
+    def _of_shard(self, batch: Batch) -> list[Crystal]:
+        records = map(CrystalRecord.from_json, self._folder.read_shard(batch))
+        made = (crystal_of(record, self._properties) for record in records)
+        return [crystal for crystal in made if crystal is not None]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished run of crystals.
 
     Attributes:
         folder: the run folder.
-        crystals: those that were made, in the order of their records, with their properties.
+        crystals: those that were made, in the order of their records, with their properties. They
+            are read from the folder when they are used.
         failures: the others, by reason.
         rejects: answers of the prior that were refused, by reason; those given before a crystal
             was made included.
     """
 
     folder: Path
-    crystals: list[Crystal]
+    crystals: Sequence[Crystal]
     failures: Counter[str]
     rejects: Counter[str] = field(default_factory=Counter)
 
@@ -79,6 +143,7 @@ def publish_crystals(
     Each appears whole or not at all, and only if it is absent. The table has a row for every
     record: `CORE_COLUMNS`, then the command's own. The other files hold the crystals that were
     made, and an extxyz file for each record with a trajectory; without any they are not written.
+    The records are read one after the other, so memory does not grow with the run.
 
     Args:
         folder: the run; its shards hold `CrystalRecord`s.
@@ -93,14 +158,10 @@ def publish_crystals(
     Raises:
         UserError: if shards are missing or damaged, or another process works in the folder.
     """
-    records = list(read_records(folder, trajectories=False))
-    outcome = publish_records(folder, records, columns, cif=cif, table_only=table_only)
-    if any(record.trajectory is not None for record in records):
-        names = file_names([record.id for record in records])
-        folder.publish(
-            "trajectories", lambda path: _write_trajectories(names, read_records(folder), path)
-        )
-    return outcome
+    properties = [column for column in columns if column not in table_only]
+    counts = _publish(folder, lambda: read_records(folder), columns, properties, cif, "samples")
+    crystals = RunCrystals(folder, counts.of_shards(folder.run["batch_size"]), properties)
+    return Outcome(folder.path, crystals, counts.failures, counts.rejects)
 
 
 def publish_records(
@@ -130,66 +191,177 @@ def publish_records(
     Raises:
         UserError: if shards are missing, or another process works in the folder.
     """
-    names = file_names([record.id for record in records])
     properties = [column for column in columns if column not in table_only]
-    crystals = [
-        Crystal(
-            id=record.id,
-            structure=record.structure,
-            properties={n: record.properties[n] for n in properties if n in record.properties},
-        )
-        for record in records
-        if record.structure is not None
-    ]
-
-    @functools.cache
-    def symmetries() -> list[Symmetry | None]:  # for the table and for the folder
-        return [None if r.structure is None else symmetry_of(r.structure) for r in records]
-
-    @functools.cache
-    def cifs() -> list[str | None]:
-        return [None if r.structure is None else cif_text(r.structure) for r in records]
-
-    def cif_files() -> list[str | None]:
-        if cif == "p1":
-            return cifs()
-        return [
-            None if r.structure is None else symmetrized_cif(r.structure, symmetry)
-            for r, symmetry in zip(records, symmetries(), strict=True)
-        ]
-
-    folder.publish(
-        f"{name}.parquet",
-        lambda path: _write_table(records, cifs(), symmetries(), columns, path),
-    )
-    if crystals:
-        folder.publish(f"{name}.extxyz", lambda path: write_extxyz(crystals, path))
-        folder.publish("cif", lambda path: _write_cifs(names, cif_files(), path))
-    failures = Counter(record.failure for record in records if record.failure is not None)
-    rejects = sum((Counter(record.rejects) for record in records), Counter[str]())
-    return Outcome(folder.path, crystals, failures, rejects)
+    counts = _publish(folder, lambda: iter(records), columns, properties, cif, name)
+    crystals = [crystal_of(record, properties) for record in records]
+    return Outcome(folder.path, [c for c in crystals if c], counts.failures, counts.rejects)
 
 
-def _write_table(
-    records: Sequence[CrystalRecord],
-    cifs: Sequence[str | None],
-    symmetries: Sequence[Symmetry | None],
+def crystal_of(record: CrystalRecord, properties: Sequence[str]) -> Crystal | None:
+    """Return the crystal of a record; None if there is none.
+
+    Args:
+        record: of a run.
+        properties: names of the properties that it keeps, where it has them.
+    """
+    if record.structure is None:
+        return None
+    kept = {name: record.properties[name] for name in properties if name in record.properties}
+    return Crystal(id=record.id, structure=record.structure, properties=kept)
+
+
+class _Counts:
+    """What a run made, counted record by record."""
+
+    def __init__(self) -> None:
+        self.made = bytearray()  # for each record: 1 if there is a crystal
+        self.failures: Counter[str] = Counter()
+        self.rejects: Counter[str] = Counter()
+
+    def add(self, record: CrystalRecord) -> None:
+        self.made.append(record.structure is not None)
+        if record.failure is not None:
+            self.failures[record.failure] += 1
+        self.rejects.update(record.rejects)
+
+    def of_shards(self, size: int) -> list[int]:
+        """Return the numbers of crystals of shards of so many records."""
+        return [sum(self.made[start : start + size]) for start in range(0, len(self.made), size)]
+
+
+class _Described:
+    """A record with its name in folders; what several outputs need of it is made once."""
+
+    def __init__(self, record: CrystalRecord, name: str) -> None:
+        self.record = record
+        self.name = name
+
+    @functools.cached_property
+    def cif(self) -> str | None:
+        structure = self.record.structure
+        return None if structure is None else cif_text(structure)
+
+    @functools.cached_property
+    def symmetry(self) -> Symmetry | None:
+        structure = self.record.structure
+        return None if structure is None else symmetry_of(structure)
+
+
+def _publish(
+    folder: RunFolder,
+    read: Callable[[], Iterable[CrystalRecord]],
     columns: Mapping[str, pa.DataType],
-    path: Path,
-) -> None:
+    properties: Sequence[str],
+    cif: CifForm,
+    name: str,
+) -> _Counts:
+    """Write the outputs that are absent in one pass over the records, and count these."""
+    table, frames = f"{name}.parquet", f"{name}.extxyz"
+    counts = _Counts()
+
+    def write(path: Path, absent: Collection[str]) -> None:
+        names = FileNames()
+        with contextlib.ExitStack() as stack:
+            writers: list[Callable[[_Described], None]] = []
+            if table in absent:
+                writers.append(stack.enter_context(_table(path / table, columns)))
+            if frames in absent:
+                writers.append(stack.enter_context(_frames(path / frames, properties)))
+            if "cif" in absent:
+                writers.append(functools.partial(_write_cif, _Folder(path / "cif"), cif))
+            if "trajectories" in absent:
+                trajectories = _Folder(path / "trajectories")
+                writers.append(functools.partial(_write_trajectory, trajectories))
+            for record in read():
+                counts.add(record)
+                described = _Described(record, names.next(record.id))
+                for add in writers:
+                    add(described)
+
+    folder.publish_together([table, frames, "cif", "trajectories"], write)
+    return counts
+
+
+@contextlib.contextmanager
+def _table(
+    path: Path, columns: Mapping[str, pa.DataType]
+) -> Iterator[Callable[[_Described], None]]:
+    """Give a function that adds a row to a new table."""
     symprec = {"symprec": f"{SYMPREC:g}"}
     schema = pa.schema(
         pa.field(name, kind, metadata=symprec if name in _AT_SYMPREC else None)
         for name, kind in {**CORE_COLUMNS, **columns}.items()
     )
+    rows: list[dict[str, Any]] = []
     with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as table:
-        for start in range(0, len(records), _ROWS):
-            part = slice(start, start + _ROWS)
-            rows = [
-                _row(*of_one)
-                for of_one in zip(records[part], cifs[part], symmetries[part], strict=True)
-            ]
+
+        def flush() -> None:
             table.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows.clear()
+
+        def add(described: _Described) -> None:
+            rows.append(_row(described.record, described.cif, described.symmetry))
+            if len(rows) == _ROWS:
+                flush()
+
+        yield add
+        if rows:
+            flush()
+
+
+@contextlib.contextmanager
+def _frames(path: Path, properties: Sequence[str]) -> Iterator[Callable[[_Described], None]]:
+    """Give a function that adds a crystal to an extxyz file, which is made for the first one."""
+    import ase.io  # slow to import
+
+    with contextlib.ExitStack() as stack:
+        file: TextIO | None = None
+
+        def add(described: _Described) -> None:
+            nonlocal file
+            crystal = crystal_of(described.record, properties)
+            if crystal is None:
+                return
+            if file is None:
+                file = stack.enter_context(open(path, "w"))
+            ase.io.write(file, extxyz_frame(crystal), format="extxyz")
+
+        yield add
+
+
+class _Folder:
+    """A folder that is made for its first file: a call on each file costs a large run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = False
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        if not self._made:
+            self._path.mkdir()
+            self._made = True
+        return self._path / name
+
+
+def _write_cif(folder: _Folder, form: CifForm, described: _Described) -> None:
+    structure = described.record.structure
+    if structure is None:
+        return
+    text = described.cif if form == "p1" else symmetrized_cif(structure, described.symmetry)
+    assert text is not None
+    folder.file(f"{described.name}.cif").write_text(text, encoding="utf-8")
+
+
+def _write_trajectory(folder: _Folder, described: _Described) -> None:
+    record = described.record
+    if record.trajectory is None or record.initial_structure is None:
+        return
+    import ase.io
+
+    numbers = record.initial_structure.atomic_numbers
+    frames = [_atoms(numbers, frame) for frame in record.trajectory]
+    ase.io.write(folder.file(f"{described.name}.extxyz"), frames, format="extxyz")
 
 
 def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> dict[str, Any]:
@@ -214,25 +386,6 @@ def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> d
 
 def _json(structure: Structure | None) -> str | None:
     return None if structure is None else structure.to(fmt="json")
-
-
-def _write_cifs(names: Sequence[str], cifs: Sequence[str | None], path: Path) -> None:
-    path.mkdir()
-    for name, text in zip(names, cifs, strict=True):
-        if text is not None:
-            (path / f"{name}.cif").write_text(text, encoding="utf-8")
-
-
-def _write_trajectories(names: Sequence[str], records: Iterable[CrystalRecord], path: Path) -> None:
-    import ase.io  # slow to import
-
-    path.mkdir()
-    for name, record in zip(names, records, strict=True):
-        if record.trajectory is None or record.initial_structure is None:
-            continue
-        numbers = record.initial_structure.atomic_numbers
-        frames = [_atoms(numbers, frame) for frame in record.trajectory]
-        ase.io.write(path / f"{name}.extxyz", frames, format="extxyz")
 
 
 def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:

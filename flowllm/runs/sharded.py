@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from flowllm.runs.identity import JOIN_WAIT, claimed, join, locked, read_identit
 from flowllm.runs.parts import Part, Unfinished
 from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each, in_process
-from flowllm.system.files import publish, remove_temporaries, write_atomic
+from flowllm.system.files import publish, publish_together, remove_temporaries, write_atomic
 from flowllm.system.pools import LOCAL
 from flowllm.system.progress import progress_bar
 
@@ -261,6 +261,29 @@ class RunFolder:
             if not (self.path / name).exists():
                 publish(self.path / name, write)
         return self.path / name
+
+    def publish_together(
+        self, names: Sequence[str], write: Callable[[Path, Collection[str]], object]
+    ) -> None:
+        """Make several outputs of a complete run in one go; see `publish`.
+
+        Args:
+            names: of the files or folders.
+            write: is given a temporary folder and the names that do not exist yet, and makes them
+                there. It is called if there are none, too.
+
+        Raises:
+            UserError: if shards are missing, or another process works in the folder.
+        """
+        self._require_complete()
+        with locked(self.path, wait=JOIN_WAIT):
+            remove_temporaries(self.path)
+            remove_temporaries(self.path / "shards")
+            absent = [name for name in names if not (self.path / name).exists()]
+            if absent:
+                publish_together(self.path, absent, lambda path: write(path, absent))
+            else:
+                write(self.path, ())
 
     def _require_complete(self) -> None:
         if missing := self.missing:

@@ -52,6 +52,31 @@ def publish(path: str | Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def publish_together(folder: Path, names: Sequence[str], write: Callable[[Path], object]) -> None:
+    """Make several files or folders in one go; a kill leaves each whole or absent.
+
+    Args:
+        folder: holds them in the end.
+        names: their names; none exists.
+        write: makes them in the temporary folder that it is given. What it leaves out is not made.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    workspace = folder / f".{names[0]}.{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}"
+    workspace.mkdir()
+    try:
+        write(workspace)
+        made = [name for name in names if (workspace / name).exists()]
+        for name in made:
+            _sync_tree(workspace / name)
+        for name in made:
+            os.replace(workspace / name, folder / name)
+    finally:
+        shutil.rmtree(workspace)
+    _sync(folder)
+
+
 def write_atomic(path: str | Path, content: str | bytes) -> Path:
     """Write a file so that a kill leaves the old content or the new one; see `publish`.
 
@@ -102,18 +127,35 @@ def file_names(ids: Sequence[str], *, keep: str = "") -> list[str]:
     Returns:
         The names without a suffix, in order.
     """
-    names: list[str] = []
-    taken: set[str] = set()
-    for number, name in enumerate(ids):
+    chosen = FileNames(keep)
+    return [chosen.next(name) for name in ids]
+
+
+class FileNames:
+    """File names for ids that come one after the other; see `file_names`."""
+
+    def __init__(self, keep: str = "") -> None:
+        self._keep = keep
+        self._taken: set[str] = set()
+        self._number = -1
+
+    def next(self, name: str) -> str:
+        """Return the file name of the next id.
+
+        Args:
+            name: the id.
+        """
+        self._number += 1
         plain = name
-        if not (keep and re.fullmatch(keep, name) and len(name.encode()) <= _LONGEST_KEPT):
+        if not (
+            self._keep and re.fullmatch(self._keep, name) and len(name.encode()) <= _LONGEST_KEPT
+        ):
             plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST_NAME]
             plain = plain if re.match(r"\w", plain) else f"_{plain}"
-        while plain.casefold() in taken:  # some file systems do not distinguish CO from Co
-            plain = f"{plain}_{number}"
-        taken.add(plain.casefold())
-        names.append(plain)
-    return names
+        while plain.casefold() in self._taken:  # some file systems do not distinguish CO from Co
+            plain = f"{plain}_{self._number}"
+        self._taken.add(plain.casefold())
+        return plain
 
 
 def is_temporary(path: Path) -> bool:

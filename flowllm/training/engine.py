@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -292,9 +293,10 @@ def train(
 
 
 def training_device(device: str) -> str:
-    """Return the kind of device that a training uses.
+    """Return the kind of device of a training, and make the GPU of this process the current one.
 
-    torchrun and CUDA_VISIBLE_DEVICES choose among several GPUs.
+    The launcher (LOCAL_RANK) and CUDA_VISIBLE_DEVICES choose among several GPUs. transformers loads
+    quantised weights to the current GPU, so it must be the right one before they are loaded.
 
     Args:
         device: `cpu`, `cuda` or `auto`.
@@ -309,7 +311,10 @@ def training_device(device: str) -> str:
         raise UserError(
             f"device {device}: training takes cuda; choose the GPU with CUDA_VISIBLE_DEVICES"
         )
-    return pick_device(device)
+    device = pick_device(device)
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return device
 
 
 def _check(config: TrainingConfig, model: torch.nn.Module) -> None:

@@ -118,6 +118,27 @@ def load_recipe(
         raise UserError(f"{name}: {one_line(error)}") from error
 
 
+def load_any_recipe(name: str | Path) -> PriorRecipe | RefinerRecipe:
+    """Read a recipe of either stage.
+
+    Args:
+        name: as for `load_recipe`.
+
+    Returns:
+        The recipe, all values checked.
+
+    Raises:
+        UserError: as for `load_recipe`.
+    """
+    try:
+        settings = parse_yaml(_read(name))
+    except ValueError:
+        settings = None  # load_recipe says why
+    if isinstance(settings, dict) and _other_stage(PriorRecipe, settings):
+        return load_recipe(RefinerRecipe, name)
+    return load_recipe(PriorRecipe, name)
+
+
 def _unknown_key(kind: type, settings: dict[str, Any], section: str = "") -> str | None:
     """Return a message on the first unknown key of a section, with the known keys, or None."""
     types = get_type_hints(kind)

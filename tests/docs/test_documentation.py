@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = {"bash", "python", "sh", "py", "text", "yaml", ""}
 # Programs that blocks `sh` may call besides flowllm.
 OTHERS = {".", "accelerate", "apptainer", "conda", "docker", "eval", "git", "make", "pip", "python"}
-OTHERS |= {"OMP_NUM_THREADS=1", "salloc", "sbatch"}
+OTHERS |= {"OMP_NUM_THREADS=1", "bash", "export", "salloc", "sbatch"}
 PRIOR = [*ARCHITECTURE, "training.epochs=1", "training.warmup_steps=1", "training.bf16=false"]
 REFINER = [*NETWORK, "training.epochs=1", "training.warmup_steps=1"]
 

@@ -6,9 +6,12 @@
 #   sbatch --nodes=4 tools/slurm/train.sh train-rfm --pairs runs/pairs --out runs/refiner
 #
 # training.batch_size is the batch of one process. The same command goes on with a training that was
-# stopped. LAUNCH has further options of accelerate launch; for FSDP 2:
-#   LAUNCH="--use_fsdp --fsdp_version 2 --fsdp_state_dict_type FULL_STATE_DICT \
-#       --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP" sbatch tools/slurm/train.sh train-llm ...
+# stopped. LAUNCH has further options of accelerate launch. With weights that are divided among all
+# GPUs (FSDP 2, also 4-bit ones), as LLaMA-2 70B on 4 nodes:
+#   LAUNCH="--config_file tools/accelerate/fsdp.yaml" sbatch --nodes=4 tools/slurm/train.sh \
+#       train-llm --config llm/llama2-70b --data train.parquet --out runs/llm \
+#       training.gradient_accumulation=1
+# `flowllm doctor --plan llm/llama2-70b --gpus 32` estimates the memory of each GPU.
 #
 # Set partition, account and resources here or on the command line; the environment in which flowllm
 # is installed must be active, and --out must be a file system that all nodes share.

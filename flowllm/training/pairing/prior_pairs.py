@@ -13,7 +13,8 @@ from flowllm.crystals.io import Crystal, read
 from flowllm.crystals.run_folders import input_hash
 from flowllm.errors import InvalidCrystal
 from flowllm.generation.config import Volume
-from flowllm.hub.locate import BUNDLED_PRIOR, identity, resolve
+from flowllm.generation.engines import load_prior
+from flowllm.hub.locate import identity
 from flowllm.runs.sharded import Batch, Progress, run_job
 from flowllm.system.device import pick_device
 from flowllm.system.pools import check_gpus
@@ -33,7 +34,7 @@ from llm_prior.settings import read_settings
 
 def pair_prior(
     data: Path,
-    prior: str | Path | None,
+    folder: Path,
     config: PairingConfig,
     *,
     out: str | Path,
@@ -47,7 +48,7 @@ def pair_prior(
 
     Args:
         data: target crystals.
-        prior: folder or hub id; None takes the bundled one.
+        folder: of the prior.
         config: options of the pairing.
         out: run folder.
         workers: batches at work at a time.
@@ -65,10 +66,9 @@ def pair_prior(
     """
     device = pick_device(device)
     check_gpus(device, workers, executor)
-    folder = resolve(prior, BUNDLED_PRIOR)
     if config.guidance != 1:
         check_unconditional(read_settings(str(folder)).get("info", {}))
-    load = functools.partial(Prior.from_pretrained, folder, device=device)
+    load = functools.partial(load_prior, folder, device, config.engine)
     model = load()
     crystals = read(
         data,
@@ -90,6 +90,7 @@ def pair_prior(
             "niggli_tolerance": NIGGLI_TOLERANCE,
             "prior": identity(folder),
             "samples_per_target": config.samples_per_target,
+            "engine": config.engine,
             "seed": config.seed,
             "volume": template_files() if config.volume == "templates" else "prior",
             **config.drawing,

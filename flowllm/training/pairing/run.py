@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import UserError
+from flowllm.generation.engines import check_engine
 from flowllm.runs.identity import check_folder
 from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 _PER_TARGET = "samples_per_target"
 _DEFAULTS = PairingConfig()
-_DRAWS = ("seed", "temperature", "top_p", "guidance", "max_attempts", "constrain", "volume")
+_DRAWS = (
+    *("seed", "temperature", "top_p", "guidance", "max_attempts", "constrain", "engine"),
+    "volume",
+)
 
 
 def pair(
@@ -116,11 +120,15 @@ def pair(
             part=part,
             progress=progress,
         )
+    from flowllm.hub.locate import BUNDLED_PRIOR, resolve
+
+    folder = resolve(prior, BUNDLED_PRIOR)
+    check_engine(config.engine, folder)
     from flowllm.training.pairing.prior_pairs import pair_prior
 
     return pair_prior(
         Path(data),
-        prior,
+        folder,
         config,
         out=out,
         workers=workers,

@@ -61,3 +61,38 @@ def test_missing_weights_are_a_problem(files: Path, monkeypatch: pytest.MonkeyPa
     lines, healthy = doctor.diagnose()
     assert not healthy
     assert "problem: the prior bundled:lost is missing; reinstall the package" in lines
+
+
+def test_a_plan_says_on_which_gpus_a_training_fits() -> None:
+    result = run_command("doctor", "--plan", "llm/llama2-70b", "--gpus", "8")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "llm/llama2-70b on 8 GPUs"
+    assert lines[1] == "weights 68,976,648,192, trained 32,768,000"
+    assert "256 crystals for each optimiser step" in lines[2]
+    fits = {line.split()[2]: line.split()[4:] for line in lines if line.startswith("fits in")}
+    assert fits == {
+        "24": ["no", "no"], "40": ["no", "no"], "80": ["yes", "yes"], "140": ["yes", "yes"]
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan", "llm/nothing"], "there is no config 'llm/nothing'"),
+        (["--plan", "llm/small", "--gpus", "0"], "--gpus is 0"),
+        (["--gpus", "8"], "--gpus belongs to --plan RECIPE"),
+        (["--plan", "hub.yaml"], "the sizes of someone/model are not known"),
+        (["--plan", "empty.yaml"], "empty.yaml holds no settings"),
+    ],
+)
+def test_a_bad_plan_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hub.yaml").write_text("model: {name: someone/model}\ntraining: {}\n")
+    (tmp_path / "empty.yaml").write_text("")
+    result = run_command("doctor", *arguments)
+    assert result.exit_code == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {message}")

@@ -36,6 +36,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "guidance": {"guidance": 2, "formula": "NaCl"},
     "max_attempts": {"max_attempts": 1},
     "constrain": {"constrain": False},
+    "engine": {"engine": "vllm"},
     "batch_size": {"batch_size": 1},
     "seed": {"seed": 1},
     "refine": {"refine": False},

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from flowllm.errors import UserError
 from flowllm.hub.locate import (
@@ -104,7 +105,7 @@ def test_the_log_names_source_size_and_hash_of_a_model(
     folder: Path, source: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    model: Any = SimpleNamespace(num_parameters=1_000_000, device="cpu")
+    model: Any = SimpleNamespace(num_parameters=1_000_000, device=torch.device("cpu"))
     assert announce("refiner", folder, {"sha256": "0123456789abcdef"}, model) == 1_000_000
     (line,) = caplog.messages
     assert line == f"refiner: {source}, 1.0 M parameters, sha256 01234567, on cpu"

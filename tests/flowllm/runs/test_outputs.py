@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 import shutil
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +32,7 @@ from flowllm.runs import outputs
 from flowllm.runs.cif_form import CIF_FORMS
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome, publish_crystals
 from flowllm.runs.records import CrystalRecord, Frame, read_records
-from flowllm.runs.sharded import RunFolder, run_job
+from flowllm.runs.sharded import Batch, RunFolder, run_job
 from flowllm.system.files import file_names
 from run_jobs import TOTAL, contents, run
 
@@ -230,6 +232,53 @@ def test_cif_and_symmetry_of_a_crystal_are_made_once(
     assert len(calls) == len(set(calls)) == 6
     published(tmp_path)
     assert len(calls) == 6
+
+
+def test_publishing_holds_few_records_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[CrystalRecord] = weakref.WeakSet()
+    most = 0
+
+    def watched(folder: RunFolder) -> Iterator[CrystalRecord]:
+        nonlocal most
+        for record in read_records(folder):
+            alive.add(record)
+            most = max(most, len(alive))
+            yield record
+
+    monkeypatch.setattr(CrystalRecord, "__hash__", object.__hash__)
+    monkeypatch.setattr(outputs, "read_records", watched)
+    records = [dataclasses.replace(RECORDS[0], id=f"salt-{k}") for k in range(40)]
+    outcome = publish_crystals(crystals(tmp_path, records), COLUMNS, cif="symmetrized")
+    assert len(outcome.crystals) == 40 and 0 < most <= 3
+
+
+def test_the_crystals_of_a_run_are_read_where_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [
+        dataclasses.replace(RECORDS[2 if k % 3 == 1 else 0], id=f"salt-{k}") for k in range(12)
+    ]
+    made = publish_crystals(crystals(tmp_path, records), COLUMNS, cif="p1").crystals
+    ids = [record.id for record in records if record.structure is not None]
+    read_shards: list[int] = []
+    whole = RunFolder.read_shard
+
+    def counted(folder: RunFolder, batch: Batch) -> list[dict[str, Any]]:
+        read_shards.append(batch.index)
+        return whole(folder, batch)
+
+    monkeypatch.setattr(RunFolder, "read_shard", counted)
+    assert len(made) == 8 and not read_shards
+    assert [crystal.id for crystal in made[:2]] == ids[:2] and read_shards == [0, 1]
+    assert [made[k].id for k in range(-8, 8)] == ids + ids
+    assert [crystal.id for crystal in made] == ids
+    for part in (slice(2, 5), slice(None, None, 2), slice(5, 2, -1), slice(7, 3), slice(-3, None)):
+        assert [crystal.id for crystal in made[part]] == ids[part]
+    with pytest.raises(IndexError):
+        made[8]
+    assert made == list(made) and made != list(made)[:-1] and made != []
 
 
 def test_a_table_of_many_rows_is_written_in_parts(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +24,27 @@ from support import ROOT
 SCRIPTS = ROOT / "tools" / "slurm"
 
 
-def slurm(folder: Path, name: str, *arguments: object, **variables: Any) -> subprocess.Popen[str]:
+def slurm(
+    folder: Path,
+    name: str,
+    *arguments: object,
+    stubs: dict[str, str] | None = None,
+    **variables: Any,
+) -> subprocess.Popen[str]:
     """Start a script as Slurm does, with stubs before all other commands."""
     commands = {
         "flowllm": f'exec {sys.executable} -m flowllm "$@"',
         "scontrol": "printf 'node1\\nnode2\\n'",
         "accelerate": 'echo "$MEET $@"',
+        **(stubs or {}),
     }
     for command, line in commands.items():
         (folder / command).write_text(f"#!/bin/bash\n{line}\n")
         (folder / command).chmod(0o755)
-    stubs = (str(ROOT / "tests" / "slurm"), str(folder))
+    places = (str(ROOT / "tests" / "slurm"), str(folder))
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join((*stubs, os.environ["PATH"])),
+        "PATH": os.pathsep.join((*places, os.environ["PATH"])),
         "PYTHONPATH": str(ROOT),
         "SLURM_JOB_ID": "4001",
         **{key: str(value) for key, value in variables.items()},
@@ -106,3 +116,47 @@ def test_every_node_of_a_training_launches_its_processes(tmp_path: Path) -> None
         "--resume"
         for rank in (0, 1)
     ]
+
+
+def free_job() -> int:
+    """Return the number of a job whose port in train.sh, 20000 more, is free."""
+    for number in range(os.getpid() % 10_000, 20_000):
+        with socket.socket() as found, suppress(OSError):
+            found.bind(("127.0.0.1", 20_000 + number))
+            return number
+    raise AssertionError("no free port")
+
+
+def test_two_nodes_train_with_divided_weights(tmp_path: Path) -> None:
+    """accelerate itself, on two nodes that are this machine, each with a process on the CPU."""
+    crystals = [
+        Crystal(id=f"copper-{a}", structure=to_structure(bulk("Cu", "fcc", a=a)))
+        for a in (3.5, 3.6, 3.7, 3.8)
+    ]
+    file = write(crystals, tmp_path / "copper.jsonl")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 128}
+    settings = {"training.batch_size": 2, "training.max_steps": 1, "training.bf16": "false"}
+    settings |= {f"model.architecture.{name}": size for name, size in sizes.items()}
+    process = slurm(
+        *(tmp_path, "train.sh", "train-llm", "--data", file, "--out", tmp_path / "run"),
+        *("--device", "cpu", *(f"{key}={value}" for key, value in settings.items())),
+        stubs={
+            "accelerate": f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"',
+            "scontrol": "printf '127.0.0.1\\n'",
+        },
+        LAUNCH=f"--config_file {ROOT / 'tools' / 'accelerate' / 'fsdp.yaml'}",
+        SLURM_JOB_ID=free_job(),
+        SLURM_NTASKS=2,
+        SLURM_NNODES=2,
+        SLURM_GPUS_ON_NODE=1,
+        SLURM_JOB_NODELIST="node[1-2]",
+    )
+    shown = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, shown[-3000:]
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_bytes())
+    assert state["global_step"] == 1
+    # FSDP writes this file; a process for each of two nodes trained on its half of four crystals.
+    assert (tmp_path / "run" / "checkpoint-1" / "pytorch_model_fsdp.bin").is_file()
+    assert len(list((tmp_path / "run" / "checkpoint-1").glob("rng_state_*.pth"))) == 2

@@ -18,13 +18,16 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from training_support import processes, random_structure
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowllm.crystals.io import Crystal, write
 from flowllm.errors import UserError
 from flowllm.training import engine as training
 from flowllm.training.fsdp import check_sharding
 from flowllm.training.prior import train_prior
-from llm_prior import Prior
+from llm_prior import Prior, TextFormat
+from llm_prior.tokenizer import compact_tokenizer
+from support import ROOT
 
 SETTINGS = (
     *("training.epochs=3", "training.warmup_steps=2", "training.save_steps=2"),
@@ -32,6 +35,17 @@ SETTINGS = (
     *("model.architecture.hidden_size=16", "model.architecture.intermediate_size=16"),
     *("model.architecture.num_hidden_layers=1", "model.architecture.num_attention_heads=2"),
 )  # AdamW divides a gradient by its size, so equal sums of floats in another order drift slowly
+
+
+# What `accelerate launch` makes of tools/accelerate/fsdp.yaml.
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
 
 
 @pytest.fixture
@@ -74,7 +88,14 @@ def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> 
     train_prior(**arguments)
 
 
-def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **env: str) -> None:
+def train_in_two(
+    data: Path,
+    out: Path,
+    *settings: str,
+    overrides: Sequence[str] = SETTINGS,
+    resume: bool = False,
+    **env: str,
+) -> None:
     """The same without the seconds that a launcher takes, with the environment that it makes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -82,7 +103,7 @@ def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
-    arguments["overrides"] = [*SETTINGS, *settings]
+    arguments["overrides"] = [*overrides, *settings]
     both = [
         processes.Process(
             target=train_in_process,
@@ -99,6 +120,10 @@ def train_in_two(data: Path, out: Path, *settings: str, resume: bool = False, **
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model" / "model.safetensors")
+
+
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "adapter_model.safetensors")
 
 
 def test_two_processes_train_as_one_with_twice_the_batch(data: Path, tmp_path: Path) -> None:
@@ -126,10 +151,7 @@ def test_accumulated_gradients_are_those_of_a_large_batch(data: Path, tmp_path: 
 
 def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_path: Path) -> None:
     """FSDP: whole weights in one process, with twice the batch, come to the same."""
-    flags = (
-        *("--use_fsdp", "--fsdp_version", "2", "--fsdp_state_dict_type", "FULL_STATE_DICT"),
-        *("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"),
-    )
+    flags = ("--config_file", str(ROOT / "tools" / "accelerate" / "fsdp.yaml"))
     sharded = launch(data, tmp_path / "sharded", "training.batch_size=4", flags=flags)
     assert sharded.returncode == 0, sharded.stderr[-3000:]
     train_prior(
@@ -151,14 +173,60 @@ def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_p
         tmp_path / "sharded",
         "training.batch_size=4",
         resume=True,
-        ACCELERATE_USE_FSDP="true",
-        FSDP_VERSION="2",
-        FSDP_STATE_DICT_TYPE="FULL_STATE_DICT",
-        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
-        FSDP_CPU_RAM_EFFICIENT_LOADING="true",
+        **SHARDED,
     )
     for name, weight in weights(tmp_path / "sharded").items():
         assert torch.equal(weight, found[name])
+
+
+def test_sharded_4bit_weights_train_and_resume_as_whole_ones_do(data: Path, tmp_path: Path) -> None:
+    """QLoRA with FSDP 2. `train_in_process` asserts that each weight is divided, 4-bit ones too."""
+    tokenizer = compact_tokenizer(TextFormat())
+    torch.manual_seed(0)
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    LlamaForCausalLM(LlamaConfig(**sizes, **ids)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    settings = (
+        *(f"model.name={tmp_path / 'base'}", "model.architecture=null", "model.quantization=4bit"),
+        *("model.lora.r=2", "model.lora.dropout=0", "training.gradient_checkpointing=true"),
+        "training.batch_size=4",
+    )
+    overrides = [*SETTINGS[:6], *settings]
+
+    train_in_two(data, tmp_path / "sharded", overrides=overrides, **SHARDED)
+    train_prior(
+        data=[data],
+        out=tmp_path / "whole",
+        overrides=[*overrides, "training.gradient_accumulation=2"],
+        device="cpu",
+    )
+    found, expected = (adapter(tmp_path / name) for name in ("sharded", "whole"))
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=5e-3)
+        assert weight.abs().max() > 0.01  # lora_B starts at zero
+    prior = Prior.from_pretrained(tmp_path / "sharded" / "model")
+    assert any(type(module).__name__ == "Linear4bit" for module in prior.model.modules())
+
+    for name in ("model", "checkpoint-4", "checkpoint-6"):
+        shutil.rmtree(tmp_path / "sharded" / name)
+    train_in_two(data, tmp_path / "sharded", overrides=overrides, resume=True, **SHARDED)
+    for name, weight in adapter(tmp_path / "sharded").items():
+        assert torch.equal(weight, found[name])
+
+
+def test_each_process_loads_onto_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers puts 4-bit weights on the current GPU, which is the first in all processes."""
+    chosen: list[int] = []
+    monkeypatch.setattr(training, "pick_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert training.training_device("cuda") == "cuda" and chosen == [3]
+    assert training.training_device("cpu") == "cpu" and chosen == [3]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert training.training_device("cuda") == "cuda" and chosen == [3]
 
 
 @pytest.mark.parametrize(
