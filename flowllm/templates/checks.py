@@ -41,10 +41,9 @@ def _checks(table: pa.Table) -> Iterator[tuple[str, BoolArray]]:
     Args:
         table: without nulls.
     """
-    # Columns in one piece, as those in several import pandas when they become arrays.
-    numbers = table["spacegroup"].combine_chunks().to_numpy().astype(np.int64)
+    numbers = table["spacegroup"].to_numpy().astype(np.int64)
     yield "no space group from 1 to 230", (numbers >= 1) & (numbers <= _LARGEST_GROUP)
-    yield "a negative prototype", table["prototype"].combine_chunks().to_numpy() >= 0
+    yield "a negative prototype", table["prototype"].to_numpy() >= 0
     values, lengths = {}, {}
     for name in table.column_names:
         column = table[name].combine_chunks()

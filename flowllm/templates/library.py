@@ -150,7 +150,7 @@ class TemplateLibrary:
         self._table = table
         self._families: dict[Counts, Family] = {}
         self._hull = np.nan_to_num(
-            np.array(columns["e_above_hull"].to_pylist(), dtype=np.float64), posinf=0, neginf=0
+            columns["e_above_hull"].fill_null(0).to_numpy().astype(np.float64), posinf=0, neginf=0
         )
         self._groups = columns["spacegroup"].to_numpy()
         self._prototypes = columns["prototype"].to_numpy().astype(np.int64)
@@ -226,9 +226,7 @@ class TemplateLibrary:
                 f"version {_VERSION}; {_BUILD} again"
             )
         try:
-            # Not `read_table`, which imports pandas.
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read()
+            table = pq.read_table(path, page_checksum_verification=True)
         except (ValueError, OSError) as error:
             raise UserError(f"{path} is damaged: {one_line(error)}; {_BUILD} again") from error
         if not table.schema.equals(_SCHEMA):
