@@ -3,6 +3,8 @@
     flowllm pair val.parquet --limit 1200 --skip-invalid --out pairs
     python benchmarks/pair_match.py pairs/pairs.parquet -n 400 --refiner bundled:sites \\
         --symmetry keep --symmetry free
+    python benchmarks/pair_match.py pairs/pairs.parquet -n 300 --refiner bundled:wyckoff \\
+        --integration euler:50 --integration euler:10 --integration midpoint:5
 
 Some pairs are drawn at random. A base matches its target by pymatgen's StructureMatcher (stol 0.5,
 angle_tol 10, ltol 0.3); a base that could not be refined counts as not matched. The matcher scales
@@ -12,9 +14,12 @@ base is also scaled to the volume of templates (`flowllm.templates.volumes`) of 
 
 from __future__ import annotations
 
+import itertools
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -43,12 +48,27 @@ def show(name: str, made: Sequence[Structure | None], targets: Sequence[Structur
     )
 
 
+def parse_integration(text: str) -> dict[str, Any]:
+    """Return settings of an integration from METHOD:STEPS[:SLOPE]; none from an empty text."""
+    names = ("method", "steps", "position_slope")
+    kinds = (str, int, float)
+    values = text.split(":") if text else []
+    return {name: kind(value) for name, kind, value in zip(names, kinds, values, strict=False)}
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
 @click.option("-n", default=400, show_default=True, help="Pairs, drawn at random.")
 @click.option("--refiner", "refiners", multiple=True, help="Folder, run or bundled:PAIR.")
 @click.option(
     "--symmetry", "symmetries", multiple=True, type=click.Choice(["keep", "free"]), default=["keep"]
+)
+@click.option(
+    "--integration",
+    "integrations",
+    multiple=True,
+    metavar="METHOD:STEPS[:SLOPE]",
+    help="With the slope of the positions; default: the refiner's.",
 )
 @click.option("--template-volume", is_flag=True, help="Also with the volume of templates.")
 @click.option("--seed", default=0, show_default=True)
@@ -57,6 +77,7 @@ def main(
     n: int,
     refiners: tuple[str, ...],
     symmetries: tuple[str, ...],
+    integrations: tuple[str, ...],
     template_volume: bool,
     seed: int,
 ) -> None:
@@ -75,11 +96,17 @@ def main(
         show(f"raw{volume}", start, targets)
     for name in refiners:
         refiner = Refiner.from_pretrained(resolve(name, BUNDLED_REFINER))
-        for symmetry in symmetries:
+        for symmetry, text in itertools.product(symmetries, integrations or ("",)):
+            integration = refiner.config.integration.but(**parse_integration(text))
             for volume, start in starts.items():
-                refined = refine(refiner, start, seed=seed, symmetry=symmetry)
+                begin = time.process_time()
+                refined = refine(
+                    refiner, start, seed=seed, symmetry=symmetry, integration=integration
+                )
+                seconds = time.process_time() - begin
                 made = [result.structure for result in refined]
-                show(f"{name}, {symmetry}{volume}", made, targets)
+                show(f"{name}, {symmetry}{volume} {text}", made, targets)
+                click.echo(f"  {1000 * seconds / len(start):.1f} ms of processor time a crystal")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The key-value cache of batched decoding, in which every row has a length of its own.
 
 The caches of transformers hold sequences that began together. Here a slot passes to the next
-sequence while the others go on.
+sequence while the others go on; `llm_prior.transformers_cache` hands it to their models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 def cache_argument(model: torch.nn.Module) -> str:
@@ -46,46 +45,52 @@ class _Window:
     width: int
 
 
-class _SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, (slots, heads, capacity, head size)."""
+class SlotLayer:
+    """Keys and values of one layer, (slots, heads, capacity, head size).
 
-    supports_early_init = False
+    Args:
+        slots: sequences at a time.
+        capacity: tokens of the longest sequence.
+    """
+
     keys: torch.Tensor
     values: torch.Tensor
 
     def __init__(self, slots: int, capacity: int) -> None:
-        super().__init__()
         self.slots, self.capacity = slots, capacity
         self.window: _Window | None = None
+        self.is_initialized = False
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def initialize(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make room for keys and values of the shape and type of these.
+
+        Args:
+            keys: (B, heads, T, size).
+            values: (B, heads, T, size).
+        """
         # Zeros: unwritten positions are attended to with weight 0, and 0 * NaN is NaN.
-        shape = self.slots, key_states.shape[1], self.capacity
-        self.keys = key_states.new_zeros(*shape, key_states.shape[3])
-        self.values = value_states.new_zeros(*shape, value_states.shape[3])
+        shape = self.slots, keys.shape[1], self.capacity
+        self.keys = keys.new_zeros(*shape, keys.shape[3])
+        self.values = values.new_zeros(*shape, values.shape[3])
         self.is_initialized = True
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, heads, T, size) at the window's positions; return (B, heads, width, size)."""
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (B, heads, T, size) at the window's positions; return (B, heads, width, size).
+
+        Args:
+            keys: of the tokens that are fed.
+            values: of the tokens that are fed.
+        """
         assert self.window is not None  # `SlotCache.look_at` precedes every forward pass
-        window, count = self.window, len(key_states)
-        self.keys[window.rows, :, window.positions] = key_states.transpose(1, 2)
-        self.values[window.rows, :, window.positions] = value_states.transpose(1, 2)
+        if not self.is_initialized:
+            self.initialize(keys, values)
+        window, count = self.window, len(keys)
+        self.keys[window.rows, :, window.positions] = keys.transpose(1, 2)
+        self.values[window.rows, :, window.positions] = values.transpose(1, 2)
         return self.keys[:count, :, : window.width], self.values[:count, :, : window.width]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length(), 0
 
-    def get_seq_length(self) -> int:
-        return 0 if self.window is None else self.window.width
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-
-class SlotCache(Cache):
+class SlotCache:
     """Key-value cache with a fixed number of slots, each as long as the sequence in it.
 
     The memory is set by `slots` and `capacity`, however many sequences pass through.
@@ -97,8 +102,7 @@ class SlotCache(Cache):
     """
 
     def __init__(self, num_layers: int, slots: int, capacity: int) -> None:
-        self._slot_layers = [_SlotLayer(slots, capacity) for _ in range(num_layers)]
-        super().__init__(layers=[*self._slot_layers])
+        self.layers = [SlotLayer(slots, capacity) for _ in range(num_layers)]
 
     def look_at(self, positions: torch.Tensor, width: int) -> None:
         """Set the window of the next forward pass, in which row i of the batch is slot i.
@@ -109,21 +113,21 @@ class SlotCache(Cache):
         """
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         window = _Window(rows, positions, width)
-        for layer in self._slot_layers:
+        for layer in self.layers:
             layer.window = window
 
-    def admit(self, slots: Sequence[int], prefix: Cache, rows: Sequence[int]) -> None:
+    def admit(self, slots: Sequence[int], prefix: Any, rows: Sequence[int]) -> None:
         """Copy sequences of another cache into slots.
 
         Args:
             slots: slot of each sequence.
-            prefix: the other cache.
+            prefix: the other cache, a `SlotCache` or a cache of transformers.
             rows: row of each sequence in it.
         """
-        for mine, theirs in zip(self._slot_layers, prefix.layers, strict=True):
+        for mine, theirs in zip(self.layers, prefix.layers, strict=True):
             keys, values = layer_states(theirs)
             if not mine.is_initialized:
-                mine.lazy_initialization(keys, values)
+                mine.initialize(keys, values)
             length = keys.shape[2]
             mine.keys[slots, :, :length] = keys[rows]
             mine.values[slots, :, :length] = values[rows]
@@ -136,7 +140,7 @@ class SlotCache(Cache):
             targets: slots that are overwritten.
             length: tokens that are copied.
         """
-        for layer in self._slot_layers:
+        for layer in self.layers:
             for states in (layer.keys, layer.values):
                 states[targets, :, :length] = states[sources, :, :length]
 
@@ -145,6 +149,6 @@ def layer_states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the keys and values of one layer, each (rows, heads, tokens, head size).
 
     Args:
-        layer: layer of a `transformers.DynamicCache` that holds tokens.
+        layer: layer of a `SlotCache` or a `transformers.DynamicCache` that holds tokens.
     """
     return layer.keys, layer.values

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from pymatgen.core import Structure
-from transformers import PreTrainedTokenizerBase
 
 from llm_prior.config import TaskMix
 from llm_prior.errors import PriorError
 from llm_prior.layouts import Description, layout_of
 from llm_prior.prompts import ATTRIBUTES, BY_NAME, generation_prompt, infill_prompt
 from llm_prior.text import LayoutName, TextFormat, mask_element
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # label of a token that does not enter the loss (torch's cross entropy)
 _LENGTH_STEP = 8

@@ -21,10 +21,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache
 
 from llm_prior.cache import SlotCache, cache_argument, layer_states
 from llm_prior.errors import PriorError
+from llm_prior.llama import LlamaDecoder
 from llm_prior.tries import Legal
 
 # Widths of the attention are rounded up, so that kernels are made for a few shapes only.
@@ -257,7 +257,7 @@ class _Prefixes:
     """Prompts that the model has read."""
 
     rows: dict[tuple[int, ...], int]
-    cache: Cache
+    cache: Any  # a `SlotCache`, or a cache of transformers
     logits: torch.Tensor  # (P, V) of the token after each
 
     def hold(self, prompts: Iterable[tuple[int, ...]]) -> bool:
@@ -284,8 +284,9 @@ class _Batch(Generic[AnyAnswer]):
         guidance: float,
     ) -> None:
         self.model = model
-        self.cache_argument = cache_argument(model)
-        self.device = next(model.parameters()).device
+        self.is_own = isinstance(model, LlamaDecoder)
+        self.cache_argument = "cache" if self.is_own else cache_argument(model)
+        self.device = torch.device("cpu") if self.is_own else next(model.parameters()).device
         self.eos_token_id = eos_token_id
         self.sampling = {"temperature": temperature, "top_p": top_p}
         self.guidance = guidance
@@ -294,6 +295,11 @@ class _Batch(Generic[AnyAnswer]):
         self.capacity = -(-capacity // _ROUND) * _ROUND
         config: Any = model.config
         self.cache = SlotCache(config.num_hidden_layers, slots * self.ways, self.capacity)
+        self.passed: Any = self.cache  # the same for the model
+        if not self.is_own:
+            from llm_prior.transformers_cache import transformers_cache  # slow to import
+
+            self.passed = transformers_cache(self.cache)
         self.prefixes: _Prefixes | None = None
         self.answers: list[AnyAnswer | None] = []  # by slot; None is free
         rows = slots * self.ways
@@ -343,7 +349,7 @@ class _Batch(Generic[AnyAnswer]):
         ids = torch.from_numpy(np.take_along_axis(self.ids[:count], places, 1)).to(self.device)
         logits = self._forward(
             ids,
-            self.cache,
+            self.passed,
             attention_mask=self._mask(positions, width),
             position_ids=positions,
             logits_to_keep=1,
@@ -369,14 +375,16 @@ class _Batch(Generic[AnyAnswer]):
 
     def _mask(self, positions: torch.Tensor, width: int) -> torch.Tensor:
         """Return the additive attention mask (B, 1, T, width) of tokens at `positions` (B, T)."""
-        assert self.prefixes is not None  # a step follows an admission
-        dtype = layer_states(self.prefixes.cache.layers[0])[0].dtype
+        dtype = torch.float32
+        if not self.is_own:
+            assert self.prefixes is not None  # a step follows an admission
+            dtype = layer_states(self.prefixes.cache.layers[0])[0].dtype
         shape = len(positions), 1, positions.shape[1], width
         mask = torch.zeros(shape, dtype=dtype, device=self.device)
         later = torch.arange(width, device=self.device) > positions[:, None, :, None]
         return mask.masked_fill_(later, torch.finfo(dtype).min)
 
-    def _forward(self, ids: torch.Tensor, cache: Cache, **options: Any) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, cache: Any, **options: Any) -> torch.Tensor:
         """Return the logits of the kept tokens after `ids` (B, T); extends the cache."""
         options[self.cache_argument] = cache
         return self.model(input_ids=ids, use_cache=True, **options).logits
@@ -398,6 +406,15 @@ class _Batch(Generic[AnyAnswer]):
         longest = max(map(len, rows))
         ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in rows])
         last = torch.tensor([[len(prompt) - 1] for prompt in rows])
+        if self.is_own:
+            own = SlotCache(len(self.cache.layers), len(rows), longest)
+            places = torch.arange(longest).expand(len(rows), longest)
+            own.look_at(places, longest)
+            mask = self._mask(places, longest)
+            read = {"attention_mask": mask, "position_ids": places, "logits_to_keep": last}
+            return _Prefixes(rows, own, self._forward(ids, own, **read)[:, 0])
+        from transformers import DynamicCache  # slow to import
+
         cache = DynamicCache()
         logits = self._forward(ids.to(self.device), cache, logits_to_keep=last.to(self.device))[
             :, 0

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Literal, TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from llm_prior.errors import PriorError
 from llm_prior.prompts import GENERATION_TAILS
 from llm_prior.text import ANGLE_RANGE, LENGTH_RANGE, SYMBOLS, TextFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["first_length", "length", "first_angle", "angle", "element", "first_coord", "coord"]
 FieldTokens = dict[Kind, dict[int, tuple[int, ...]]]

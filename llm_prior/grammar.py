@@ -10,15 +10,16 @@ meet the conditions (`llm_prior.composition`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
 from llm_prior.fields import Kind, field_tokens
 from llm_prior.text import TextFormat
 from llm_prior.tries import END, FieldTries, Legal, Node
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Places of the fields in `Cursor`: three lengths, three angles, then the four of each site.
 _ELEMENT, _X, _Y, _Z = 6, 7, 8, 9

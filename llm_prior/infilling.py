@@ -11,11 +11,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
+from typing import TYPE_CHECKING
 
 import torch
 from pymatgen.core import Element, Structure
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from llm_prior.config import check_temperature
 from llm_prior.dataset import tokenize
@@ -24,6 +24,9 @@ from llm_prior.loading import input_embeddings
 from llm_prior.model import Prior
 from llm_prior.prompts import INFILL_TAIL, infill_prompt
 from llm_prior.text import SYMBOLS, mask_element, site_symbols
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 INFILL_BATCH_SIZE = 16
 RADIUS_TOLERANCE = 0.1  # Angstrom

@@ -14,20 +14,23 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from llm_prior.config import Architecture, BaseModel, TaskMix, check_seed
 from llm_prior.errors import PriorError
 from llm_prior.layouts import TextGrammar, TextLayout, layout_of
-from llm_prior.loading import first_line, input_embeddings, load_pretrained
+from llm_prior.llama import LlamaDecoder, decoder_of, stored_decoder
 from llm_prior.prompts import stated_conditions
 from llm_prior.settings import SETTINGS_FILE, SETTINGS_VERSION, read_settings
+from llm_prior.stored_tokenizer import StoredTokenizer, stored_tokenizer
 from llm_prior.text import TextFormat
 from llm_prior.tokenizer import compact_tokenizer, embed_numbers
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,10 @@ class Prior:
         """
         check_seed(seed)
         if base.architecture is not None:
+            from transformers import LlamaForCausalLM
+
+            from llm_prior.loading import input_embeddings
+
             tokenizer = compact_tokenizer(fmt)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_torch_seed(seed))
@@ -79,6 +86,8 @@ class Prior:
 
     @classmethod
     def _on_pretrained(cls, base: BaseModel, fmt: TextFormat, seed: int) -> Prior:
+        from llm_prior.loading import first_line, load_pretrained
+
         _check_base(str(base.name), fmt)
         loaded, tokenizer = load_pretrained(str(base.name), base.quantization)
         model: Any = loaded  # peft's functions take a PreTrainedModel and return peft models
@@ -181,17 +190,19 @@ class Prior:
             raise PriorError(
                 f"{name} is a whole model; only an adapter can be merged, use it as it is"
             )
-        loaded, tokenizer = load_pretrained(str(name), base.get("quantization"), dtype, merge=merge)
-        model: torch.nn.Module = loaded
-        if "probe" in base:
-            _check_probe(str(name), model, base["probe"])
+        info = settings.get("info", {})
+        plain = "base" not in settings and dtype == torch.float32
+        if plain and torch.device(device).type == "cpu" and Path(name).is_dir():
+            decoder, words = stored_decoder(name), stored_tokenizer(name)
+            if decoder is not None and words is not None and len(words) == len(decoder.embedding):
+                return _StoredPrior(str(name), decoder, words, fmt, info)
+        model, tokenizer = _load(str(name), base, dtype, merge)
         model.to(device)
-        model.eval()
         return cls(
             model=model,
             tokenizer=tokenizer,
             fmt=fmt,
-            info=settings.get("info", {}),
+            info=info,
             source=str(name),
             base={} if merge else base,
         )
@@ -209,7 +220,17 @@ class Prior:
             PriorError: if the tokenizer does not reproduce the text field by field, or the format
                 has too many decimals.
         """
-        return self.layout.grammar(self.tokenizer)
+        return self.layout.grammar(self.words)
+
+    @property
+    def words(self) -> Any:
+        """Tokenizer for sampling; see `llm_prior.stored_tokenizer.StoredTokenizer`."""
+        return self.tokenizer
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """Model for sampling, with the weights as they are now; see `llm_prior.llama`."""
+        return decoder_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -226,6 +247,63 @@ class Prior:
         """Longest sequence that the model takes, in tokens."""
         config: Any = self.model.config
         return int(config.max_position_embeddings)
+
+
+class _StoredPrior(Prior):
+    """A prior in a folder that sampling uses without transformers.
+
+    `model` and `tokenizer` are loaded by transformers when they are first asked for.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        decoder: LlamaDecoder,
+        words: StoredTokenizer,
+        fmt: TextFormat,
+        info: dict[str, Any],
+    ) -> None:
+        self.fmt, self.info, self.source, self.base = fmt, info, folder, {}
+        self._decoder, self._words = decoder, words
+
+    def __getattr__(self, name: str) -> Any:
+        """Load the model and its tokenizer when they are first asked for."""
+        if name not in ("model", "tokenizer"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.model, self.tokenizer = _load(str(self.source), {}, torch.float32, False)
+        return getattr(self, name)
+
+    @property
+    def words(self) -> StoredTokenizer:
+        return self._words
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        return decoder_of(self.model) if "model" in vars(self) else self._decoder
+
+    @property
+    def device(self) -> torch.device:
+        return super().device if "model" in vars(self) else torch.device("cpu")
+
+    @property
+    def num_parameters(self) -> int:
+        return self._decoder.num_parameters
+
+    @property
+    def context_length(self) -> int:
+        return self._decoder.config.max_position_embeddings
+
+
+def _load(
+    name: str, base: Mapping[str, Any], dtype: torch.dtype, merge: bool
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Return the model of a saved prior, in evaluation mode, and its tokenizer."""
+    from llm_prior.loading import load_pretrained
+
+    model, tokenizer = load_pretrained(name, base.get("quantization"), dtype, merge=merge)
+    if "probe" in base:
+        _check_probe(name, model, base["probe"])
+    return model.eval(), tokenizer
 
 
 def warn_of_untrained(
@@ -276,6 +354,8 @@ def _check_base(name: str, fmt: TextFormat) -> None:
 def _probe(model: torch.nn.Module) -> list[float]:
     """Return eight numbers of the input embeddings, which are never quantised nor adapted, so they
     tell bases apart."""
+    from llm_prior.loading import input_embeddings
+
     weight = input_embeddings(model).weight.detach()
     rows = torch.arange(8) * 29 + 5  # no special tokens
     return [float(weight[row % len(weight), k]) for k, row in enumerate(rows)]
@@ -298,6 +378,8 @@ def _torch_seed(seed: int) -> int:
 
 
 def _llama_config(architecture: Architecture, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    from transformers import LlamaConfig
+
     settings = asdict(architecture)
     rope_theta = settings.pop("rope_theta")
     return LlamaConfig(

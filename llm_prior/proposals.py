@@ -235,16 +235,16 @@ def generate_texts(
         answers = prior.server.decode_answers(queue, temperature=temperature, top_p=top_p)
     else:
         answers = decode_answers(
-            prior.model,
+            prior.decoder,
             queue,
-            eos_token_id=prior.tokenizer.eos_token_id,
+            eos_token_id=prior.words.eos_token_id,
             slots=slots,
             temperature=temperature,
             top_p=top_p,
             guidance=guidance,
         )
     for question in answers:
-        text = prior.tokenizer.decode(question.tokens, skip_special_tokens=True)
+        text = prior.words.decode(question.tokens, skip_special_tokens=True)
         yield question.place, str(text), question.complete
 
 
@@ -304,9 +304,9 @@ class _Kind:
 
 
 def _prompt_tokens(prior: Prior, prompt: str) -> tuple[int, ...]:
-    tokens = prior.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if prior.tokenizer.bos_token_id is not None:
-        tokens = [prior.tokenizer.bos_token_id, *tokens]
+    tokens = prior.words(prompt, add_special_tokens=False)["input_ids"]
+    if prior.words.bos_token_id is not None:
+        tokens = [prior.words.bos_token_id, *tokens]
     return tuple(tokens)
 
 
@@ -341,5 +341,5 @@ def longest_answer(prior: Prior) -> int:
     Args:
         prior: the model.
     """
-    tokens = prior.tokenizer(prior.layout.longest_text(), add_special_tokens=False)["input_ids"]
+    tokens = prior.words(prior.layout.longest_text(), add_special_tokens=False)["input_ids"]
     return len(tokens) + 1 + _SPARE_TOKENS

@@ -18,11 +18,11 @@ import math
 import re
 import string
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from llm_prior.layouts import layout_of
 from llm_prior.prompts import (
@@ -34,6 +34,9 @@ from llm_prior.prompts import (
     SENTENCE_END,
 )
 from llm_prior.text import MASK, TextFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 # Periods of the unit cell; all but the last two tell neighbours of 0.01 apart only together.
@@ -56,6 +59,8 @@ def compact_tokenizer(fmt: TextFormat) -> PreTrainedTokenizerFast:
     Raises:
         PriorError: if the precision would need too many tokens.
     """
+    from transformers import PreTrainedTokenizerFast  # slow to import
+
     fields = layout_of(fmt).vocabulary()
     sentences = [
         GENERATION_HEAD,

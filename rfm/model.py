@@ -51,6 +51,11 @@ class Refiner(nn.Module):
         """Device of the weights."""
         return next(self.parameters()).device
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def activation_checkpointing_enable(self, **_: object) -> None:
         """Save memory in training, see `VelocityNetwork`; `Trainer` calls it by this name."""
         self.network.recompute = True

@@ -14,18 +14,21 @@ cells with a symmetry are flat in G, but in general curved in the charts of `rfm
 metric tensor is averaged, after each step. `rfm.averages` has both for batches. Sources: SGFM
 (arXiv 2509.23822) and DiffCSP++ (arXiv 2402.03992).
 
-`find_symmetry` asks spglib for the operations of a rough crystal. Their translations w are then
-fitted to its atoms, which makes the group law exact, and keeps the centre of the atoms in place.
+`find_symmetry` asks moyo for the operations of an exact crystal, and spglib for those of a rough
+one. Their translations w are then fitted to its atoms, which makes the group law exact, and keeps
+the centre of the atoms in place.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import moyopy
 import numpy as np
 import spglib
 from pymatgen.core import Lattice, Structure
@@ -35,6 +38,8 @@ from rfm.lattice import COLS, ROWS
 
 SYMPREC = 0.1  # Angstrom, for the samples of a prior, whose coordinates are rounded
 _FALLBACKS = (1.0, 0.1, 0.01)  # times symprec, where a search fails or finds no group
+_STRICT = 1e-2  # times symprec: a crystal with its group at this tolerance too is exact
+logging.getLogger("moyo").setLevel(logging.CRITICAL)  # of moyo's warnings none is needed here
 _EXACT = 1e-7  # errors of a group in fractional coordinates, far above rounding
 _PAIRS_AT_A_TIME = 2**18  # pairs of atoms compared at a time, which bounds memory
 
@@ -245,8 +250,30 @@ def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | 
     return None
 
 
+def _exact(structure: Structure, symprec: float) -> Operations | None:
+    """Return the operations that moyo finds in a primitive cell, the same at a hundredth of
+    `symprec`; None for any other crystal.
+
+    On such crystals moyo and spglib agree, and moyo takes a twentieth of the time.
+    """
+    matrix, coords = structure.lattice.matrix.tolist(), structure.frac_coords.tolist()
+    cell = moyopy.Cell(matrix, coords, list(structure.atomic_numbers))
+    try:
+        strict = moyopy.MoyoDataset(cell, symprec=_STRICT * symprec)
+        found = moyopy.MoyoDataset(cell, symprec=symprec)
+    except ValueError:
+        return None
+    primitive = len(found.prim_std_cell.numbers) == len(structure)
+    if not primitive or found.number == 1 or strict.number != found.number:
+        return None
+    operations = found.operations
+    return Operations(np.array(operations.rotations), np.array(operations.translations))
+
+
 def _search(structure: Structure, symprec: float) -> Operations | None:
-    """Return the operations that spglib finds, or None."""
+    """Return the operations that moyo finds in an exact crystal, or spglib in another, or None."""
+    if (exact := _exact(structure, symprec)) is not None:
+        return exact
     # Without this, spglib's C code writes to stderr where it finds less symmetry than expected.
     os.environ.setdefault("SPGLIB_WARNING", "OFF")
     cell: Any = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)

@@ -1,7 +1,7 @@
 """CIF text with space group, operations, Wyckoff letters and one site for each orbit.
 
 pymatgen's `CifWriter(symprec=...)` is not used: it writes the crystal after moving its atoms within
-the tolerance, and no Wyckoff letters. Its `CifFile` formats the text here.
+the tolerance, and no Wyckoff letters. Its `CifFile` formats a text with long lines.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.core.operations import SymmOp
 
 from flowllm.crystals.cif import cif_text
+from flowllm.crystals.cif.blocks_text import block_text, loop_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.symmetry import Symmetry, symmetry_of
 from llm_prior.wyckoff.crystal import WyckoffCrystal
@@ -65,34 +66,35 @@ def _moved_by_reader(crystal: WyckoffCrystal) -> float:
 
 
 def _text(crystal: WyckoffCrystal) -> str:
-    from pymatgen.io.cif import CifBlock, CifFile  # slow to import
-
-    group, conventional = crystal.group, crystal.conventional()
+    group = crystal.group
+    copies = len(group.centring)
+    composition = Composition({e: n * copies for e, n in crystal.composition.items()})
     with ignore_missing_electronegativity():
-        composition = conventional.composition
         name = composition.reduced_formula
         formula = composition.formula
-    operations = _operations(group.number)
+    volume = Lattice.from_parameters(*crystal.parameters).volume
     orbits = _orbits(crystal)
     cell = zip(
         ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma"),
         crystal.parameters,
         strict=True,
     )
-    data: dict[str, Any] = {
+    items: dict[str, Any] = {
         "_chemical_formula_structural": name,
         "_chemical_formula_sum": formula,
         **{f"_cell_{key}": f"{value:.8f}" for key, value in cell},
-        "_cell_volume": f"{conventional.volume:.8f}",
+        "_cell_volume": f"{volume:.8f}",
         "_cell_formula_units_Z": _formula_units(composition),
         "_space_group_name_H-M_alt": _symbol(group),
         "_space_group_IT_number": group.number,
-        "_space_group_symop_id": range(1, len(operations) + 1),
-        "_space_group_symop_operation_xyz": operations,
-        **orbits,
     }
-    loops = [["_space_group_symop_id", "_space_group_symop_operation_xyz"], list(orbits)]
-    text = str(CifFile({name: CifBlock(data, loops, name)}))
+    text = block_text(name, items, [_operations_text(group.number), loop_text(orbits)])
+    if text is None:  # a line is too long for this writer
+        from pymatgen.io.cif import CifBlock, CifFile  # slow to import
+
+        operations = _operation_columns(group.number)
+        data = items | operations | orbits
+        text = str(CifFile({name: CifBlock(data, [[*operations], [*orbits]], name)}))
     return f"# symmetry within {EXACT:g} Angstrom by spglib {spglib.__version__}\n{text}"
 
 
@@ -127,6 +129,7 @@ def _formula_units(composition: Composition) -> int:
     return int(composition.get_reduced_composition_and_factor()[1])
 
 
+@lru_cache(maxsize=256)
 def _symbol(group: SpaceGroup) -> str:
     """The Hermann-Mauguin symbol of the setting, such as `F d -3 m :1` or `P 1 21/c 1`."""
     setting = spglib.get_spacegroup_type(group.hall_number)
@@ -135,6 +138,21 @@ def _symbol(group: SpaceGroup) -> str:
     symbol = setting.international_full if group.family == "monoclinic" else short
     choice = f" :{setting.choice}" if setting.choice in ("1", "H") else ""
     return str(symbol).replace("_", "") + choice
+
+
+@lru_cache(maxsize=32)
+def _operations_text(number: int) -> str | None:
+    """The loop over the operations."""
+    return loop_text(_operation_columns(number))
+
+
+def _operation_columns(number: int) -> dict[str, Any]:
+    """The columns of the loop over the operations."""
+    operations = _operations(number)
+    return {
+        "_space_group_symop_id": range(1, len(operations) + 1),
+        "_space_group_symop_operation_xyz": operations,
+    }
 
 
 @lru_cache(maxsize=32)

@@ -137,7 +137,7 @@ def run_sampling(
     if prior_folder is not None:
         assert model.prior is not None
         models["prior"] = identity(prior_folder)
-        parameters["prior"] = announce("prior", prior_folder, models["prior"], model.prior.model)
+        parameters["prior"] = announce("prior", prior_folder, models["prior"], model.prior)
     if refiner_folder is not None:
         assert model.refiner is not None
         models["refiner"] = identity(refiner_folder)

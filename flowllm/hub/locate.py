@@ -13,7 +13,8 @@ from flowllm.system.documents import parse_json
 from flowllm.system.files import sha256_file, sha256_folder
 
 if TYPE_CHECKING:
-    import torch
+    from llm_prior import Prior
+    from rfm import Refiner
 
 logger = logging.getLogger(__name__)
 
@@ -182,28 +183,27 @@ def identity(folder: Path) -> dict[str, Any]:
     return found
 
 
-def announce(role: str, folder: Path, found: Mapping[str, Any], module: torch.nn.Module) -> int:
+def announce(role: str, folder: Path, found: Mapping[str, Any], model: Prior | Refiner) -> int:
     """Log the model that a run uses: its source, size and hash.
 
     Args:
         role: `prior` or `refiner`.
         folder: of the model.
         found: `identity` of the model.
-        module: the loaded model.
+        model: the loaded model.
 
     Returns:
         The number of parameters.
     """
-    parameters = sum(parameter.numel() for parameter in module.parameters())
     is_bundled = folder.parent.parent == _BUNDLED
-    device = next(module.parameters()).device
+    device = model.device
     place = "vLLM" if device.type == "meta" else device  # its weights are in another process
     source = f"{_PREFIX}{folder.parent.name}" if is_bundled else str(folder)
     logger.info(
         "%s: %s, %.1f M parameters, sha256 %s, on %s",
-        role, source, parameters / 1e6, found["sha256"][:8], place,
+        role, source, model.num_parameters / 1e6, found["sha256"][:8], place,
     )  # fmt: skip
-    return parameters
+    return model.num_parameters
 
 
 def _identity_of_base(base: str) -> dict[str, Any]:

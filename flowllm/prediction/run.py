@@ -260,7 +260,7 @@ def _identities(model: FlowLLM | None, prior: Path | None, refiner: Path | None)
     if model is not None and prior is not None:
         assert model.prior is not None
         found["prior"] = identity(prior)
-        announce("prior", prior, found["prior"], model.prior.model)
+        announce("prior", prior, found["prior"], model.prior)
     if model is not None and refiner is not None:
         assert model.refiner is not None
         found["refiner"] = identity(refiner)

@@ -11,13 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, overload
+from typing import TYPE_CHECKING, Any, TextIO, overload
 
-import ase.io
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
@@ -30,6 +27,9 @@ from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
 from flowllm.runs.sharded import Batch, RunFolder
 from flowllm.system.files import FileNames
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 # The columns of every `samples.parquet`: structures as pymatgen JSON, `rejects` as JSON. `formula`
 # and `num_atoms` describe the final crystal, or the initial one if there is no final one. `cif` has
@@ -312,6 +312,8 @@ def _table(
 @contextlib.contextmanager
 def _frames(path: Path, properties: Sequence[str]) -> Iterator[Callable[[_Described], None]]:
     """Give a function that adds a crystal to an extxyz file, which is made for the first one."""
+    import ase.io  # slow to import
+
     with contextlib.ExitStack() as stack:
         file: TextIO | None = None
 
@@ -355,6 +357,8 @@ def _write_trajectory(folder: _Folder, described: _Described) -> None:
     record = described.record
     if record.trajectory is None or record.initial_structure is None:
         return
+    import ase.io
+
     numbers = record.initial_structure.atomic_numbers
     frames = [_atoms(numbers, frame) for frame in record.trajectory]
     ase.io.write(folder.file(f"{described.name}.extxyz"), frames, format="extxyz")
@@ -385,6 +389,9 @@ def _json(structure: Structure | None) -> str | None:
 
 
 def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+
     atoms = Atoms(numbers=numbers, scaled_positions=frame.frac_coords, cell=frame.lattice, pbc=True)
     info = dict(frame.info)
     if "energy" in info:  # where ASE looks for it

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 
@@ -17,6 +18,7 @@ from llm_prior.wyckoff.crystal import FREE_CELL, WyckoffCrystal
 CLOSE_COORDINATE = 0.04  # of an edge of the conventional cell
 CLOSE_LENGTH = 0.15  # of the logarithm of a length
 CLOSE_ANGLE = 8.0  # degrees
+_FEW = 7  # orbits, of which all orders are tried
 FloatArray = NDArray[np.float64]
 
 
@@ -96,7 +98,7 @@ def _steps(first: WyckoffCrystal, other: WyckoffCrystal) -> _Steps | None:
         there = np.array([other.orbits[place].coords for place in theirs[key]])
         ways = there[None] - here[:, None]  # (n, n, d)
         ways -= np.rint(ways)
-        for one, another in zip(*linear_sum_assignment(np.square(ways).sum(-1)), strict=True):
+        for one, another in enumerate(_shortest(np.square(ways).sum(-1))):
             coords[places[one]] = ways[one, another]
     free = FREE_CELL[first.group.family]
     cell = [
@@ -104,6 +106,26 @@ def _steps(first: WyckoffCrystal, other: WyckoffCrystal) -> _Steps | None:
         for place, ours, theirs in zip(free, first.cell, other.cell, strict=True)
     ]
     return _Steps(np.array(cell), coords, lengths=sum(place < 3 for place in free))
+
+
+def _shortest(costs: FloatArray) -> Sequence[int]:
+    """Return the column of each row, all different, for which costs (n, n) add up to least."""
+    if len(costs) == 1:
+        return [0]
+    if len(costs) > _FEW:
+        from scipy.optimize import linear_sum_assignment  # slow to import
+
+        columns: list[int] = linear_sum_assignment(costs)[1].tolist()
+        return columns
+    orders = _orders(len(costs))  # (n!, n)
+    best: list[int] = orders[costs[np.arange(len(costs)), orders].sum(1).argmin()].tolist()
+    return best
+
+
+@cache
+def _orders(n: int) -> NDArray[np.int64]:
+    """Return all orders of n things, (n!, n)."""
+    return np.array([*itertools.permutations(range(n))], dtype=np.int64)
 
 
 def _places(crystal: WyckoffCrystal) -> dict[tuple[str, str], list[int]]:

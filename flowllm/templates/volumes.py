@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 
-from pymatgen.core import Structure
+from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import FlowLLMError
@@ -59,10 +59,12 @@ def template_volume(
             chosen = next(iter(propose(n=1)), None)
         if chosen is None:
             return None
-        per_atom = chosen.structure.volume / len(chosen.structure)
-    except FlowLLMError:  # too many elements or atoms for a template, or no Niggli cell
+        crystal = chosen.crystal
+    except FlowLLMError:  # too many elements or atoms for a template
         return None
-    return float(per_atom * len(structure))
+    conventional = Lattice.from_parameters(*crystal.parameters).volume
+    primitive = conventional / len(crystal.group.centring)
+    return float(primitive / crystal.num_atoms * len(structure))
 
 
 def with_template_volume(

@@ -8,11 +8,10 @@ between.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from llm_prior.composition import CompositionRule
 from llm_prior.errors import PriorError
@@ -23,6 +22,9 @@ from llm_prior.wyckoff.feasibility import sizes
 from llm_prior.wyckoff.grammar import Choice, Cursor, Grammar, Kind
 from llm_prior.wyckoff.table import space_group
 from llm_prior.wyckoff.text import hidden_places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MOST_REFUSED = 16  # tokens in one place, before all are examined
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from llm_prior.errors import PriorError
 from llm_prior.fields import read_tokens
@@ -18,6 +17,9 @@ from llm_prior.tries import Legal, legal_of
 from llm_prior.wyckoff.parameters import cell_ticks
 from llm_prior.wyckoff.table import NUM_GROUPS
 from llm_prior.wyckoff.text import WyckoffFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _MOST_VALUES = 20_000
 _MOST_REMEMBERED = 1000  # sets of values whose tokens are kept

@@ -1,4 +1,4 @@
-"""Space group, orbits and free parameters of a structure, by spglib."""
+"""Space group, orbits and free parameters of a structure, by moyo and spglib."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pymatgen.core import Structure
 
 from llm_prior.errors import PriorError
 from llm_prior.text import site_symbols
-from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal, free_cell, symmetry_dataset
+from llm_prior.wyckoff.crystal import (
+    Orbit,
+    WyckoffCrystal,
+    exact_symmetry,
+    free_cell,
+    symmetry_dataset,
+)
 from llm_prior.wyckoff.orbits import images
 from llm_prior.wyckoff.table import GRID, WyckoffPosition, space_group
 
@@ -88,7 +94,9 @@ def describe_at(structure: Structure, symprec: float) -> Description | None:
 
 def _describe_at(structure: Structure, symbols: list[str], symprec: float) -> Description | None:
     """The description at this symprec; None if spglib's cell has other atoms than orbits."""
-    dataset = symmetry_dataset(structure, symprec)
+    dataset = exact_symmetry(structure, symprec)
+    if dataset is None:
+        dataset = symmetry_dataset(structure, symprec)
     if dataset is None:
         return None
     group = space_group(int(dataset.number))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import moyopy
 import numpy as np
 import spglib
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ FREE_CELL: dict[Family, tuple[int, ...]] = {
     "hexagonal": (0, 2),
     "cubic": (0,),
 }
+_EXACT = 1e-2  # times symprec: a crystal with its group at this tolerance too is exact
+logging.getLogger("moyo").setLevel(logging.CRITICAL)  # of moyo's warnings none is needed here
 NIGGLI_TOLERANCE = 1e-5  # squared lengths that differ by less than this times V^(2/3) are equal
 
 
@@ -222,6 +226,92 @@ def symmetry_dataset(structure: Structure, symprec: float) -> Any:
     """
     numbers = [site.specie.Z for site in structure]
     return find_symmetry(structure.lattice.matrix, structure.frac_coords, numbers, symprec)
+
+
+class ExactSymmetry(NamedTuple):
+    """What moyo says of an exactly symmetric crystal of N atoms, under spglib's names.
+
+    Attributes:
+        number: International number.
+        hall_number: number of the setting, of the same choice as spglib's.
+        transformation_matrix: (3, 3); x_conventional = transformation_matrix x + origin_shift.
+        origin_shift: (3,).
+        std_lattice: (3, 3) rows of the conventional cell, Angstrom.
+        std_positions: (n, 3) of the atoms of the conventional cell.
+        std_rotation_matrix: (3, 3), turns the given cell to the orientation of `std_lattice`.
+        wyckoffs: letter of each given atom.
+        crystallographic_orbits: (N,) number of the orbit of each given atom.
+        mapping_to_primitive: (N,) number of each given atom in the primitive cell.
+        std_mapping_to_primitive: (n,) the same of the atoms of the conventional cell.
+    """
+
+    number: int
+    hall_number: int
+    transformation_matrix: NDArray[np.float64]
+    origin_shift: NDArray[np.float64]
+    std_lattice: NDArray[np.float64]
+    std_positions: NDArray[np.float64]
+    std_rotation_matrix: NDArray[np.float64]
+    wyckoffs: list[str]
+    crystallographic_orbits: NDArray[np.int64]
+    mapping_to_primitive: NDArray[np.int64]
+    std_mapping_to_primitive: NDArray[np.int64]
+
+
+def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None:
+    """Return the symmetry of a crystal whose group does not depend on a tolerance, by moyo.
+
+    moyo takes a twentieth of spglib's time on average, and a fiftieth for the group 225. The two
+    agree on crystals that are exactly symmetric and no more symmetric within `symprec`; only these
+    are answered here, and only in a primitive cell. Where moyo finds no symmetry at all, spglib
+    sometimes finds some.
+
+    Args:
+        structure: an ordered crystal of N atoms.
+        symprec: distance in Angstrom.
+
+    Returns:
+        The symmetry; None for any other crystal.
+    """
+    setting = moyopy.Setting.spglib()
+    lattice, coords = structure.lattice.matrix, structure.frac_coords
+    kinds = [site.specie.Z for site in structure]
+    cell = moyopy.Cell(lattice.tolist(), coords.tolist(), kinds)
+    try:
+        strict = moyopy.MoyoDataset(cell, symprec=_EXACT * symprec, setting=setting)
+        found = moyopy.MoyoDataset(cell, symprec=symprec, setting=setting)
+    except ValueError:
+        return None
+    std, num_atoms = found.std_cell, len(kinds)
+    primitive = len(found.prim_std_cell.numbers) == num_atoms
+    if not primitive or found.number == 1 or strict.number != found.number:
+        return None
+    change = np.linalg.inv(np.array(found.std_linear))
+    shift = -change @ np.array(found.std_origin_shift)
+    basis, positions = np.array(std.basis), np.array(std.positions)
+    gaps = positions[:, None] - (coords @ change.T + shift)  # (n, N, 3)
+    # The conventional cell holds several lattice points of the given, primitive, one.
+    steps = gaps @ np.linalg.inv(change).T
+    steps -= np.rint(steps)
+    distances = np.linalg.norm(steps @ lattice, axis=-1)
+    distances[np.array(std.numbers)[:, None] != kinds] = np.inf
+    nearest = distances.argmin(1)
+    counts = np.bincount(nearest, minlength=num_atoms)
+    if distances.min(1).max() > symprec or (counts * num_atoms != len(positions)).any():
+        return None
+    return ExactSymmetry(
+        number=found.number,
+        hall_number=found.hall_number,
+        transformation_matrix=change,
+        origin_shift=shift,
+        std_lattice=basis,
+        std_positions=positions,
+        std_rotation_matrix=np.array(found.std_rotation_matrix),
+        wyckoffs=found.wyckoffs,
+        crystallographic_orbits=np.array(found.orbits),
+        mapping_to_primitive=np.arange(num_atoms),
+        std_mapping_to_primitive=nearest,
+    )
 
 
 def find_symmetry(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Element, Lattice, Structure
 
 from flowllm.crystals.cells import wrap
+from flowllm.crystals.cif.blocks_text import block_text, loop_text
 from flowllm.crystals.cif.sites import exact_thirds, is_stated_volume, sorted_geometry
 from flowllm.crystals.crystal import Geometry, ignore_missing_electronegativity
 from flowllm.crystals.rules import ATOMIC_NUMBER
@@ -83,7 +85,56 @@ def cif_text(structure: Structure) -> str:
     Returns:
         The text, with eight decimals.
     """
-    from pymatgen.io.cif import CifWriter
-
     with ignore_missing_electronegativity():
+        text = _text(structure) if _is_plain(structure) else None
+        if text is not None:
+            return f"# generated using pymatgen\n{text}"
+        from pymatgen.io.cif import CifWriter  # slow to import
+
         return str(CifWriter(structure))
+
+
+def _is_plain(structure: Structure) -> bool:
+    """Return whether every site is an element with nothing else, not even a label of its own."""
+    return all(
+        site.is_ordered
+        and type(site.specie) is Element
+        and site.label == site.species_string
+        and "magmom" not in site.properties
+        for site in structure
+    )
+
+
+def _text(structure: Structure) -> str | None:
+    """Return the block of a plain structure; None if a line of it would be too long."""
+    lattice, composition = structure.lattice, structure.composition
+    symbols = [site.specie.symbol for site in structure]
+    coords = structure.frac_coords
+    items = {
+        "_symmetry_space_group_name_H-M": "P 1",
+        **{f"_cell_length_{axis}": f"{x:.8f}" for axis, x in zip("abc", lattice.abc, strict=True)},
+        **{
+            f"_cell_angle_{angle}": f"{x:.8f}"
+            for angle, x in zip(("alpha", "beta", "gamma"), lattice.angles, strict=True)
+        },
+        "_symmetry_Int_Tables_number": 1,
+        "_chemical_formula_structural": composition.reduced_formula,
+        "_chemical_formula_sum": composition.formula,
+        "_cell_volume": f"{lattice.volume:.8f}",
+        "_cell_formula_units_Z": int(composition.get_reduced_composition_and_factor()[1]),
+    }
+    operations = {
+        "_symmetry_equiv_pos_site_id": ["1"],
+        "_symmetry_equiv_pos_as_xyz": ["x, y, z"],
+    }
+    sites: dict[str, Iterable[object]] = {
+        "_atom_site_type_symbol": symbols,
+        "_atom_site_label": [f"{symbol}{k}" for k, symbol in enumerate(symbols)],
+        "_atom_site_symmetry_multiplicity": ["1"] * len(symbols),
+        **{
+            f"_atom_site_fract_{axis}": [f"{x:.8f}" for x in column]
+            for axis, column in zip("xyz", coords.T.tolist(), strict=True)
+        },
+        "_atom_site_occupancy": [next(iter(site.species.values())) for site in structure],
+    }
+    return block_text(composition.reduced_formula, items, [loop_text(operations), loop_text(sites)])

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
 
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.cif import cif_text
-from flowllm.crystals.crystal import to_structure
+from flowllm.crystals.cif.blocks_text import block_text, loop_text
+from flowllm.crystals.crystal import ignore_missing_electronegativity, to_structure
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetrized_cif import EXACT, symmetrized_cif
 from flowllm.crystals.symmetry import symmetry_of
@@ -151,3 +153,21 @@ def test_the_group_is_the_one_that_the_crystal_has_exactly() -> None:
 )
 def test_other_crystals_have_the_plain_cif(structure: Structure) -> None:
     assert symmetrized_cif(structure) == cif_text(structure)
+
+
+def test_plain_cifs_are_those_of_pymatgen() -> None:
+    for crystal in read(MP20_SAMPLE):
+        with ignore_missing_electronegativity():
+            assert cif_text(crystal.structure) == str(CifWriter(crystal.structure))
+    labelled = SALT.copy()
+    labelled[0].label = "Na_first"
+    assert cif_text(labelled) == str(CifWriter(labelled))
+
+
+def test_a_text_with_a_long_line_is_divided() -> None:
+    assert loop_text({"_key": ["x" * 80]}) is None
+    assert block_text("name", {"_key": "x" * 80}, []) is None
+    assert block_text("name", {"_key": 1}, [None]) is None
+    assert block_text("name", {"_key": "a b"}, [loop_text({"_k": [1, 2]})]) == (
+        "data_name\n_key   'a b'\nloop_\n _k\n  1\n  2\n"
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import OccupiedOrbit, symmetry_of
+from llm_prior.wyckoff.crystal import exact_symmetry
 from support import CSCL, MP20_SAMPLE, SALT, perovskite, skewed
 
 QUARTZ = Structure.from_spacegroup(  # left-handed
@@ -73,3 +76,29 @@ def test_the_tolerance_counts(symprec: float) -> None:
     bent = Structure(CSCL.lattice, CSCL.species, [[0, 0, 0], [0.5, 0.5, 0.52]])  # by 0.08 Angstrom
     found = symmetry_of(bent, symprec)
     assert found is not None and found.spacegroup == (221 if symprec > 0.1 else 99)
+
+
+def test_exact_crystals_are_analysed_as_spglib_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """moyo answers for exactly symmetric crystals, spglib for all others."""
+    crystals = read(MP20_SAMPLE)
+    rough = [c.structure.copy() for c in crystals[:10]]
+    for structure in rough:
+        structure.perturb(0.04)
+    structures = [*(c.structure for c in crystals), *rough]
+    answered = []
+
+    def watched(structure: Structure, symprec: float) -> Any:
+        answered.append(exact_symmetry(structure, symprec))
+        return answered[-1]
+
+    monkeypatch.setattr("llm_prior.wyckoff.analysis.exact_symmetry", watched)
+    fast = [symmetry_of(structure) for structure in structures]
+    monkeypatch.setattr("llm_prior.wyckoff.analysis.exact_symmetry", lambda *_: None)
+    slow = [symmetry_of(structure) for structure in structures]
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None and theirs is not None:
+            assert (ours.gene, ours.wyckoff) == (theirs.gene, theirs.wyckoff)
+            assert np.allclose(ours.crystal.cell, theirs.crystal.cell, atol=2e-3)
+    count = sum(a is not None for a in answered)
+    assert 0.7 * len(crystals) < count < len(structures)

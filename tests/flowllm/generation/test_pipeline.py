@@ -263,7 +263,8 @@ def test_loading_is_silent_and_leaves_the_users_settings(capfd: pytest.CaptureFi
 
     before = set_tqdm_hook(hook)
     try:
-        FlowLLM.from_pretrained(device="cpu")
+        prior = FlowLLM.from_pretrained(device="cpu").prior
+        assert prior is not None and prior.model is not None  # loaded by transformers only now
         assert set_tqdm_hook(hook) is hook
     finally:
         set_tqdm_hook(before)

@@ -6,9 +6,11 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from torch import nn
+import torch
 
 from flowllm.errors import UserError
 from flowllm.hub.locate import (
@@ -103,8 +105,8 @@ def test_the_log_names_source_size_and_hash_of_a_model(
     folder: Path, source: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    module = nn.Linear(999, 1000)
-    assert announce("refiner", folder, {"sha256": "0123456789abcdef"}, module) == 1_000_000
+    model: Any = SimpleNamespace(num_parameters=1_000_000, device=torch.device("cpu"))
+    assert announce("refiner", folder, {"sha256": "0123456789abcdef"}, model) == 1_000_000
     (line,) = caplog.messages
     assert line == f"refiner: {source}, 1.0 M parameters, sha256 01234567, on cpu"
 
