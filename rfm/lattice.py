@@ -25,28 +25,12 @@ import math
 from typing import Protocol
 
 import torch
+from geoopt import Euclidean
 from torch import Tensor
 
 from rfm.config import Statistics, check_chart
 
-
-class EuclideanSpace:
-    """R^6, where geodesics are straight lines; methods by the names of `rfm.torus.FlatTorus`."""
-
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return x + u."""
-        return x + u
-
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y - x."""
-        return y - x
-
-    def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return |y - x| over the last dimension."""
-        return torch.linalg.vector_norm(y - x, dim=-1)
-
-
-CELL_SPACE = EuclideanSpace()
+CELL_SPACE = Euclidean(ndim=1)
 
 # Places of the six numbers of a symmetric matrix, here and in `rfm.symmetry`.
 ROWS = [0, 1, 2, 0, 0, 1]

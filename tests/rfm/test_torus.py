@@ -83,3 +83,28 @@ def test_a_geodesic_agrees_with_a_hand_calculation() -> None:
     middle = torus.expmap(x, 0.5 * v)
     assert torus.dist(middle, torch.tensor([0.0, 0.3, 0.5])) < 1e-6
     assert torch.isclose(torus.dist(x, y), torch.tensor(0.08).sqrt())
+
+
+def test_the_metric_is_flat() -> None:
+    x, y = torch.rand(4, 3), torch.rand(4, 3)
+    u, v = torch.rand(4, 3), torch.rand(4, 3)
+    assert torch.equal(torus.proju(x, u), u)
+    assert torch.equal(torus.transp(x, y, u), u)
+    assert torch.equal(torus.egrad2rgrad(x, u), u)
+    assert torch.allclose(torus.inner(x, u, v), (u * v).sum(-1))
+    assert torus.inner(x, u, keepdim=True).shape == (4, 1)
+
+
+def test_points_off_the_torus_are_recognised() -> None:
+    assert torus.check_point_on_manifold(torch.rand(5, 3))
+    assert not torus.check_point_on_manifold(torch.tensor([1.5, 0.0, 0.0]))
+    assert not torus.check_point_on_manifold(torch.tensor([float("nan"), 0.0, 0.0]))
+
+
+def test_random_uniform_follows_its_generator() -> None:
+    a = torus.random_uniform(500, 3, generator=torch.Generator().manual_seed(1))
+    b = torus.random_uniform(500, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(a, b)
+    assert torus.check_point_on_manifold(a)
+    # Four standard errors of the mean of 1500 uniform numbers.
+    assert abs(a.mean().item() - 0.5) < 4 * (1 / 12 / 1500) ** 0.5

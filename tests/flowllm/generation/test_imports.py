@@ -7,7 +7,7 @@ from pathlib import Path
 from cli_support import process
 
 ABSENT = {
-    *("transformers", "accelerate", "peft", "bitsandbytes", "torch_geometric", "geoopt"),
+    *("transformers", "accelerate", "peft", "bitsandbytes", "torch_geometric"),
     *("sympy", "torch._dynamo", "torch._inductor", "matgl", "chgnet", "matplotlib"),
     *("pymatgen.io.cif", "pymatgen.io.vasp", "scipy.stats"),
 }
