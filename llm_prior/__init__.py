@@ -8,11 +8,11 @@ A crystal passes through the modules in this order:
   through `layouts`; `tokenizer` makes one token of each number and element;
 - `dataset` draws training examples, `model` holds the language model and its tokenizer, `loading`
   reads pretrained weights, `config` has the settings of all of them, `settings` reads those of a
-  saved prior;
+  saved prior; `llama` and `stored_tokenizer` run small models without transformers;
 - `composition`, `fields`, `tries` and `grammar` say which tokens may follow, so that only crystals
   that meet the conditions are written;
-- `decoding` with its `cache` writes many texts at a time, `proposals` accepts or rejects
-  them as crystals;
+- `decoding` with its `cache` writes many texts at a time, `drawing` draws their tokens, and
+  `proposals` accepts or rejects them as crystals;
 - `serving` lets vLLM write them in a process of another environment;
 - `preference` tunes a trained model on pairs of texts, of which one is preferred;
 - `scoring`, `infilling` and `translation` compute likelihoods of given crystals, of an element in

@@ -8,7 +8,7 @@ vLLM pins another transformers than this package, so it lives in an environment 
   object a line;
 - `processor` is the logits processor inside vLLM: it draws each token by the grammar with `rows`.
 
-The random numbers come with the request, and the processor draws with them as
-`llm_prior.decoding` does. An answer is therefore that of the plain engine, up to the rounding of
-the logits.
+The random numbers come with the request, and the processor draws with them by
+`llm_prior.drawing`, as the plain engine does. An answer is therefore that of the plain engine, up
+to the rounding of the logits.
 """

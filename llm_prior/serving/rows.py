@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llm_prior.decoding import draw_tokens
+from llm_prior.drawing import draw_tokens
 from llm_prior.errors import PriorError
 from llm_prior.layouts import layout_of
 from llm_prior.settings import read_settings
@@ -66,8 +66,8 @@ class Row:
         constraint: of the request; None allows every token.
         uniforms: see `llm_prior.decoding.Answer`.
         written: the tokens so far; the server appends to this list.
-        temperature: see `llm_prior.decoding.draw`.
-        top_p: see `llm_prior.decoding.draw`.
+        temperature: see `llm_prior.drawing.draw`.
+        top_p: see `llm_prior.drawing.draw`.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
 from llm_prior import decoding
 from llm_prior.cache import SlotCache, cache_argument
-from llm_prior.decoding import Answer, decode_answers, draw
+from llm_prior.decoding import Answer, decode_answers
+from llm_prior.drawing import draw
 from llm_prior.errors import PriorError
 from llm_prior.model import Prior
 from llm_prior.prompts import generation_prompt

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_prior import Prior, TaskMix, propose
-from llm_prior.decoding import Answer, decode_answers, draw
+from llm_prior.decoding import Answer, decode_answers
+from llm_prior.drawing import draw
 from llm_prior.prompts import generation_prompt
 from prior_support import refused
 from support import BUNDLED_PRIOR
