@@ -1,6 +1,6 @@
 """Match rate of the pairs that `flowllm pair` made, before and after refining.
 
-    flowllm pair val.parquet --limit 1200 --skip-invalid --out pairs
+    flowllm pair val.parquet --limit 1200 --skip-invalid --volume prior --out pairs
     python benchmarks/pair_match.py pairs/pairs.parquet -n 400 --refiner bundled:sites \\
         --symmetry keep --symmetry free
     python benchmarks/pair_match.py pairs/pairs.parquet -n 300 --refiner bundled:wyckoff \\

@@ -81,6 +81,9 @@ def tune_prior(
     runs = [Path(path) for path in as_tuple(samples)]
     if not runs:
         raise UserError("no samples are given; name at least one run of flowllm sample")
+    for place, path in enumerate(runs):
+        if any(path.resolve() == other.resolve() for other in runs[:place]):
+            raise UserError(f"{path} is given twice as samples; give each run once")
     manifests = read_runs(runs)
     judged = read_judged(runs, Path(evaluation), stable_below=recipe.preference.stable_below)
     pairs = pair_samples(judged, recipe.preference, seed=seed)
@@ -179,9 +182,10 @@ def _tune(
         objective=preference_objective(beta=recipe.loss.beta),
         device=device,
     )
-    figures = progress.measure()
-    log.info("tuned: %s", ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
-    run.record("figures", figures)
+    figures = progress.last()
+    if run.first:
+        log.info("tuned: %s", ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
+        run.record("figures", figures)
     prior.info["tuning"] = {
         "recipe": asdict(recipe),
         "counts": counts,

@@ -9,6 +9,7 @@ that are learnt from (`llm_prior.draw_texts`).
 
 from __future__ import annotations
 
+import csv
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -126,12 +127,12 @@ class TuningProgress:
             model: that of the prior.
             state: of the training.
         """
-        found = self.measure()
+        found = self._measure()
         if self.file is not None:
             add_row(self.file, _COLUMNS, {"step": state.global_step, **found})
         return found
 
-    def measure(self) -> dict[str, float]:
+    def _measure(self) -> dict[str, float]:
         """Return the figures of the prior with its present weights."""
         found: dict[str, float] = {}
         for name, pairs in self.parts.items():
@@ -147,6 +148,18 @@ class TuningProgress:
             now = log_likelihoods(self.prior, prompts, texts, self.config)
             found["kl"], found["kl_error"] = _mean_with_error(np.subtract(before, now))
         return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def last(self) -> dict[str, float]:
+        """Return the figures of the last row of the table, which are those of the trained model.
+
+        They are not measured again: after a training with sharded weights (FSDP) the model can no
+        longer compute. A process that does not write has none.
+        """
+        if self.file is None:
+            return {}
+        with self.file.open(newline="", encoding="utf-8") as table:
+            *_, row = csv.DictReader(table)
+        return {name: float(row[name]) for name in _COLUMNS[1:] if row[name]}
 
 
 def _mean_with_error(values: np.ndarray) -> tuple[float, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,13 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
-from training_support import processes, random_structure
+from training_support import (
+    ALL_PAIRS,
+    TRAINING,
+    processes,
+    random_structure,
+    small_training,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flowllm.crystals.io import Crystal, write
@@ -75,7 +82,9 @@ def launch(
     )
 
 
-def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> None:
+def train_in_process(
+    environment: dict[str, str], train: Callable[..., Path], arguments: dict[str, Any]
+) -> None:
     os.environ.update(environment)
     if "ACCELERATE_USE_FSDP" in environment:
         gather = training.gather_weights
@@ -85,7 +94,7 @@ def train_in_process(environment: dict[str, str], arguments: dict[str, Any]) -> 
             gather(model, keep=keep)
 
         training.gather_weights = checked  # in this process alone
-    train_prior(**arguments)
+    train(**arguments)
 
 
 def train_in_two(
@@ -97,17 +106,21 @@ def train_in_two(
     **env: str,
 ) -> None:
     """The same without the seconds that a launcher takes, with the environment that it makes."""
+    arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
+    in_two(train_prior, {**arguments, "overrides": [*overrides, *settings]}, **env)
+
+
+def in_two(train: Callable[..., Path], arguments: dict[str, Any], **env: str) -> None:
+    """Train in two processes with the environment that a launcher makes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     env |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    arguments = {"data": [data], "out": out, "device": "cpu", "resume": resume}
-    arguments["overrides"] = [*overrides, *settings]
     both = [
         processes.Process(
             target=train_in_process,
-            args=({**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, arguments),
+            args=({**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, train, arguments),
         )
         for rank in range(2)
     ]
@@ -177,6 +190,21 @@ def test_sharded_weights_train_resume_and_end_as_whole_ones_do(data: Path, tmp_p
     )
     for name, weight in weights(tmp_path / "sharded").items():
         assert torch.equal(weight, found[name])
+
+
+def test_a_tuning_with_sharded_weights_ends_as_one_with_copies(files: Path, tmp_path: Path) -> None:
+    train = small_training("tune", files)
+    overrides = [*TRAINING, *ALL_PAIRS, "training.epochs=2", "training.bf16=false"]
+    for out, env in (("copied", {}), ("sharded", SHARDED)):
+        in_two(train, {"out": tmp_path / out, "overrides": overrides}, **env)
+    found, expected = (weights(tmp_path / out) for out in ("sharded", "copied"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4)
+    figures, others = (
+        json.loads((tmp_path / out / "run.json").read_text())["info"]["figures"]
+        for out in ("sharded", "copied")
+    )
+    assert figures == pytest.approx(others, abs=1e-3) and "margin" in figures
 
 
 def test_sharded_4bit_weights_train_and_resume_as_whole_ones_do(data: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_the_command_tunes_the_bundled_prior(judged: tuple[Path, Path], tmp_path
     assert figures["margin"] > 0.1 and figures["accuracy"] > 0.8
     assert figures["chosen"] > figures["rejected"]
     assert figures["kl_error"] > 0 and abs(figures["kl"]) < 30
-    assert figures["margin"] == pytest.approx(progress["margin"].iloc[-1], rel=0.2)
+    last = progress.iloc[-1].drop("step").dropna().to_dict()
+    assert figures == pytest.approx(last, rel=1e-12)
 
     model = Prior.from_pretrained(out / "model")
     assert model.info["tuning"]["figures"] == figures
@@ -154,6 +155,13 @@ def test_a_text_beyond_the_context_is_refused(files: Path, tmp_path: Path) -> No
     overrides = ["preference.held_out=0", "preference.length_tolerance=0.99"]
     with pytest.raises(ValueError, match="tokens, the context of this model"):
         tune_prior(out=tmp_path / "run", overrides=overrides, device="cpu", **arguments)
+
+
+def test_a_run_given_twice_is_refused(files: Path, tmp_path: Path) -> None:
+    twice = [files / "samples", files / "judged" / ".." / "samples"]
+    with pytest.raises(UserError, match="is given twice as samples; give each run once"):
+        tune_prior(samples=twice, evaluation=files / "judged", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_pairs_that_train_and_pairs_that_measure_share_no_sample(
