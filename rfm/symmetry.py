@@ -40,6 +40,7 @@ SYMPREC = 0.1  # Angstrom, for the samples of a prior, whose coordinates are rou
 _FALLBACKS = (1.0, 0.1, 0.01)  # times symprec, where a search fails or finds no group
 _STRICT = 1e-2  # times symprec: a crystal with its group at this tolerance too is exact
 logging.getLogger("moyo").setLevel(logging.CRITICAL)  # of moyo's warnings none is needed here
+_SHORTEST = 1.0  # Angstrom; moyo is not asked about cells with a shorter lattice vector
 _EXACT = 1e-7  # errors of a group in fractional coordinates, far above rounding
 _PAIRS_AT_A_TIME = 2**18  # pairs of atoms compared at a time, which bounds memory
 
@@ -254,8 +255,11 @@ def _exact(structure: Structure, symprec: float) -> Operations | None:
     """Return the operations that moyo finds in a primitive cell, the same at a hundredth of
     `symprec`; None for any other crystal.
 
-    On such crystals moyo and spglib agree, and moyo takes a twentieth of the time.
+    On such crystals moyo and spglib agree, and moyo takes a twentieth of the time. Cells that are
+    not reduced are left to spglib: on some of them moyo does not come to an end.
     """
+    if not _is_reduced(structure.lattice):
+        return None
     matrix, coords = structure.lattice.matrix.tolist(), structure.frac_coords.tolist()
     cell = moyopy.Cell(matrix, coords, list(structure.atomic_numbers))
     try:
@@ -268,6 +272,12 @@ def _exact(structure: Structure, symprec: float) -> Operations | None:
         return None
     operations = found.operations
     return Operations(np.array(operations.rotations), np.array(operations.translations))
+
+
+def _is_reduced(lattice: Lattice) -> bool:
+    """Return whether the vectors of a cell are about as short as those of its LLL reduction."""
+    shortest = np.linalg.norm(lattice.lll_matrix, axis=1)
+    return bool(shortest.min() >= _SHORTEST and np.prod(lattice.abc) <= 1.01 * np.prod(shortest))
 
 
 def _search(structure: Structure, symprec: float) -> Operations | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import moyopy
 import numpy as np
 import spglib
 from numpy.typing import NDArray
@@ -95,7 +96,8 @@ def _text(crystal: WyckoffCrystal) -> str:
         operations = _operation_columns(group.number)
         data = items | operations | orbits
         text = str(CifFile({name: CifBlock(data, [[*operations], [*orbits]], name)}))
-    return f"# symmetry within {EXACT:g} Angstrom by spglib {spglib.__version__}\n{text}"
+    programs = f"spglib {spglib.__version__} and moyo {moyopy.__version__}"
+    return f"# symmetry within {EXACT:g} Angstrom by {programs}\n{text}"
 
 
 def _orbits(crystal: WyckoffCrystal) -> dict[str, list[Any]]:

@@ -102,7 +102,7 @@ class Symmetry:
 
 
 def symmetry_of(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
-    """Return the symmetry of a crystal by spglib.
+    """Return the symmetry of a crystal by moyo, where it is exact, or spglib.
 
     Args:
         structure: an ordered crystal in any cell.

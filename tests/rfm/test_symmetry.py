@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import moyopy
 import numpy as np
 import pytest
 import spglib
@@ -530,3 +531,20 @@ def test_the_loss_is_that_of_the_averaged_velocity(refiner: Refiner, mp20: list[
     assert loss["coord_loss"].item() == pytest.approx(expected, rel=1e-4)
     unaveraged = float((free.detach() - point.coord_velocity).square().mean())
     assert unaveraged > 1.05 * expected
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[0.2118, 0.1229, 0.0416], [-75.7, 351.7, 472.9], [0.0354, 0.0258, 0.007]],
+        [[4, 0, 0], [0, 4, 0], [400, 80, 4]],
+    ],
+)
+def test_moyo_is_not_asked_about_cells_that_are_not_reduced(
+    matrix: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **settings: object) -> None:
+        raise AssertionError("moyo may not come to an end")
+
+    monkeypatch.setattr(moyopy, "MoyoDataset", never)
+    find_symmetry(Structure(Lattice(matrix), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]))
