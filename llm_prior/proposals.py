@@ -229,7 +229,7 @@ def generate_texts(
     if isinstance(prior, ServedPrior):
         if guidance != 1:
             raise PriorError(
-                f"guidance {guidance:g} reads two prompts, and vLLM reads one; leave guidance out, "
+                f"guidance {guidance:g} is not available with engine vllm; leave guidance out, "
                 "or load the prior with the engine plain"
             )
         answers = prior.server.decode_answers(queue, temperature=temperature, top_p=top_p)

@@ -113,7 +113,7 @@ class DrawingConfig(Options):
         check_settings(self.temperature, self.top_p, self.max_attempts)
         if self.engine == "vllm" and self.guidance != 1:
             raise UserError(
-                f"guidance {self.guidance:g} reads two prompts, and engine vllm reads one; leave "
+                f"guidance {self.guidance:g} is not available with engine vllm; leave "
                 "guidance out, or take engine plain"
             )
 

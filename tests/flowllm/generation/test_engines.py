@@ -63,8 +63,8 @@ FLOWLLM_VLLM_PYTHON is empty/python, which has no vllm; install it there
 FLOWLLM_VLLM_PYTHON is empty/python, which has no vllm; install it there
 FLOWLLM_VLLM_OPTIONS is 'max_num_seqs=3'; give arguments of vllm.LLM as JSON
 rank prior scores texts, and engine vllm only writes them; rank by energy or flow
-guidance 2 reads two prompts, and engine vllm reads one; leave guidance out
-guidance 0 reads two prompts, and engine vllm reads one; leave guidance out
+guidance 2 is not available with engine vllm; leave guidance out
+guidance 0 is not available with engine vllm; leave guidance out
 like uses no prior and so no engine; leave one of them out
 templates take the place of a prior; leave out engine
 """
