@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from flowllm.crystals.symmetry import Symmetry
+from flowllm.crystals.symmetry import gene_of
 from flowllm.errors import UserError
 from flowllm.templates.averaging import average
 from flowllm.templates.library import TemplateLibrary, bundled
@@ -70,7 +70,7 @@ class Proposal:
 
         They are those of the templates. The mean of the templates may have a higher symmetry.
         """
-        return Symmetry(crystal=self.make(0), misfit=0.0).gene
+        return gene_of(self.make(0))
 
 
 def propose_templates(
