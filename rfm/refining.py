@@ -21,7 +21,7 @@ from rfm.integration import integrate
 from rfm.lattice import StandardChart
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
-from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
+from rfm.symmetry import SYMPREC, Operations, Symmetry, find_symmetry
 
 logger = logging.getLogger(__name__)
 
@@ -185,15 +185,23 @@ def refine(
 
 
 def find_symmetries(
-    structures: Sequence[Structure], symprec: float = SYMPREC
+    structures: Sequence[Structure],
+    symprec: float = SYMPREC,
+    operations: Sequence[Operations | None] | None = None,
 ) -> list[Symmetry | None]:
     """Return the symmetry of each structure, None where it is not found, which the log counts.
 
     Args:
         structures: ordered crystals.
         symprec: see `rfm.symmetry.find_symmetry`.
+        operations: those of each structure that are known; the others are searched, as are those
+            that do not put atoms on atoms.
     """
-    found = [find_symmetry(structure, symprec) for structure in structures]
+    known = [None] * len(structures) if operations is None else operations
+    found = [
+        find_symmetry(structure, symprec, given)
+        for structure, given in zip(structures, known, strict=True)
+    ]
     if lost := sum(symmetry is None for symmetry in found):
         logger.warning(
             "%d of %d structures are refined without symmetry, as spglib finds none",

@@ -225,7 +225,9 @@ class Blocks(NamedTuple):
         return total
 
 
-def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
+def find_symmetry(
+    structure: Structure, symprec: float = SYMPREC, known: Operations | None = None
+) -> Symmetry | None:
     """Return the symmetry that spglib finds in a rough crystal; None where its search fails.
 
     The operations are those that map the cell onto itself. A cell that is not primitive at
@@ -239,7 +241,14 @@ def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | 
         structure: ordered crystal, in any cell.
         symprec: distance in Angstrom within which atoms count as symmetric; the tolerance of angles
             is spglib's default, which follows from it.
+        known: the operations, where they are known; nothing is searched if they are those of a
+            group and put atoms on atoms.
     """
+    if known is not None:
+        try:
+            return Symmetry.of(structure, known, tolerance=2 * symprec)
+        except RefinerError:
+            pass
     for scale in _FALLBACKS:
         operations = _search(structure, scale * symprec)
         if operations is not None:

@@ -295,14 +295,11 @@ def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None
     Returns:
         The symmetry; None for any other crystal.
     """
-    setting = moyopy.Setting.spglib()
+    found = _moyo_dataset(structure, symprec)
+    if found is None:
+        return None
     lattice, coords = structure.lattice.matrix, structure.frac_coords
     kinds = [site.specie.Z for site in structure]
-    cell = moyopy.Cell(lattice.tolist(), coords.tolist(), kinds)
-    try:
-        found = moyopy.MoyoDataset(cell, symprec=symprec, setting=setting)
-    except ValueError:
-        return None
     std, num_atoms = found.std_cell, len(kinds)
     primitive = len(found.prim_std_cell.numbers) == num_atoms
     if not primitive or found.number == 1:
@@ -337,6 +334,26 @@ def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None
         mapping_to_primitive=np.arange(num_atoms),
         std_mapping_to_primitive=nearest,
     )
+
+
+def moyo_group(structure: Structure, symprec: float) -> int | None:
+    """Return the space group that moyo finds, or None where its search fails.
+
+    Args:
+        structure: an ordered crystal.
+        symprec: distance in Angstrom.
+    """
+    found = _moyo_dataset(structure, symprec)
+    return None if found is None else int(found.number)
+
+
+def _moyo_dataset(structure: Structure, symprec: float) -> Any:
+    kinds = [site.specie.Z for site in structure]
+    cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), kinds)
+    try:
+        return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.spglib())
+    except ValueError:
+        return None
 
 
 def find_symmetry(
