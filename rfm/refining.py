@@ -272,7 +272,7 @@ def _finish(
     if np.linalg.det(source.lattice.matrix) < 0:
         # The metric cannot tell a crystal from its mirror image; the mirror z -> -z keeps it.
         matrix = matrix * np.array([1.0, 1.0, -1.0])
-    structure = Structure(Lattice(matrix), source.species, coords)
+    structure = Structure(Lattice(matrix), [site.species for site in source], coords)
     volume = structure.volume / len(structure)
     if not MIN_VOLUME <= volume <= MAX_VOLUME:
         detail = f"the final cell has {volume:.3g} Angstrom^3 per atom"
