@@ -9,7 +9,6 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 import rfm
-
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import OccupiedOrbit, gene_of, symmetry_of
 from llm_prior.wyckoff import describe
