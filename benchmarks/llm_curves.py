@@ -28,6 +28,7 @@ from flowllm.crystals.io import read
 from flowllm.training.epochs import VirtualEpochs
 from flowllm.training.recipes import PriorRecipe, load_recipe
 from llm_prior import Collator, CrystalTextDataset, Prior
+from llm_prior.dataset import IGNORED
 from llm_prior.scoring import log_likelihood
 
 RECIPES = ("llm/small", "llm/smollm2-135m")
@@ -56,6 +57,7 @@ def curve(
     *,
     cosine: bool = False,
     loss_of: Loss = next_token_loss,
+    equal_weights: bool = True,
 ) -> tuple[list[dict], Prior]:
     """Train one recipe and return its losses and the trained prior.
 
@@ -67,7 +69,9 @@ def curve(
         minutes: processor time of training.
         points: number of losses after the first, at equal intervals of time.
         cosine: let the learning rate fall to 0 along a cosine of the processor time.
-        loss_of: the training loss of a batch.
+        loss_of: the training loss of a batch, a mean over its labels.
+        equal_weights: give all labels the same weight, as `flowllm train-llm` does; otherwise all
+            batches, which hold texts of similar length, have the same weight.
     """
     training = recipe.training
     prior = Prior.build(recipe.model, recipe.text)
@@ -91,6 +95,7 @@ def curve(
         weight_decay=training.weight_decay,
         fused=True,
     )
+    labels_per_draw = examples.labels_per_draw()
     found: list[dict] = []
     spent, seen, tokens = 0.0, 0, 0
 
@@ -126,6 +131,9 @@ def curve(
         batch.pop("ids")
         with torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
             loss = loss_of(prior, batch)
+        if equal_weights:
+            labels = int((batch["shift_labels"] != IGNORED).sum())
+            loss = loss * labels / (labels_per_draw * len(batch["labels"]))
         (loss / training.gradient_accumulation).backward()
         seen, tokens = seen + len(batch["labels"]), tokens + int(batch["attention_mask"].sum())
         if number % training.gradient_accumulation == 0:

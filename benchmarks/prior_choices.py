@@ -51,6 +51,7 @@ from llm_prior.tokenizer import compact_tokenizer
 
 LLAMA = "LLaMA-2 tokenizer"
 MP_20_ALONE = "MP-20 alone"
+BATCH_MEANS = "all batches of the same weight"
 WIDTH = "model.architecture.hidden_size={0},model.architecture.intermediate_size={1}"
 SOFT_LABELS = {
     "soft labels": {"coords": True, "lengths": False},
@@ -73,6 +74,7 @@ VARIANTS = {
     },
     "llm/wyckoff": {
         "llm/wyckoff": "",
+        BATCH_MEANS: "",
         **dict.fromkeys(SOFT_LABELS, ""),
         "half drawn over the normalizer": "tasks.augmented=0.5",
         "all drawn over the normalizer": "tasks.augmented=1",
@@ -263,7 +265,15 @@ def main(
             soft = SOFT_LABELS.get(name)
             loss = SoftLabelLoss(recipe, **soft) if soft else next_token_loss
             rows, prior = curve(
-                name, recipe, sets, held_out, minutes, 1, cosine=cosine, loss_of=loss
+                name,
+                recipe,
+                sets,
+                held_out,
+                minutes,
+                1,
+                cosine=cosine,
+                loss_of=loss,
+                equal_weights=name != BATCH_MEANS,
             )
         met, volumes, pace = raw_match(prior, aims)
         low, high = wilson(len(met), targets)

@@ -29,7 +29,7 @@ PAIR=${PAIR:-wyckoff}
 case $PAIR in
     wyckoff)
         PRIOR_RECIPE=llm/wyckoff REFINER_RECIPE=rfm/wyckoff
-        LAST=${LAST:-training.epochs=6 training.learning_rate=1.2e-3 training.warmup_steps=50}
+        LAST=${LAST:-tasks.augmented=0 training.epochs=5 training.learning_rate=8e-4 training.warmup_steps=50}
         ;;
     sites)
         PRIOR_RECIPE=llm/release REFINER_RECIPE=rfm/release
