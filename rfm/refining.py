@@ -197,6 +197,7 @@ def find_symmetries(
         operations: those of each structure that are known; the others are searched, as are those
             that do not put atoms on atoms.
     """
+    known: Sequence[Operations | None]
     known = [None] * len(structures) if operations is None else operations
     found = [
         find_symmetry(structure, symprec, given)

@@ -223,7 +223,8 @@ class Assignment:
         """Elements that keep the order: the present one, and those of a higher rank up to the
         next that is required."""
         order = _by_rank(self.rule.allowed)
-        found, start = [], 0
+        found: list[int] = []
+        start = 0
         if self.orbits:
             current = self.orbits[-1][0]
             found, start = [current], order.index(current) + 1
