@@ -21,7 +21,7 @@ from rfm.integration import integrate
 from rfm.lattice import StandardChart
 from rfm.likelihood import LogLikelihood, batch_log_likelihood
 from rfm.model import Refiner
-from rfm.symmetry import SYMPREC, Symmetry, find_symmetry
+from rfm.symmetry import SYMPREC, Operations, Symmetry, find_symmetry
 
 logger = logging.getLogger(__name__)
 
@@ -185,15 +185,24 @@ def refine(
 
 
 def find_symmetries(
-    structures: Sequence[Structure], symprec: float = SYMPREC
+    structures: Sequence[Structure],
+    symprec: float = SYMPREC,
+    operations: Sequence[Operations | None] | None = None,
 ) -> list[Symmetry | None]:
     """Return the symmetry of each structure, None where it is not found, which the log counts.
 
     Args:
         structures: ordered crystals.
         symprec: see `rfm.symmetry.find_symmetry`.
+        operations: those of each structure that are known; the others are searched, as are those
+            that do not put atoms on atoms.
     """
-    found = [find_symmetry(structure, symprec) for structure in structures]
+    known: Sequence[Operations | None]
+    known = [None] * len(structures) if operations is None else operations
+    found = [
+        find_symmetry(structure, symprec, given)
+        for structure, given in zip(structures, known, strict=True)
+    ]
     if lost := sum(symmetry is None for symmetry in found):
         logger.warning(
             "%d of %d structures are refined without symmetry, as spglib finds none",
@@ -264,7 +273,7 @@ def _finish(
     if np.linalg.det(source.lattice.matrix) < 0:
         # The metric cannot tell a crystal from its mirror image; the mirror z -> -z keeps it.
         matrix = matrix * np.array([1.0, 1.0, -1.0])
-    structure = Structure(Lattice(matrix), source.species, coords)
+    structure = Structure(Lattice(matrix), [site.species for site in source], coords)
     volume = structure.volume / len(structure)
     if not MIN_VOLUME <= volume <= MAX_VOLUME:
         detail = f"the final cell has {volume:.3g} Angstrom^3 per atom"

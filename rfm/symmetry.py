@@ -140,7 +140,7 @@ class Symmetry:
         matrix = structure.lattice.matrix
         away = np.linalg.norm(self._deviations(structure.frac_coords) @ matrix, axis=-1)  # (G, n)
         lines = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
-        average = self.symmetrised(structure).lattice.matrix
+        average = self._average_cell(matrix)
         before, after = (np.linalg.norm(lines @ m, axis=1) for m in (matrix, average))
         return bool(max(away.max(), np.abs(after - before).max()) <= tolerance)
 
@@ -153,17 +153,26 @@ class Symmetry:
         Args:
             structure: crystal that has the group roughly.
         """
-        coords = structure.frac_coords + self._deviations(structure.frac_coords).mean(axis=0)
+        matrix = self._average_cell(structure.lattice.matrix)
+        # Compositions of sites are taken over as they are; species would be made anew.
+        species = [site.species for site in structure]
+        return Structure(Lattice(matrix), species, self._average_coords(structure.frac_coords))
+
+    def _average_coords(self, frac_coords: np.ndarray) -> np.ndarray:
+        """Return the coordinates (n, 3) in [0, 1) that are nearest to those given."""
+        coords: np.ndarray = frac_coords + self._deviations(frac_coords).mean(axis=0)
         coords -= np.floor(coords)
         coords[coords >= 1.0] = 0.0  # -1e-17 comes out as 1
+        return coords
 
-        given = structure.lattice.matrix
+    def _average_cell(self, given: np.ndarray) -> np.ndarray:
+        """Return the lattice (3, 3) whose metric tensor is the average of that of the given one."""
         six = self.metric_average @ (given @ given.T)[ROWS, COLS]
         metric = np.empty((3, 3))
         metric[ROWS, COLS] = metric[COLS, ROWS] = six
         matrix = np.linalg.cholesky(metric)
         matrix[2, 2] *= np.sign(np.linalg.det(given))
-        return Structure(Lattice(matrix), structure.species, coords)
+        return matrix
 
     def _deviations(self, frac_coords: np.ndarray) -> np.ndarray:
         """Return the ways from atoms (n, 3) to the images on them, (G, n, 3)."""
@@ -174,9 +183,10 @@ class Symmetry:
     def _check(self, structure: Structure) -> None:
         """Raise `RefinerError` unless the operations are a group that acts on the atoms."""
         try:
-            coords = self.symmetrised(structure).frac_coords
+            self._average_cell(structure.lattice.matrix)
         except np.linalg.LinAlgError as error:
             raise RefinerError("the cell of the crystal is too flat to be averaged") from error
+        coords = self._average_coords(structure.frac_coords)
         n = self.num_atoms
         atoms, sources, matrices = self.blocks
         by_atom = np.zeros((n, 3, n, 3))
@@ -226,7 +236,9 @@ class Blocks(NamedTuple):
         return total
 
 
-def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:
+def find_symmetry(
+    structure: Structure, symprec: float = SYMPREC, known: Operations | None = None
+) -> Symmetry | None:
     """Return the symmetry that spglib finds in a rough crystal; None where its search fails.
 
     The operations are those that map the cell onto itself. A cell that is not primitive at
@@ -240,7 +252,14 @@ def find_symmetry(structure: Structure, symprec: float = SYMPREC) -> Symmetry | 
         structure: ordered crystal, in any cell.
         symprec: distance in Angstrom within which atoms count as symmetric; the tolerance of angles
             is spglib's default, which follows from it.
+        known: the operations, where they are known; nothing is searched if they are those of a
+            group and put atoms on atoms.
     """
+    if known is not None:
+        try:
+            return Symmetry.of(structure, known, tolerance=2 * symprec)
+        except RefinerError:
+            pass
     for scale in _FALLBACKS:
         operations = _search(structure, scale * symprec)
         if operations is not None:

@@ -15,9 +15,9 @@ from llm_prior.errors import PriorError
 from llm_prior.wyckoff.analysis import DEFAULT_SYMPREC as SYMPREC
 from llm_prior.wyckoff.analysis import describe, describe_at
 from llm_prior.wyckoff.crystal import WyckoffCrystal
-from llm_prior.wyckoff.normal_form import canonical
+from llm_prior.wyckoff.normal_form import canonical, canonical_letters
 
-__all__ = ["SYMPREC", "OccupiedOrbit", "Symmetry", "symmetry_of"]
+__all__ = ["SYMPREC", "OccupiedOrbit", "Symmetry", "gene_of", "symmetry_of"]
 
 _EXACT = 1e-3  # Angstrom; symprec for a crystal that is exactly symmetric
 _BINS = 1000  # of a coordinate, where descriptions of one crystal are compared
@@ -93,12 +93,20 @@ class Symmetry:
         origin and axes. Mirror images have the same gene; it names the first group of an
         enantiomorphic pair.
         """
-        crystal = self.crystal
-        partner = crystal.group.enantiomorph
-        if partner is not None and partner < crystal.spacegroup:
-            crystal = describe(crystal.primitive(), _EXACT)  # its mirror image
-        crystal = canonical(crystal, _BINS)
-        return f"{crystal.spacegroup} {_letters(crystal)}"
+        return gene_of(self.crystal)
+
+
+def gene_of(crystal: WyckoffCrystal) -> str:
+    """Return the gene of a crystal, see `Symmetry.gene`.
+
+    Args:
+        crystal: in any description.
+    """
+    partner = crystal.group.enantiomorph
+    if partner is not None and partner < crystal.spacegroup:
+        crystal = describe(crystal.primitive(), _EXACT)  # its mirror image
+    orbits = " ".join(f"{element}:{letter}" for element, letter in canonical_letters(crystal))
+    return f"{crystal.spacegroup} {orbits}"
 
 
 def symmetry_of(structure: Structure, symprec: float = SYMPREC) -> Symmetry | None:

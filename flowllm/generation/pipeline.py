@@ -240,7 +240,7 @@ class FlowLLM:
         progress: Callable[[int], None] = no_progress,
         *,
         analogues: Analogues | None = None,
-        rescale: Callable[[Structure], Structure] = with_template_volume,
+        rescale: Callable[..., Structure] = with_template_volume,
     ) -> list[Sample]:
         """Return the samples of these indices, after `prepare`.
 
@@ -255,7 +255,7 @@ class FlowLLM:
                 in the end they add up to that of `indices`.
             analogues: the structures of `config.like`.
             rescale: gives a crystal the volume from which refining starts with `config.volume`
-                `templates`.
+                `templates`; takes the structure, and its `Sample.crystal` as `crystal`.
 
         Returns:
             The samples, in the order of `indices`.
@@ -368,21 +368,28 @@ class FlowLLM:
         numbers: Sequence[int],
         config: SamplingConfig,
         progress: Callable[[int], None],
-        rescale: Callable[[Structure], Structure] | None = None,
+        rescale: Callable[..., Structure] | None = None,
     ) -> None:
         """Refine samples in place, rescaled before."""
         assert self.refiner is not None
         structures, places = [], []
         for place, sample in enumerate(samples):
             if (structure := sample.prior_structure) is not None:
-                structures.append(structure if rescale is None else rescale(structure))
+                if rescale is not None:
+                    structure = rescale(structure, crystal=sample.crystal)
+                structures.append(structure)
                 places.append(place)
         progress(len(samples) - len(places))
         groups = None
         exact = self.prior is None or self.prior.fmt.layout == "wyckoff" or config.like is not None
         if config.symmetry == "keep" and exact:
             # Text or template state the group; a wider search may find a higher one.
-            groups = find_symmetries(structures, STATED_SYMPREC)
+            groups = find_symmetries(
+                structures,
+                STATED_SYMPREC,
+                # Without the grammar a text may state a lower group than its crystal has.
+                [samples[place].operations if config.constrain else None for place in places],
+            )
         results = refine_structures(
             self.refiner,
             structures,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowllm.crystals.cells import reduce_cell
 from flowllm.crystals.crystal import Crystal
 from flowllm.errors import InvalidCrystal
@@ -16,7 +18,10 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
     from llm_prior import Proposal
-    from rfm import Refinement, Trajectory
+    from llm_prior.wyckoff.crystal import WyckoffCrystal
+    from rfm import Operations, Refinement, Trajectory
+
+_SAME = 1e-6  # Angstrom of cell vectors, and periods of coordinates
 
 # Columns of a log-likelihood, in nats; see `rfm.LogLikelihood`.
 SCORE_COLUMNS = ("log_likelihood", "log_likelihood_error", "log_likelihood_per_degree")
@@ -37,6 +42,8 @@ class Sample:
         rejects: number of rejected texts by reason.
         failure: reason why `structure` is None, else None.
         template: id of the crystal whose elements were replaced (`SamplingConfig.like`), or None.
+        crystal: space group and orbits of `prior_structure` as the text states them; None if it
+            states none, or its Niggli cell is another one.
         rank_score: score by which the crystal was chosen among its candidates, higher is better:
             nats, or minus eV/atom. None if there was one candidate, or it has no score. See
             `flowllm.generation.selection`.
@@ -55,6 +62,7 @@ class Sample:
     rank_score: float | None = None
     template: str | None = None
     refinement: Refinement | None = field(default=None, repr=False, compare=False)
+    crystal: WyckoffCrystal | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, name: str, proposal: Proposal) -> Sample:
@@ -76,10 +84,21 @@ class Sample:
         else:
             try:
                 sample.prior_structure = reduce_cell(proposal.structure)
+                if _same_sites(proposal.structure, sample.prior_structure):
+                    sample.crystal = proposal.crystal
             except InvalidCrystal as error:
                 sample.failure = f"prior: {error.reason}"
         sample.structure = sample.prior_structure
         return sample
+
+    @property
+    def operations(self) -> Operations | None:
+        """The operations of the group of `crystal`, in the cell of `prior_structure`."""
+        if self.crystal is None:
+            return None
+        from rfm import Operations
+
+        return Operations(*self.crystal.primitive_operations())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         """Show the final crystal in a notebook; a failed sample is shown as text."""
@@ -131,6 +150,14 @@ class Sample:
             rejects=dict(self.rejects),
             trajectory=trajectory,
         )
+
+
+def _same_sites(one: Structure, other: Structure) -> bool:
+    """Return whether two cells of a crystal are the same, and the coordinates in them."""
+    gaps = one.frac_coords - other.frac_coords
+    gaps -= np.rint(gaps)
+    cells = np.abs(one.lattice.matrix - other.lattice.matrix).max()
+    return bool(cells < _SAME and np.abs(gaps).max() < _SAME)
 
 
 def frames(trajectory: Trajectory) -> Sequence[Frame]:

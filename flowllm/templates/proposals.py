@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pymatgen.core import Structure
 
-from flowllm.crystals.symmetry import Symmetry
+from flowllm.crystals.symmetry import gene_of
 from flowllm.errors import UserError
 from flowllm.templates.averaging import average
 from flowllm.templates.library import TemplateLibrary, bundled
@@ -30,7 +30,6 @@ class Proposal:
 
     Attributes:
         template: id of the likeliest template that has the gene.
-        template_formula: reduced formula of that template.
         rank: 1 for the likeliest.
         distance: of the composition from the template; see `flowllm.templates.ranking`.
         log_probability: of the gene among all genes that templates have for the composition.
@@ -38,10 +37,15 @@ class Proposal:
         num_atoms: of the primitive cell.
         shares: weights of the templates that are averaged, the likeliest first.
         make: returns the crystal that each of these templates gives, by its place in `shares`.
+        composition: amounts of the elements in the formula unit of the likeliest template.
     """
 
+    @cached_property
+    def template_formula(self) -> str:
+        """Reduced formula of the likeliest template."""
+        return render_formula(self.composition)
+
     template: str
-    template_formula: str
     rank: int
     distance: float
     log_probability: float
@@ -49,6 +53,7 @@ class Proposal:
     num_atoms: int
     shares: tuple[float, ...] = field(repr=False)
     make: Callable[[int], WyckoffCrystal] = field(repr=False, compare=False)
+    composition: dict[str, int] = field(repr=False, compare=False)
 
     @cached_property
     def crystal(self) -> WyckoffCrystal:
@@ -70,7 +75,7 @@ class Proposal:
 
         They are those of the templates. The mean of the templates may have a higher symmetry.
         """
-        return Symmetry(crystal=self.make(0), misfit=0.0).gene
+        return gene_of(self.make(0))
 
 
 def propose_templates(
@@ -154,7 +159,7 @@ def propose_templates(
         proposals.append(
             Proposal(
                 template=library.ids[int(rows[0])],
-                template_formula=_formula(family.elements[first], counts),
+                composition=_amounts(family.elements[first], counts),
                 rank=rank,
                 distance=float(distances.flat[places[0]]),
                 log_probability=log_probability,
@@ -213,10 +218,10 @@ def _slots(formula: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return numbers[order], counts[order] // np.gcd.reduce(counts)
 
 
-def _formula(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> str:
-    """Return the reduced formula of elements (k,) with amounts (k,)."""
+def _amounts(elements: NDArray[np.int64], counts: NDArray[np.int64]) -> dict[str, int]:
+    """Return the amount of each of the elements (k,) from their amounts (k,) by slot."""
     symbols = [SYMBOLS[number - 1] for number in elements]
-    return render_formula(dict(zip(symbols, counts.tolist(), strict=True)))
+    return dict(zip(symbols, counts.tolist(), strict=True))
 
 
 def _likeliest(

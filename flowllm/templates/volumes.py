@@ -7,12 +7,13 @@ from collections.abc import Collection
 
 from pymatgen.core import Lattice, Structure
 
-from flowllm.crystals.symmetry import symmetry_of
+from flowllm.crystals.symmetry import SYMPREC, gene_of, symmetry_of
 from flowllm.errors import FlowLLMError
 from flowllm.system.files import sha256_file
 from flowllm.templates.library import BUNDLED, TemplateLibrary
 from flowllm.templates.proposals import propose_templates
 from flowllm.templates.ranking import ranking_sha256
+from llm_prior.wyckoff.crystal import WyckoffCrystal, moyo_group
 
 
 def template_files() -> dict[str, str]:
@@ -26,6 +27,7 @@ def template_volume(
     exclude_formula: bool = False,
     exclude_ids: Collection[str] = (),
     library: TemplateLibrary | None = None,
+    crystal: WyckoffCrystal | None = None,
 ) -> float | None:
     """Return the volume of a crystal according to the templates of its stoichiometry.
 
@@ -38,6 +40,8 @@ def template_volume(
         exclude_formula: leave out templates of the same reduced formula.
         exclude_ids: leave out these templates.
         library: the templates; None: the bundled ones.
+        crystal: space group and orbits that `structure` was made from, if they are known; this
+            saves a search, and changes nothing.
 
     Returns:
         The volume of the cell of `structure`, Angstrom^3; None without templates.
@@ -49,22 +53,25 @@ def template_volume(
         exclude_ids=exclude_ids,
         library=library,
     )
-    symmetry = symmetry_of(structure)
+    if crystal is None or moyo_group(structure, SYMPREC) != crystal.spacegroup:
+        symmetry = symmetry_of(structure)
+        crystal = None if symmetry is None else symmetry.crystal
     try:
         chosen = None
-        if symmetry is not None:
-            found = propose(n=None, spacegroups=[symmetry.spacegroup])
-            chosen = next((p for p in found if p.gene == symmetry.gene), None)
+        if crystal is not None:
+            gene = gene_of(crystal)
+            found = propose(n=None, spacegroups=[crystal.spacegroup])
+            chosen = next((p for p in found if p.gene == gene), None)
         if chosen is None:
             chosen = next(iter(propose(n=1)), None)
         if chosen is None:
             return None
-        crystal = chosen.crystal
+        known = chosen.crystal
     except FlowLLMError:  # too many elements or atoms for a template
         return None
-    conventional = Lattice.from_parameters(*crystal.parameters).volume
-    primitive = conventional / len(crystal.group.centring)
-    return float(primitive / crystal.num_atoms * len(structure))
+    conventional = Lattice.from_parameters(*known.parameters).volume
+    primitive = conventional / len(known.group.centring)
+    return float(primitive / known.num_atoms * len(structure))
 
 
 def with_template_volume(
@@ -73,6 +80,7 @@ def with_template_volume(
     exclude_formula: bool = False,
     exclude_ids: Collection[str] = (),
     library: TemplateLibrary | None = None,
+    crystal: WyckoffCrystal | None = None,
 ) -> Structure:
     """Return a crystal scaled to `template_volume`, or as it is where there is none.
 
@@ -81,9 +89,14 @@ def with_template_volume(
         exclude_formula: leave out templates of the same reduced formula.
         exclude_ids: leave out these templates.
         library: the templates; None: the bundled ones.
+        crystal: see `template_volume`.
     """
     volume = template_volume(
-        structure, exclude_formula=exclude_formula, exclude_ids=exclude_ids, library=library
+        structure,
+        exclude_formula=exclude_formula,
+        exclude_ids=exclude_ids,
+        library=library,
+        crystal=crystal,
     )
     if volume is None:
         return structure

@@ -57,13 +57,12 @@ class Assignment:
         if self.element is not None:
             raise ValueError("a letter comes next")
         smallest = min(sizes(self.number).atoms)
-        current = self.orbits[-1][0] if self.orbits else None
-        found = []
-        for element in self._candidates():
-            fits = element == current or self._is_whole
-            if fits and self._room(element) >= smallest:
-                found.append(element)
-        return sorted(found)
+        candidates = self._candidates()
+        if not self._is_whole:
+            candidates = [e for e in candidates if e == self.orbits[-1][0]]
+        if self.rule.unit is None:  # the room is the same for every element
+            return sorted(candidates) if self._room(-1) >= smallest else []
+        return sorted(e for e in candidates if self._room(e) >= smallest)
 
     @cached_property
     def possible_letters(self) -> list[int]:
@@ -223,13 +222,15 @@ class Assignment:
     def _candidates(self) -> list[int]:
         """Elements that keep the order: the present one, and those of a higher rank up to the
         next that is required."""
-        rank = element_order()
-        current = self.orbits[-1][0] if self.orbits else None
-        last = -1 if current is None else rank[SYMBOLS[current]]
-        found = [] if current is None else [current]
-        for element in _by_rank(self.rule.allowed):
-            if rank[SYMBOLS[element]] <= last:
-                continue
+        order = _by_rank(self.rule.allowed)
+        found: list[int] = []
+        start = 0
+        if self.orbits:
+            current = self.orbits[-1][0]
+            found, start = [current], order.index(current) + 1
+        if not self.rule.required:
+            return [*found, *order[start:]]
+        for element in order[start:]:
             found.append(element)
             if self.rule.required >> element & 1:
                 break

@@ -31,7 +31,7 @@ FREE_CELL: dict[Family, tuple[int, ...]] = {
     "hexagonal": (0, 2),
     "cubic": (0,),
 }
-_EXACT = 1e-2  # times symprec: a crystal with its group at this tolerance too is exact
+_EXACT = 1e-2  # times symprec: farthest that an exact crystal is from its symmetric form
 logging.getLogger("moyo").setLevel(logging.CRITICAL)  # of moyo's warnings none is needed here
 NIGGLI_TOLERANCE = 1e-5  # squared lengths that differ by less than this times V^(2/3) are equal
 
@@ -116,14 +116,26 @@ class WyckoffCrystal:
         Raises:
             PriorError: if no Niggli cell is found.
         """
-        matrix = self.group.primitive_basis @ Lattice.from_parameters(*self.parameters).matrix
-        reduced = niggli(matrix)
-        # Fractional coordinates f of the conventional cell are f @ L @ inv(reduced).
-        change = np.linalg.inv(self.group.primitive_basis) @ np.rint(
-            matrix @ np.linalg.inv(reduced)
-        )
+        reduced, change = self._reduced()
         points = [positions @ change for positions in self.orbit_points()]
         return _structure(_standard_orientation(reduced), self._elements(1), points)
+
+    def primitive_operations(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the operations of the group in the cell of `primitive()`, modulo its lattice.
+
+        Returns:
+            (G, 3, 3) integers W and (G, 3) w of x -> W x + w for columns x of fractional
+            coordinates.
+
+        Raises:
+            PriorError: if no Niggli cell is found.
+        """
+        group = self.group
+        _, change = self._reduced()
+        # The operations of a centred group repeat each rotation with the shifts of its lattice.
+        _, first = np.unique(group.rotations.reshape(-1, 9), axis=0, return_index=True)
+        rotations = change.T @ group.rotations[first] @ np.linalg.inv(change.T)
+        return np.rint(rotations), group.shifts[first] / GRID @ change
 
     def site_orbits(self, *, conventional: bool = False) -> NDArray[np.int64]:
         """Return the place in `orbits` of every site.
@@ -157,6 +169,16 @@ class WyckoffCrystal:
             images(self.spacegroup, orbit.letter)(np.array(orbit.coords, dtype=float))
             for orbit in self.orbits
         ]
+
+    def _reduced(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The primitive Niggli lattice (3, 3), and the matrix (3, 3) that rows of fractional
+        coordinates of the conventional cell are multiplied by to get those of it."""
+        matrix = self.group.primitive_basis @ Lattice.from_parameters(*self.parameters).matrix
+        reduced = niggli(matrix)
+        change = np.linalg.inv(self.group.primitive_basis) @ np.rint(
+            matrix @ np.linalg.inv(reduced)
+        )
+        return reduced, change
 
     def _elements(self, copies: int) -> list[str]:
         return [
@@ -273,22 +295,21 @@ def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None
     Returns:
         The symmetry; None for any other crystal.
     """
-    setting = moyopy.Setting.spglib()
+    found = _moyo_dataset(structure, symprec)
+    if found is None:
+        return None
     lattice, coords = structure.lattice.matrix, structure.frac_coords
     kinds = [site.specie.Z for site in structure]
-    cell = moyopy.Cell(lattice.tolist(), coords.tolist(), kinds)
-    try:
-        strict = moyopy.MoyoDataset(cell, symprec=_EXACT * symprec, setting=setting)
-        found = moyopy.MoyoDataset(cell, symprec=symprec, setting=setting)
-    except ValueError:
-        return None
     std, num_atoms = found.std_cell, len(kinds)
     primitive = len(found.prim_std_cell.numbers) == num_atoms
-    if not primitive or found.number == 1 or strict.number != found.number:
+    if not primitive or found.number == 1:
         return None
     change = np.linalg.inv(np.array(found.std_linear))
     shift = -change @ np.array(found.std_origin_shift)
     basis, positions = np.array(std.basis), np.array(std.positions)
+    turn = np.array(found.std_rotation_matrix)
+    # Vectors of the conventional cell after the idealisation, and those of the given lattice.
+    off = np.linalg.norm(basis @ turn - np.linalg.inv(change).T @ lattice, axis=1).max()
     gaps = positions[:, None] - (coords @ change.T + shift)  # (n, N, 3)
     # The conventional cell holds several lattice points of the given, primitive, one.
     steps = gaps @ np.linalg.inv(change).T
@@ -297,7 +318,8 @@ def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None
     distances[np.array(std.numbers)[:, None] != kinds] = np.inf
     nearest = distances.argmin(1)
     counts = np.bincount(nearest, minlength=num_atoms)
-    if distances.min(1).max() > symprec or (counts * num_atoms != len(positions)).any():
+    off = max(off, distances.min(1).max())
+    if off > _EXACT * symprec or (counts * num_atoms != len(positions)).any():
         return None
     return ExactSymmetry(
         number=found.number,
@@ -306,12 +328,32 @@ def exact_symmetry(structure: Structure, symprec: float) -> ExactSymmetry | None
         origin_shift=shift,
         std_lattice=basis,
         std_positions=positions,
-        std_rotation_matrix=np.array(found.std_rotation_matrix),
+        std_rotation_matrix=turn,
         wyckoffs=found.wyckoffs,
         crystallographic_orbits=np.array(found.orbits),
         mapping_to_primitive=np.arange(num_atoms),
         std_mapping_to_primitive=nearest,
     )
+
+
+def moyo_group(structure: Structure, symprec: float) -> int | None:
+    """Return the space group that moyo finds, or None where its search fails.
+
+    Args:
+        structure: an ordered crystal.
+        symprec: distance in Angstrom.
+    """
+    found = _moyo_dataset(structure, symprec)
+    return None if found is None else int(found.number)
+
+
+def _moyo_dataset(structure: Structure, symprec: float) -> Any:
+    kinds = [site.specie.Z for site in structure]
+    cell = moyopy.Cell(structure.lattice.matrix.tolist(), structure.frac_coords.tolist(), kinds)
+    try:
+        return moyopy.MoyoDataset(cell, symprec=symprec, setting=moyopy.Setting.spglib())
+    except ValueError:
+        return None
 
 
 def find_symmetry(

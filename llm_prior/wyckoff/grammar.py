@@ -12,9 +12,9 @@ so: about 1 in 70 crystals of uniformly random fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,8 @@ from llm_prior.wyckoff.text import WyckoffFormat, coordinate_bins, hidden_places
 
 Kind = Literal["group", "element", "letter", "length", "angle", "coord", "end"]
 
-_MOST_KNOWN = 5000  # assignments that a grammar keeps
+_MOST_KNOWN = 5000  # assignments that a grammar keeps, and answers about them of each kind
+_Value = TypeVar("_Value")
 
 
 class Choice(NamedTuple):
@@ -122,9 +123,7 @@ class Grammar:
         Args:
             assignment: orbits so far.
         """
-        if assignment.key not in self._elements:
-            self._elements[assignment.key] = assignment.elements()
-        return self._elements[assignment.key]
+        return _remembered(self._elements, assignment.key, assignment.elements)
 
     def letters(self, assignment: Assignment) -> list[int]:
         """Return `assignment.letters()`, remembered.
@@ -132,9 +131,7 @@ class Grammar:
         Args:
             assignment: orbits so far, and an element.
         """
-        if assignment.key not in self._letters:
-            self._letters[assignment.key] = assignment.letters()
-        return self._letters[assignment.key]
+        return _remembered(self._letters, assignment.key, assignment.letters)
 
     def known(self, assignment: Assignment) -> Assignment:
         """Return the same assignment as the object that came first, which remembers its counts.
@@ -142,9 +139,7 @@ class Grammar:
         Args:
             assignment: orbits so far, maybe an element.
         """
-        if len(self._known) > _MOST_KNOWN:
-            self._known.clear()
-        return self._known.setdefault(assignment.key, assignment)
+        return _remembered(self._known, assignment.key, lambda: assignment)
 
     def completes(self, assignment: Assignment) -> bool:
         """Return `assignment.can_complete()`, remembered.
@@ -152,9 +147,7 @@ class Grammar:
         Args:
             assignment: orbits so far, maybe an element.
         """
-        if assignment.key not in self._completes:
-            self._completes[assignment.key] = assignment.can_complete()
-        return self._completes[assignment.key]
+        return _remembered(self._completes, assignment.key, assignment.can_complete)
 
 
 class Cursor:
@@ -333,6 +326,15 @@ class Cursor:
             orbits = self._assignment.orbits
             self._draft = CellPart(self._assignment.number, orbits, self._grammar.fmt)
         return self._draft
+
+
+def _remembered(memory: dict[object, _Value], key: object, find: Callable[[], _Value]) -> _Value:
+    """Return the value of a key, found and kept if it is new; a full memory is emptied first."""
+    if key not in memory:
+        if len(memory) >= _MOST_KNOWN:
+            memory.clear()
+        memory[key] = find()
+    return memory[key]
 
 
 def _among(choices: Iterable[Choice], kind: Kind, value: int) -> bool:

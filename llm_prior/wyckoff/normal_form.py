@@ -35,11 +35,9 @@ def canonical(crystal: WyckoffCrystal, bins: int, *, keep_hand: bool = False) ->
         keep_hand: leave out descriptions of the mirror image, which has the same energy.
     """
     crystal = reduce_cell(crystal)
-    group = crystal.group
-    choices = _cosets(group, keep_hand)
-    genes = {i: sorted(_names(crystal, i)) for i in choices}
+    genes = {i: sorted(_names(crystal, i)) for i in _cosets(crystal.group, keep_hand)}
     smallest = min(genes.values())
-    choices = [i for i in choices if genes[i] == smallest]
+    choices = [i for i, gene in genes.items() if gene == smallest]
     moved = [apply_coset(crystal, i) for i in choices]
     cells = [tuple(round(x, 2) for x in c.cell) for c in moved]  # Angstrom, degrees
     smallest_cell = min(cells)
@@ -49,6 +47,19 @@ def canonical(crystal: WyckoffCrystal, bins: int, *, keep_hand: bool = False) ->
         if cell == smallest_cell
     ]
     return min(forms, key=lambda form: form.ticks).crystal
+
+
+def canonical_letters(crystal: WyckoffCrystal) -> list[tuple[str, str]]:
+    """Return element and Wyckoff letter of each orbit of the canonical description, in its order.
+
+    Args:
+        crystal: in any description; its mirror image has the same letters.
+    """
+    crystal = reduce_cell(crystal)
+    smallest = min(sorted(_names(crystal, i)) for i in _cosets(crystal.group, keep_hand=False))
+    elements = {element_order()[orbit.element]: orbit.element for orbit in crystal.orbits}
+    positions = crystal.group.positions
+    return [(elements[rank], positions[index].letter) for rank, index in smallest]
 
 
 def augment(

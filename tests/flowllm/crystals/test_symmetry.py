@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
+import rfm
 from flowllm.crystals.io import read
-from flowllm.crystals.symmetry import OccupiedOrbit, symmetry_of
-from llm_prior.wyckoff.crystal import exact_symmetry
+from flowllm.crystals.symmetry import OccupiedOrbit, gene_of, symmetry_of
+from llm_prior.wyckoff import describe
+from llm_prior.wyckoff.crystal import FREE_CELL, exact_symmetry
+from rfm import Operations, find_symmetry
 from support import CSCL, MP20_SAMPLE, SALT, perovskite, skewed
 
 QUARTZ = Structure.from_spacegroup(  # left-handed
@@ -102,3 +105,34 @@ def test_exact_crystals_are_analysed_as_spglib_does(monkeypatch: pytest.MonkeyPa
             assert np.allclose(ours.crystal.cell, theirs.crystal.cell, atol=2e-3)
     count = sum(a is not None for a in answered)
     assert 0.7 * len(crystals) < count < len(structures)
+
+
+def test_a_description_has_the_gene_and_the_operations_of_its_crystal() -> None:
+    """One crystal for each group of the sample, of all families."""
+    crystals = {}
+    for crystal in read(MP20_SAMPLE):
+        described = describe(crystal.structure)
+        crystals.setdefault(described.spacegroup, described)
+    assert {crystal.group.family for crystal in crystals.values()} == set(FREE_CELL)
+    for crystal in crystals.values():
+        structure = crystal.primitive()
+        found = symmetry_of(structure)
+        assert found is not None and gene_of(crystal) == found.gene
+        searched = find_symmetry(structure, 0.01)
+        known = Operations(*crystal.primitive_operations())
+        given = rfm.Symmetry.of(structure, known, tolerance=1e-6)
+        assert searched is not None and given.holds(structure, 1e-6)
+        assert sorted(given.rotations.reshape(-1, 9).tolist()) == sorted(
+            searched.rotations.reshape(-1, 9).tolist()
+        )
+
+
+@pytest.mark.parametrize(("shift", "exact"), [(5e-4, True), (5e-3, False)])
+def test_a_crystal_is_exact_within_a_hundredth_of_the_tolerance(shift: float, exact: bool) -> None:
+    structure = perovskite()
+    structure.translate_sites([1], [shift, 0, 0], frac_coords=False)
+    assert (exact_symmetry(structure, 0.1) is not None) == exact
+    stretched = Structure(
+        Lattice.tetragonal(3.905, 3.905 + 1.5 * shift), structure.species, perovskite().frac_coords
+    )
+    assert (exact_symmetry(stretched, 0.1) is not None) == exact

@@ -19,10 +19,12 @@ from flowllm.generation.pipeline import FlowLLM
 from flowllm.generation.sampling_run import run_sampling
 from flowllm.generation.scoring import ipt, score
 from flowllm.metrics.conditions import conditions_met
+from flowllm.templates import volumes
 from flowllm.training.pairing.config import PairingConfig
 from flowllm.training.pairing.prior_pairs import pair_prior
 from llm_prior import BaseModel, Prior, PriorError, Proposal, TextFormat
 from llm_prior.wyckoff import actual_group, describe, space_group
+from llm_prior.wyckoff.crystal import Orbit, WyckoffCrystal
 from prior_support import TINY
 from rfm import Refiner
 from support import BUNDLED_REFINER, MP20_SAMPLE, SALT, perovskite, run_command, table
@@ -81,6 +83,49 @@ def test_a_refined_sample_keeps_the_group_of_its_text(
     assert sample.structure is not None and actual_group(sample.structure, 1e-3) == 99
     (refined,) = model.refine([shifted], steps=5)
     assert refined.structure is not None and actual_group(refined.structure, 1e-3) == 221
+
+
+def test_the_symmetry_of_a_text_is_not_searched_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FlowLLM(
+        Prior.from_pretrained(folder, device="cpu"),
+        Refiner.from_pretrained(BUNDLED_REFINER, device="cpu"),
+    )
+    before = model.sample(2, **REQUEST)
+
+    def searched(*_: object) -> None:
+        raise AssertionError("a search")
+
+    monkeypatch.setattr("rfm.symmetry._search", searched)
+    monkeypatch.setattr(volumes, "symmetry_of", searched)
+    after = model.sample(2, **REQUEST)
+    assert all(sample.crystal is not None for sample in after)
+    assert [s.structure for s in before] == [s.structure for s in after]
+
+
+@pytest.mark.parametrize(("constrain", "group"), [(True, 99), (False, 221)])
+def test_only_a_text_under_the_grammar_is_believed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, constrain: bool, group: int
+) -> None:
+    """This one states the group 99, and its crystal has 221."""
+    orbits = [("Sr", "a", 0.0), ("Ti", "b", 0.5), ("O", "b", 0.0), ("O", "c", 0.5)]
+    crystal = WyckoffCrystal(
+        spacegroup=99,
+        orbits=tuple(Orbit(element=e, letter=letter, coords=(z,)) for e, letter, z in orbits),
+        cell=(3.9, 3.9),
+    )
+    proposal = Proposal(prompt="", structure=crystal.primitive(), crystal=crystal, attempts=1)
+    monkeypatch.setattr(pipeline, "propose", lambda *_, **__: [proposal])
+    kept = []
+    monkeypatch.setattr(
+        pipeline, "refine_structures", lambda *_, groups, **__: kept.extend(groups) or []
+    )
+    refiner = Refiner.from_pretrained(BUNDLED_REFINER)
+    model = FlowLLM(Prior.from_pretrained(folder), refiner)
+    with pytest.raises(ValueError, match="shorter"):  # nothing was refined
+        model.sample(1, constrain=constrain)
+    assert len(kept[0].rotations) == {99: 8, 221: 48}[group]
 
 
 def test_a_set_of_groups_is_recorded_and_judged(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from pymatgen.core import Lattice, Structure
 
+from flowllm.crystals.io import read
 from flowllm.templates.volumes import template_volume, with_template_volume
+from llm_prior.wyckoff import describe
+from support import MP20_SAMPLE
 
 # Group, species and coordinates, and its volume at the minimum of
 # the energy by PBE, as Materials Project has it (Angstrom^3)
@@ -71,3 +74,23 @@ def test_scaling_keeps_coordinates_and_the_given_crystal():
     assert crystal.lattice.a == 9.0
     assert scaled.lattice.a < 5.5
     assert (scaled.frac_coords == crystal.frac_coords).all()
+
+
+def test_a_known_description_changes_no_volume() -> None:
+    for crystal in read(MP20_SAMPLE):
+        described = describe(crystal.structure)
+        structure = described.primitive()
+        assert template_volume(structure, crystal=described) == template_volume(structure)
+
+
+def test_a_description_of_a_lower_group_is_not_believed() -> None:
+    """The bases of the flow were scaled by the group that is found at 0.1 Angstrom."""
+    shifted = Structure(
+        Lattice.tetragonal(3.9, 3.92),
+        ["Sr", "Ti", "O", "O", "O"],
+        [[0, 0, 0], [0.5, 0.5, 0.508], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]],
+    )
+    described = describe(shifted, 0.01)
+    assert described.spacegroup == 99
+    structure = described.primitive()
+    assert template_volume(structure, crystal=described) == template_volume(structure)

@@ -73,6 +73,15 @@ def test_samples_have_the_formula_and_the_group(formula, counts, groups):
                 assert nearest(cursor) >= MIN_DISTANCE
 
 
+def test_what_a_grammar_keeps_is_bounded(monkeypatch):
+    monkeypatch.setattr("llm_prior.wyckoff.grammar._MOST_KNOWN", 20)
+    of_request, rng = grammar({"num_atoms": "8"}), np.random.default_rng(0)
+    for _ in range(20):
+        write(of_request, rng)
+    kept = [len(value) for value in vars(of_request).values() if isinstance(value, dict)]
+    assert len(kept) == 4 and 1 < max(kept) <= 20
+
+
 def test_few_cells_are_too_crowded():
     rng = np.random.default_rng(1)
     of_group = grammar({"formula": "SrTiO3"}, [62])
