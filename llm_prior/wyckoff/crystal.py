@@ -175,10 +175,9 @@ class WyckoffCrystal:
         coordinates of the conventional cell are multiplied by to get those of it."""
         matrix = self.group.primitive_basis @ Lattice.from_parameters(*self.parameters).matrix
         reduced = niggli(matrix)
-        change = np.linalg.inv(self.group.primitive_basis) @ np.rint(
-            matrix @ np.linalg.inv(reduced)
-        )
-        return reduced, change
+        steps = np.rint(matrix @ np.linalg.inv(reduced))
+        change = np.linalg.inv(self.group.primitive_basis) @ steps
+        return reduced, change.astype(np.float64)
 
     def _elements(self, copies: int) -> list[str]:
         return [
