@@ -57,7 +57,8 @@ def publish_together(folder: Path, names: Sequence[str], write: Callable[[Path],
 
     Args:
         folder: holds them in the end.
-        names: their names; none exists.
+        names: their names; none exists. The first one appears last, so that where it is, the others
+            are too.
         write: makes them in the temporary folder that it is given. What it leaves out is not made.
 
     Raises:
@@ -70,7 +71,7 @@ def publish_together(folder: Path, names: Sequence[str], write: Callable[[Path],
         made = [name for name in names if (workspace / name).exists()]
         for name in made:
             _sync_tree(workspace / name)
-        for name in made:
+        for name in reversed(made):
             os.replace(workspace / name, folder / name)
     finally:
         shutil.rmtree(workspace)

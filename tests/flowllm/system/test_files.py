@@ -13,6 +13,7 @@ import pytest
 from flowllm.errors import UserError
 from flowllm.system.files import (
     publish,
+    publish_together,
     remove_temporaries,
     sha256_file,
     sha256_folder,
@@ -125,3 +126,22 @@ def test_a_folder_without_files_has_no_hash(tmp_path: Path) -> None:
         sha256_folder(tmp_path / "empty")
     with pytest.raises(UserError, match="nothing: no such folder"):
         sha256_folder(tmp_path / "nothing")
+
+
+def test_the_first_of_several_files_appears_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(folder: Path) -> None:
+        for name in ("table", "frames"):
+            (folder / name).write_text(name)
+
+    def fail(source: Path, target: Path) -> None:
+        if target.name == "table":
+            raise OSError("killed here")
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr("flowllm.system.files.os.replace", fail)
+    with pytest.raises(OSError, match="killed here"):
+        publish_together(tmp_path, ["table", "frames"], write)
+    assert [path.name for path in tmp_path.iterdir()] == ["frames"]
