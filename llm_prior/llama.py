@@ -57,6 +57,7 @@ class LlamaSizes:
             and not config.get("attention_bias")
             and not config.get("mlp_bias")
             and not config.get("quantization_config")
+            and not any("attn_implementation" in key for key in config)  # transformers checks it
             and config.get("hidden_size", MAX_WIDTH + 1) <= MAX_WIDTH
         )
         if not plain:

@@ -48,7 +48,7 @@ CASES = [
 
 def test_every_number_has_a_range() -> None:
     options = list(numeric_options())
-    assert {name for name, _ in options} == NEEDED.keys() - {"doctor", "merge"}
+    assert {name for name, _ in options} == NEEDED.keys() - {"merge"}
     assert not [option.name for _, option in options if not option.spec.range]
 
 

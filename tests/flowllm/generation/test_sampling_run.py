@@ -74,6 +74,8 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "top_p": 0.9,
         "max_attempts": 10,
         "constrain": True,
+        "guidance": 1.0,
+        "engine": "plain",
         "exclude_elements": [],
         "novel_to": [],
         "like": None,

@@ -21,7 +21,10 @@ SHORT = (
 )
 
 
-@pytest.mark.parametrize("name", [name for name in named_recipes() if name.startswith("llm/")])
+PRIORS = [name for name in named_recipes() if name.startswith("llm/") and name != "llm/tune"]
+
+
+@pytest.mark.parametrize("name", PRIORS)
 def test_any_recipe_can_be_switched(name: str) -> None:
     assert load_recipe(PriorRecipe, name, ["text.layout=wyckoff"]).text.layout == "wyckoff"
     expected = "wyckoff" if name == "llm/wyckoff" else "sites"

@@ -86,8 +86,8 @@ def test_what_fsdp_cannot_do_is_not_planned(key: str) -> None:
     assert prior_plan(recipe, KNOWN_SIZES[str(recipe.model.name)], 8).sharded is None
 
 
-@pytest.mark.parametrize("name", named_recipes())
-def test_every_recipe_has_a_plan(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in named_recipes() if name != "llm/tune"])
+def test_every_recipe_of_a_training_has_a_plan(name: str) -> None:
     plan = plan_training(name, 2)
     assert 0 < plan.trainable <= plan.total
     assert 0 < plan.copied.training < plan.copied.needed
