@@ -28,7 +28,6 @@ from flowllm.runs.identity import check_folder
 from flowllm.runs.parts import check_placement
 from flowllm.runs.sharded import MANIFEST, Batch, RunFolder, default_batch_size, run_job
 from flowllm.system.device import check_device, pick_device
-from flowllm.system.files import sha256_file
 from flowllm.system.options import check_count, from_arguments
 from flowllm.system.pools import check_gpus
 from flowllm.system.versions import versions
@@ -179,15 +178,14 @@ def run_sampling(
 
 def _template_files(config: SamplingConfig) -> dict[str, Any]:
     """Return the hashes of the files that the volumes, or the crystals of `like`, come from."""
-    from flowllm.templates.library import BUNDLED
     from flowllm.templates.ranking import ranking_sha256
+    from flowllm.templates.volumes import template_files
 
-    rescales = config.refine and config.volume == "templates" and config.like is None
-    uses = rescales or config.like is not None
-    return {
-        "templates": sha256_file(BUNDLED) if rescales else None,
-        "ranking": ranking_sha256() if uses else None,
-    }
+    if config.like is not None:
+        return {"templates": None, "ranking": ranking_sha256()}
+    if config.refine and config.volume == "templates":
+        return dict(template_files())
+    return {"templates": None, "ranking": None}
 
 
 def run_refinement(

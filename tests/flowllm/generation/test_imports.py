@@ -1,4 +1,4 @@
-"""What a process that samples and refines does not import, as each takes long."""
+"""Sampling and refining import none of the modules that take long to import."""
 
 from __future__ import annotations
 
