@@ -74,6 +74,7 @@ class _EngineTrainer(Trainer):
         objective: Objective | None,
         rate: TrainingRate,
         labels_per_draw: float | None,
+        validation_labels_per_draw: float | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, **kwargs)
@@ -83,6 +84,7 @@ class _EngineTrainer(Trainer):
         self.objective: Objective | None = objective
         self.rate = rate
         self.labels_per_draw = labels_per_draw
+        self.validation_labels_per_draw = validation_labels_per_draw
         self._non_finite_in_a_row = 0
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -136,11 +138,14 @@ class _EngineTrainer(Trainer):
         text would weigh less than one in a short text, and the model would learn to write texts
         that are too short.
         """
-        if self.labels_per_draw is None:
+        labels_per_draw = (
+            self.labels_per_draw if self.module.training else self.validation_labels_per_draw
+        )
+        if labels_per_draw is None:
             return super()._get_num_items_in_batch(batch_samples, device)
         draws = sum(len(batch["input_ids"]) for batch in batch_samples)
         draws *= self.accelerator.num_processes
-        return torch.tensor(self.labels_per_draw * draws, device=device)
+        return torch.tensor(labels_per_draw * draws, device=device)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -211,6 +216,7 @@ def train(
     evaluator: Evaluator | None = None,
     objective: Objective | None = None,
     labels_per_draw: float | None = None,
+    validation_labels_per_draw: float | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
     """Train a model in place. If an average of the weights is kept, the model ends with it.
@@ -235,6 +241,8 @@ def train(
         labels_per_draw: mean number of labels of a draw. The loss of a step is then the sum over
             its labels, divided by this number and the draws of the step, so that all labels have
             the same weight in batches of texts of any length. None: the mean of the model's loss.
+        validation_labels_per_draw: the same number of `validation`, so that its loss does not
+            depend on the training crystals.
         device: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -289,6 +297,7 @@ def train(
         objective=objective,
         rate=rate,
         labels_per_draw=labels_per_draw,
+        validation_labels_per_draw=validation_labels_per_draw,
     )
     if trainer.is_fsdp_enabled:
         check_sharding(trainer.accelerator, ema_decay=config.ema_decay)

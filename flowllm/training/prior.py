@@ -120,6 +120,9 @@ def _train(
         return CrystalTextDataset(rows, prior.tokenizer, recipe.text, recipe.tasks, described)
 
     training_data = dataset(data)
+    validation_data = (
+        None if validation is None else dataset([validation], recipe.training.eval_crystals)
+    )
     train(
         prior.model,
         training_data,
@@ -128,8 +131,11 @@ def _train(
         folder=run.folder,
         seed=seed,
         resume=resume,
-        validation=dataset([validation], recipe.training.eval_crystals) if validation else None,
+        validation=validation_data,
         labels_per_draw=training_data.labels_per_draw(),
+        validation_labels_per_draw=None
+        if validation_data is None
+        else validation_data.labels_per_draw(),
         device=device,
     )
     prior.info = {

@@ -440,3 +440,21 @@ def test_texts_of_any_length_have_the_same_weight(tmp_path: Path) -> None:
         shares.append(model.logits.softmax(0)[0].item())
     assert shares[0] == pytest.approx(0.5, abs=0.05)
     assert shares[1] > 0.7  # what the mean over the labels of each batch would learn
+
+
+def test_validation_loss_does_not_depend_on_the_labels_of_the_training_data(
+    tmp_path: Path,
+) -> None:
+    settings = config(epochs=1, batch_size=8, learning_rate=1e-9)
+    losses = []
+    for labels_per_draw in (5.0, 50.0):
+        folder = tmp_path / str(labels_per_draw)
+        run(
+            FirstLabel(), folder, settings, data=Texts(), collate=collate_texts,
+            labels_per_draw=labels_per_draw, validation=Texts(), validation_labels_per_draw=5.0,
+        )  # fmt: skip
+        (state,) = folder.glob("checkpoint-*/trainer_state.json")
+        history = json.loads(state.read_text())["log_history"]
+        losses += [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert losses == pytest.approx([losses[0]] * 2)
+    assert losses[0] == pytest.approx((np.log(2) + 4) / 5, rel=1e-3)  # nats per label
