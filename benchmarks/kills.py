@@ -7,21 +7,27 @@ once by two. Files that differ between these two hold times or the command; the 
 Then each run is started again, on the local pool, executorlib or Parsl, and SIGKILL hits one of its
 worker processes, or the command itself, after a random time. A command that did not end with exit
 code 0 is repeated until it does. A trial fails if a file that both references share is missing or
-has other bytes, or if a process is alive half a minute after the end.
+has other bytes, if a process is alive half a minute after the end, or if the command does not end.
 
-TRAIN is MP-20's training split. Relaxing uses ASE's EMT, as its time does not matter here.
+The same command goes on where it was cut: `trials.jsonl` in the folder has a line for each trial.
+Folders of trials that succeed are removed. TRAIN is MP-20's training split. Relaxing
+uses ASE's EMT, as its time does not matter here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -57,6 +63,27 @@ def emt():
 EXECUTORS = ("local", "engines_of_kills:executorlib", "engines_of_kills:parsl")
 ATTEMPTS = 4  # of the command, after a kill
 GRACE = 30  # seconds until every process must have ended
+PATIENCE = 20  # times the time of a run without a kill; then it hangs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a run that was killed."""
+
+    number: int
+    job: str
+    executor: str
+    victim: str
+    killed: str  # last words of its command line, empty if the run had ended before
+    runs: int
+    problem: str
+
+    def __str__(self) -> str:
+        how = f"killed ({self.killed})" if self.killed else "ended before"
+        ended = f"{self.runs} runs" if self.runs > 1 else "1 run"
+        return f"{self.number}: {self.job}, {self.victim} of {self.executor}: {how}, {ended}" + (
+            f": {self.problem}" if self.problem else ""
+        )
 
 
 def commands(train: Path, metals: Path) -> dict[str, list[str]]:
@@ -72,10 +99,18 @@ def commands(train: Path, metals: Path) -> dict[str, list[str]]:
     }
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of the commands."""
+def cache(out: Path) -> Path:
+    """Return the folder of what `evaluate` caches, another one for each run."""
+    return out.with_name(f"{out.name}-cache")
+
+
+def environment(folder: Path, job: str, out: Path) -> dict[str, str]:
+    """Return the environment of a command."""
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    changed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    if job == "evaluate":
+        changed["FLOWLLM_CACHE"] = str(cache(out))
+    return {**os.environ, **changed}
 
 
 def start(arguments: list[str], out: Path, folder: Path, *more: str) -> subprocess.Popen:
@@ -83,7 +118,7 @@ def start(arguments: list[str], out: Path, folder: Path, *more: str) -> subproce
     return subprocess.Popen(
         [sys.executable, "-m", "flowllm", *arguments, "--out", str(out), *more],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=folder,
-        env=environment(folder),
+        env=environment(folder, arguments[0], out),
     )  # fmt: skip
 
 
@@ -114,104 +149,150 @@ def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
         time.sleep(0.5)
 
 
-@click.command()
-@click.argument("train", type=click.Path(path_type=Path, exists=True))
-@click.option("--kills", default=100, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--job", "only", multiple=True, help="Only these jobs.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder.")
-def main(train: Path, kills: int, seed: int, only: tuple[str, ...], out: Path) -> None:
-    """Kill, repeat and compare."""
+def name_of(process: psutil.Process) -> str:
+    """Return the last words of a command line, which tell engines and workers apart."""
+    try:
+        return " ".join(process.cmdline()[-4:])[-120:] or "?"
+    except psutil.Error:
+        return "?"
+
+
+def write_metals(file: Path) -> None:
+    """Write 24 small alloys that EMT knows."""
     from ase.build import bulk
     from ase.io import write
 
-    out = out.resolve()
-    out.mkdir(parents=True)
-    (out / "engines_of_kills.py").write_text(ENGINES)
-    metals = out / "metals.extxyz"
     kinds = [("Cu", "Au"), ("Ag", "Pd"), ("Ni", "Pt"), ("Al", "Cu"), ("Pd", "Ni"), ("Au", "Pt")]
     crystals = []
     for number, (one, other) in enumerate(4 * kinds):
         atoms = bulk(one, cubic=True, a=3.7 + 0.02 * number)
         atoms.symbols[0] = other
         crystals.append(atoms)
-    write(metals, crystals)
-    jobs = commands(train.resolve(), metals)
-    jobs = {name: jobs[name] for name in only or jobs}
+    write(file, crystals)
 
-    expected: dict[str, dict[str, str]] = {}
-    took: dict[str, float] = {}
-    for name, arguments in jobs.items():
-        found = []
-        for workers in ("1", "2"):
-            folder = out / f"{name}-{workers}"
-            begin = time.monotonic()
-            code = start(arguments, folder, out, "--workers", workers).wait()
-            took[name] = time.monotonic() - begin
-            if code:
-                raise click.ClickException(f"{name} ends with exit code {code} without a kill")
-            found.append(hashes(folder))
-        expected[name] = {k: v for k, v in found[0].items() if found[1].get(k) == v}
-        click.echo(
-            f"{name}: {took[name]:.0f} s with two workers, {len(expected[name])} of "
-            f"{len(found[0])} files compared"
-        )
 
-    rng, counts, failures = random.Random(seed), Counter[str](), []
-    for trial in range(kills):
-        name = list(jobs)[trial % len(jobs)]
-        executor = EXECUTORS[trial // len(jobs) % len(EXECUTORS)]
-        victim = ("worker", "command")[trial // (len(jobs) * len(EXECUTORS)) % 2]
-        folder = out / f"trial-{trial}"
-        more = ("--workers", "2", "--executor", executor)
-        process = start(jobs[name], folder, out, *more)
-        command = psutil.Process(process.pid)
-        seen: set[psutil.Process] = set()
-        until = time.monotonic() + rng.uniform(0.1, 1.0) * took[name]
-        while process.poll() is None and time.monotonic() < until:
-            seen.update(descendants(command))
+def reference(name: str, arguments: list[str], out: Path) -> tuple[float, dict[str, str]]:
+    """Return the seconds of a job with two workers and the hashes of files that are always equal.
+
+    They are computed once and read from the folder later.
+    """
+    kept = out / f"{name}.json"
+    if kept.exists():
+        seconds, expected = json.loads(kept.read_text())
+        return seconds, expected
+    found, seconds = [], 0.0
+    for workers in ("1", "2"):
+        folder = out / f"{name}-{workers}"
+        for place in (folder, cache(folder)):
+            shutil.rmtree(place, ignore_errors=True)
+        begin = time.monotonic()
+        if code := start(arguments, folder, out, "--workers", workers).wait():
+            raise click.ClickException(f"{name} ends with exit code {code} without a kill")
+        seconds = time.monotonic() - begin
+        found.append(hashes(folder))
+    expected = {k: v for k, v in found[0].items() if found[1].get(k) == v}
+    click.echo(
+        f"{name}: {seconds:.0f} s with two workers, {len(expected)} of {len(found[0])} files "
+        "compared"
+    )
+    kept.write_text(json.dumps([seconds, expected]))
+    return seconds, expected
+
+
+def tried(number: int, seed: int, jobs: dict[str, list[str]], names: list[str], out: Path) -> Trial:
+    """Kill a run once, repeat it until it ends, and compare."""
+    name = names[number % len(names)]
+    executor = EXECUTORS[number // len(names) % len(EXECUTORS)]
+    victim = ("worker", "command")[number // (len(names) * len(EXECUTORS)) % 2]
+    seconds, expected = reference(name, jobs[name], out)
+    folder = out / f"trial-{number}"
+    for place in (folder, cache(folder)):
+        shutil.rmtree(place, ignore_errors=True)
+    arguments = (jobs[name], folder, out, "--workers", "2", "--executor", executor)
+    rng = random.Random(f"{seed} {number}")
+    seen: set[psutil.Process] = set()
+    started: list[subprocess.Popen] = []
+
+    def run(until: float) -> bool:
+        """Watch the present command until it ends or for so many seconds; return if it ended."""
+        end = time.monotonic() + until
+        while started[-1].poll() is None:
+            seen.update(descendants(psutil.Process(started[-1].pid)))
+            if time.monotonic() > end:
+                return False
             time.sleep(0.1)
-        children = descendants(command)
-        seen.update(children)
-        killed = process.poll() is None and (victim == "command" or bool(children))
-        if killed:
-            target = command if victim == "command" else rng.choice(children)
-            try:
+        return True
+
+    killed, left = "", []
+    try:
+        started.append(start(*arguments))
+        command = psutil.Process(started[-1].pid)
+        if not run(rng.uniform(0.1, 1.0) * seconds):
+            children = descendants(command)
+            seen.update(children)
+            target = command if victim == "command" else rng.choice(children or [command])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                killed = name_of(target)
                 target.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                killed = False
-        if victim == "command" and killed:
-            process.wait()
-            left = alive(seen)
-        else:
-            while process.poll() is None:
-                seen.update(descendants(command))
-                time.sleep(0.2)
-            left = alive(seen)
-        code, runs = process.returncode, 1
-        while code and runs <= ATTEMPTS:
-            code = start(jobs[name], folder, out, *more).wait()
-            runs += 1
+        ended = run(PATIENCE * seconds)
+        left = alive(seen) if ended else []
+        while ended and started[-1].returncode and len(started) <= ATTEMPTS:
+            started.append(start(*arguments))
+            ended = run(PATIENCE * seconds)
         found = hashes(folder)
-        wrong = [k for k, v in expected[name].items() if found.get(k) != v]
-        counts[f"{victim} of {executor.split(':')[-1]}"] += killed
+        wrong = [k for k, v in expected.items() if found.get(k) != v]
+        code = started[-1].returncode
         problem = (
-            f"exit code {code}" if code
+            "does not end" if not ended
+            else f"exit code {code}" if code
             else f"{wrong[0]} differs" if wrong
-            else f"{len(left)} processes left ({' '.join(left[0].cmdline()[-4:])})" if left
+            else f"{len(left)} processes left ({name_of(left[0])})" if left
             else ""
         )  # fmt: skip
-        if problem:
-            failures.append(f"trial {trial}: {name}, {victim} of {executor}: {problem}")
-        for one in left:
-            one.kill()
-        click.echo(
-            f"{trial + 1}/{kills} {name}, {victim} of {executor}, "
-            f"{'killed' if killed else 'ended before'}, {runs} runs {problem}"
-        )
-    click.echo(f"{sum(counts.values())} kills: {dict(counts)}; {len(failures)} failures")
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+        for child in seen:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    if not problem:
+        for place in (folder, cache(folder)):
+            shutil.rmtree(place, ignore_errors=True)
+    return Trial(number, name, executor.split(":")[-1], victim, killed, len(started), problem)
+
+
+@click.command()
+@click.argument("train", type=click.Path(path_type=Path, exists=True))
+@click.option("--kills", default=100, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--job", "only", multiple=True, help="Only these jobs.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder.")
+def main(train: Path, kills: int, seed: int, only: tuple[str, ...], out: Path) -> None:
+    """Kill, repeat and compare."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the present trial's processes
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "engines_of_kills.py").write_text(ENGINES)
+    metals = out / "metals.extxyz"
+    if not metals.exists():
+        write_metals(metals)
+    jobs = commands(train.resolve(), metals)
+    log = out / "trials.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    trials = {trial.number: trial for trial in (Trial(**json.loads(line)) for line in lines)}
+    for number in range(kills):
+        if number not in trials:
+            trials[number] = tried(number, seed, jobs, list(only or jobs), out)
+            with log.open("a") as file:
+                file.write(json.dumps(asdict(trials[number])) + "\n")
+            click.echo(str(trials[number]))
+    done = [trials[number] for number in range(kills)]
+    counts = Counter(f"{trial.victim} of {trial.executor}" for trial in done if trial.killed)
+    failures = [trial for trial in done if trial.problem]
+    click.echo(f"{counts.total()} kills: {dict(counts)}; {len(failures)} failures")
     for failure in failures:
-        click.echo(failure)
+        click.echo(str(failure))
     sys.exit(bool(failures))
 
 

@@ -25,7 +25,7 @@ from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
 from flowllm.crystals.writers import extxyz_frame
 from flowllm.runs.cif_form import CifForm
 from flowllm.runs.records import CrystalRecord, Frame, read_records
-from flowllm.runs.sharded import Batch, RunFolder
+from flowllm.runs.sharded import Batch, Record, RunFolder
 from flowllm.system.files import FileNames
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ _ROWS = 1000  # of the table that are in memory at a time
 class RunCrystals(Sequence[Crystal]):
     """The crystals that a run made, read from its shards when they are used.
 
+    The records of the last shard are kept, so that one crystal after the other does not parse a
+    shard each time.
+
     Args:
         folder: the run, which must stay as long as they are used.
         numbers: of the crystals in each shard.
@@ -63,15 +66,16 @@ class RunCrystals(Sequence[Crystal]):
 
     def __init__(self, folder: RunFolder, numbers: Sequence[int], properties: Sequence[str]):
         self._folder = folder
+        self._batches = folder.batches
         self._ends = list(itertools.accumulate(numbers))
         self._properties = properties
+        self._last: tuple[int, list[Record]] | None = None  # index of the shard, its crystals
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[Crystal]:
-        for batch in self._folder.batches:
-            yield from self._of_shard(batch)
+        return self._since(0)
 
     @overload
     def __getitem__(self, index: int) -> Crystal: ...
@@ -101,15 +105,22 @@ class RunCrystals(Sequence[Crystal]):
     def _since(self, place: int) -> Iterator[Crystal]:
         """Yield the crystals from the one at a place on."""
         first = bisect.bisect_right(self._ends, place)
-        before = self._ends[first - 1] if first else 0
-        batches = self._folder.batches[first:]
-        found = itertools.chain.from_iterable(map(self._of_shard, batches))
-        return itertools.islice(found, place - before, None)
+        skipped = place - (self._ends[first - 1] if first else 0)
+        for batch in self._batches[first:]:
+            for record in self._of_shard(batch)[skipped:]:
+                crystal = crystal_of(CrystalRecord.from_json(record), self._properties)
+                assert crystal is not None
+                yield crystal
+            skipped = 0
 
-    def _of_shard(self, batch: Batch) -> list[Crystal]:
-        records = map(CrystalRecord.from_json, self._folder.read_shard(batch))
-        made = (crystal_of(record, self._properties) for record in records)
-        return [crystal for crystal in made if crystal is not None]
+    def _of_shard(self, batch: Batch) -> list[Record]:
+        """Return the records with a crystal; plain JSON, as callers may change the crystals."""
+        last = self._last
+        if last is None or last[0] != batch.index:
+            records = self._folder.read_shard(batch)
+            last = batch.index, [r for r in records if r["structure"] is not None]
+            self._last = last
+        return last[1]
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,10 @@ def test_the_crystals_of_a_run_are_read_where_they_are_used(
     with pytest.raises(IndexError):
         made[8]
     assert made == list(made) and made != list(made)[:-1] and made != []
+    read_shards.clear()
+    assert [made[k].id for k in range(8)] == ids and read_shards == list(range(6))
+    made[7].structure.scale_lattice(1.0)
+    assert made[7] == list(made)[7]
 
 
 def test_a_table_of_many_rows_is_written_in_parts(
