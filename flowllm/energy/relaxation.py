@@ -299,7 +299,7 @@ def _record(crystal: Crystal, relaxed: Relaxation) -> dict[str, Any]:
         },
         trajectory=relaxed.frames,
     )
-    return record.to_json()
+    return record.described().to_json()
 
 
 def _sha256(crystals: Sequence[Crystal]) -> str:

@@ -207,5 +207,5 @@ def _replace(
             initial_structure=result.crystal.structure,
             properties={"swap": f"{mask}->{element}", "probability": probability},
         )
-        records.append(record.to_json())
+        records.append(record.described().to_json())
     return records

@@ -314,7 +314,7 @@ def _mutate_batch(
             failure=failure,
             properties=properties,
         )
-        records.append(record.to_json())
+        records.append(record.described().to_json())
         progress(1)
     return records
 

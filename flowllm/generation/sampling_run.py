@@ -346,7 +346,7 @@ def _sample_batch(
 ) -> list[dict[str, Any]]:
     indices = range(batch.start, batch.start + batch.count)
     samples = model.sample_batch(config, known, indices, progress, analogues=analogues)
-    return [sample.to_record().to_json() for sample in samples]
+    return [sample.to_record().described().to_json() for sample in samples]
 
 
 def _refine_batch(
@@ -377,7 +377,7 @@ def _refine_batch(
     for crystal, result in zip(part, results, strict=True):
         sample = Sample(id=crystal.id, prompt="", text="", prior_structure=crystal.structure)
         sample.add_refinement(result)
-        records.append(sample.to_record().to_json())
+        records.append(sample.to_record().described().to_json())
     return records
 
 

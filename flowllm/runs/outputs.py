@@ -20,11 +20,10 @@ from pymatgen.core import Structure
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
 from flowllm.crystals.io import Crystal
-from flowllm.crystals.symmetrized_cif import symmetrized_cif
-from flowllm.crystals.symmetry import SYMPREC, Symmetry, symmetry_of
+from flowllm.crystals.symmetry import SYMPREC
 from flowllm.crystals.writers import extxyz_frame
 from flowllm.runs.cif_form import CifForm
-from flowllm.runs.records import CrystalRecord, Frame, read_records
+from flowllm.runs.records import CrystalRecord, Description, Frame, read_records
 from flowllm.runs.sharded import Batch, Record, RunFolder
 from flowllm.system.files import FileNames
 
@@ -253,9 +252,8 @@ class _Described:
         return None if structure is None else cif_text(structure)
 
     @functools.cached_property
-    def symmetry(self) -> Symmetry | None:
-        structure = self.record.structure
-        return None if structure is None else symmetry_of(structure)
+    def description(self) -> Description | None:
+        return self.record.described().description
 
 
 def _publish(
@@ -311,7 +309,7 @@ def _table(
             rows.clear()
 
         def add(described: _Described) -> None:
-            rows.append(_row(described.record, described.cif, described.symmetry))
+            rows.append(_row(described.record, described.cif, described.description))
             if len(rows) == _ROWS:
                 flush()
 
@@ -356,11 +354,10 @@ class _Folder:
 
 
 def _write_cif(folder: _Folder, form: CifForm, described: _Described) -> None:
-    structure = described.record.structure
-    if structure is None:
+    description = described.description
+    text = described.cif if form == "p1" or description is None else description.cif
+    if text is None:
         return
-    text = described.cif if form == "p1" else symmetrized_cif(structure, described.symmetry)
-    assert text is not None
     folder.file(f"{described.name}.cif").write_text(text, encoding="utf-8")
 
 
@@ -375,7 +372,7 @@ def _write_trajectory(folder: _Folder, described: _Described) -> None:
     ase.io.write(folder.file(f"{described.name}.extxyz"), frames, format="extxyz")
 
 
-def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> dict[str, Any]:
+def _row(record: CrystalRecord, cif: str | None, description: Description | None) -> dict[str, Any]:
     named = record.structure if record.structure is not None else record.initial_structure
     row = {
         **record.properties,
@@ -386,8 +383,8 @@ def _row(record: CrystalRecord, cif: str | None, symmetry: Symmetry | None) -> d
         "failure": record.failure,
         "rejects": json.dumps(record.rejects),
     }
-    if symmetry is not None:
-        row |= {"spacegroup": symmetry.spacegroup, "wyckoff": symmetry.wyckoff}
+    if description is not None:
+        row |= {"spacegroup": description.spacegroup, "wyckoff": description.wyckoff}
     if named is not None:
         with ignore_missing_electronegativity():
             row["formula"] = named.composition.reduced_formula

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ from pymatgen.core import Structure
 
 from flowllm.crystals.cells import make_structure
 from flowllm.crystals.documents import geometry_of_dict
+from flowllm.crystals.symmetrized_cif import symmetrized_cif
+from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import UserError
 from flowllm.runs.sharded import LAYOUT, RunFolder
 
@@ -60,6 +63,38 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the outputs of a run say of the symmetry of a crystal.
+
+    It takes longer to find than all else that is written, so the workers find it.
+
+    Attributes:
+        spacegroup: International number at `flowllm.crystals.symmetry.SYMPREC`; None if the search
+            failed.
+        wyckoff: see `Symmetry.wyckoff`; None if the search failed.
+        cif: see `symmetrized_cif`.
+    """
+
+    spacegroup: int | None
+    wyckoff: str | None
+    cif: str
+
+    @classmethod
+    def of(cls, structure: Structure) -> Description:
+        """Return the description of a crystal.
+
+        Args:
+            structure: an ordered crystal.
+        """
+        found = symmetry_of(structure)
+        return cls(
+            spacegroup=None if found is None else found.spacegroup,
+            wyckoff=None if found is None else found.wyckoff,
+            cif=symmetrized_cif(structure, found),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CrystalRecord:
     """One crystal of a run, or the reason why there is none.
 
@@ -72,6 +107,7 @@ class CrystalRecord:
         properties: values of the command's own columns by name; missing ones are absent.
         rejects: answers of the prior that were refused, by reason.
         trajectory: states in the order of time; None unless requested, empty if left out.
+        description: of the final crystal; None if nobody has made it yet.
     """
 
     id: str
@@ -81,6 +117,13 @@ class CrystalRecord:
     properties: dict[str, float | int | str] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
     trajectory: Sequence[Frame] | None = None
+    description: Description | None = field(default=None, repr=False, compare=False)
+
+    def described(self) -> CrystalRecord:
+        """Return the record with the description of its final crystal, if it has one."""
+        if self.structure is None or self.description is not None:
+            return self
+        return dataclasses.replace(self, description=Description.of(self.structure))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON; structures as pymatgen dicts, which keep every bit."""
@@ -98,6 +141,8 @@ class CrystalRecord:
             content["non_finite"] = odd
         if self.trajectory is not None:
             content["trajectory"] = [frame.to_json() for frame in self.trajectory]
+        if self.description is not None:
+            content["description"] = vars(self.description)
         return content
 
     @classmethod
@@ -113,6 +158,7 @@ class CrystalRecord:
         """
         odd = {name: float(text) for name, text in content.get("non_finite", {}).items()}
         frames = content.get("trajectory")
+        description = content.get("description")  # none in records of predictions
         return cls(
             id=content["id"],
             structure=_structure(content["structure"]),
@@ -123,6 +169,13 @@ class CrystalRecord:
             trajectory=None
             if frames is None
             else [Frame.from_json(f) for f in frames if trajectory],
+            description=None
+            if description is None
+            else Description(
+                spacegroup=description["spacegroup"],
+                wyckoff=description["wyckoff"],
+                cif=str(description["cif"]),
+            ),
         )
 
 

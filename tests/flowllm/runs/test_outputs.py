@@ -29,6 +29,7 @@ from flowllm.crystals.io import read
 from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.errors import UserError
 from flowllm.runs import outputs
+from flowllm.runs import records as records_module
 from flowllm.runs.cif_form import CIF_FORMS
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome, publish_crystals
 from flowllm.runs.records import CrystalRecord, Frame, read_records
@@ -226,12 +227,33 @@ def test_cif_and_symmetry_of_a_crystal_are_made_once(
         calls.append((name, structure.formula))
         return function(structure, *rest)
 
-    for name in ("cif_text", "symmetry_of", "symmetrized_cif"):
-        monkeypatch.setattr(outputs, name, partial(counted, name, getattr(outputs, name)))
+    for module, name in (
+        (outputs, "cif_text"), (records_module, "symmetry_of"), (records_module, "symmetrized_cif")
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, partial(counted, name, getattr(module, name)))
     published(tmp_path)
     assert len(calls) == len(set(calls)) == 6
     published(tmp_path)
     assert len(calls) == 6
+
+
+def test_a_crystal_that_its_worker_described_is_written_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(published(tmp_path / "plain").folder)
+    described = crystals(tmp_path / "described", [record.described() for record in RECORDS])
+
+    def refused(*_: object) -> None:
+        raise AssertionError("the worker has done this")
+
+    monkeypatch.setattr(records_module, "symmetry_of", refused)
+    monkeypatch.setattr(records_module, "symmetrized_cif", refused)
+    publish_crystals(described, COLUMNS, cif="symmetrized", table_only=("steps",))
+    found = contents(described.path)
+    assert [r.description is None for r in read_records(described)] == [False, True, True, False]
+    assert {name: content for name, content in found.items() if "shards" not in name} == {
+        name: content for name, content in expected.items() if "shards" not in name
+    }
 
 
 def test_publishing_holds_few_records_at_a_time(
