@@ -53,7 +53,8 @@ def main(data: Path, potential: str, n: int, seed: int, symmetry: str) -> None:
         structure.perturb(0.05, seed=seed + i)
     calculator = load_calculator(potential)
     plain = _plain_calculator(potential, calculator)
-    config = RelaxationConfig(symmetry=symmetry)
+    # Both may take as long as they want: a time limit would depend on the load of the machine.
+    config = RelaxationConfig(symmetry=symmetry, time_limit=1e6)
 
     def one_by_one(turn: Sequence[Structure]) -> list:
         return [_relax_with_ase(structure, plain, config) for structure in turn]
@@ -70,6 +71,8 @@ def main(data: Path, potential: str, n: int, seed: int, symmetry: str) -> None:
             seconds, results = _timed(lambda relax=relax, turn=turn: relax(turn))
             times[name] += seconds
             found[name] += results
+        done = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in times.items())
+        click.echo(f"{len(found['batched'])} of {n}: {done}", err=True)
     pairs = list(zip(found["one by one"], found["batched"], strict=True))
     gaps = [
         1000 * abs(energy - b.energy_per_atom)

@@ -1,12 +1,15 @@
-"""Peak memory, processor time and file-system operations of `flowllm sample` as the run grows.
+"""Memory, processor time, workers and file-system operations of `flowllm sample` as the run grows.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py memory 1000 4000 20000 --option --no-refine
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py workers 256 1536       # two idle cores
     OMP_NUM_THREADS=1 python benchmarks/scaling.py files 128 --parts 2    # needs strace
     OMP_NUM_THREADS=1 python benchmarks/scaling.py shards 50              # needs strace
 
 `memory` runs the whole command for each size, each in a process of its own, and prints the peak of
-its resident memory; the slope is that of the straight line between neighbouring sizes. `files` runs
-the parts of a run one after the other, then `flowllm merge` on the same shards, and counts the
+its resident memory; the slope is that of the straight line between neighbouring sizes. `workers`
+runs two sizes with one worker and with two. What a further crystal takes is free of imports and
+loading; its processor time tells what the second worker costs where cores are not idle. `files`
+runs the parts of a run one after the other, then `flowllm merge` on the same shards, and counts the
 system calls on paths in it. `--option` adds an option of `flowllm sample`. `shards` counts them for
 each further shard of a part, whose records are empty.
 """
@@ -19,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -87,6 +91,40 @@ def memory(sizes: Sequence[int], folder: Path | None, options: Sequence[str]) ->
                 )
             click.echo(line)
             before = (size, peak, seconds)
+
+
+@main.command()
+@click.argument("few", type=int)
+@click.argument("many", type=int)
+@click.option("--option", "options", multiple=True, help="Option of flowllm sample; repeatable.")
+def workers(few: int, many: int, options: Sequence[str]) -> None:
+    """Print the time of runs of FEW and of MANY crystals with one worker and with two."""
+    further: list[tuple[float, float]] = []
+    whole: list[float] = []
+    for number in (1, 2):
+        found = []
+        for size in (few, many):
+            with new_folder(None) as runs:
+                command = flowllm("sample", "-n", size, "--seed", 1, "--device", "cpu")
+                command += ["-o", str(runs / "sample"), "--workers", str(number)]
+                command += ["--batch-size", "64", *options]
+                begin = time.perf_counter()
+                seconds = measured(command)[1]
+                found.append((time.perf_counter() - begin, seconds))
+        each = [1000 * (b - a) / (many - few) for a, b in zip(*found, strict=True)]
+        further.append((each[0], each[1]))
+        whole.append(found[1][0])
+        click.echo(
+            f"{number} worker{'s'[: number - 1]}: {many} crystals in {found[1][0]:.1f} s, "
+            f"{found[1][1]:.1f} s of processor time; each further crystal {each[0]:.1f} ms, "
+            f"{each[1]:.1f} ms of processor time"
+        )
+    (one, alone), (two, together) = further
+    click.echo(
+        f"two workers are {one / two:.2f} times as fast for each further crystal, "
+        f"{whole[0] / whole[1]:.2f} times for the whole run, and take {together / alone:.2f} times "
+        "the processor time for each further crystal"
+    )
 
 
 @main.command()
