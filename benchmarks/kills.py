@@ -61,6 +61,7 @@ def emt():
     return EMT()
 """
 EXECUTORS = ("local", "engines_of_kills:executorlib", "engines_of_kills:parsl")
+KINDS = [(executor, victim) for victim in ("command", "worker") for executor in EXECUTORS]
 ATTEMPTS = 4  # of the command, after a kill
 GRACE = 30  # seconds until every process must have ended
 PATIENCE = 20  # times the time of a run without a kill; then it hangs
@@ -202,8 +203,8 @@ def reference(name: str, arguments: list[str], out: Path) -> tuple[float, dict[s
 def tried(number: int, seed: int, jobs: dict[str, list[str]], names: list[str], out: Path) -> Trial:
     """Kill a run once, repeat it until it ends, and compare."""
     name = names[number % len(names)]
-    executor = EXECUTORS[number // len(names) % len(EXECUTORS)]
-    victim = ("worker", "command")[number // (len(names) * len(EXECUTORS)) % 2]
+    # Another kind for each job of a round; after as many rounds as kinds, each job had each.
+    executor, victim = KINDS[(number + number // len(names)) % len(KINDS)]
     seconds, expected = reference(name, jobs[name], out)
     folder = out / f"trial-{number}"
     for place in (folder, cache(folder)):
