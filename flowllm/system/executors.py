@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from flowllm.errors import UserError, one_line
+from flowllm.system.orphans import no_orphans
 from flowllm.system.pools import LOCAL, MAX_ATTEMPTS, open_executor
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ def for_each(
         def submit(task: _Task[Item], job: bytes | None) -> None:
             nonlocal pool
             if pool is None:  # not before there is work
+                if executor != LOCAL:  # whose processes end with this one by themselves
+                    stack.enter_context(no_orphans())
                 pool = stack.enter_context(open_executor(executor, workers, device))
             try:
                 future = pool.submit(_call_in_worker, key, job, task.item, task.losses)

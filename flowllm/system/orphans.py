@@ -1,0 +1,70 @@
+"""No process of an executor outlives a command that was killed.
+
+Some engines start processes that wait for their parent for ever if it ends without a word
+(SIGKILL, out of memory): Parsl's interchange does, and with it its workers. A guard, which is this
+file run as a script, waits for the end of the command and ends what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+_MARK = "FLOWLLM_COMMAND"  # in the environment of all that the command starts
+_POLL = 0.3  # seconds
+
+
+@contextlib.contextmanager
+def no_orphans() -> Iterator[None]:
+    """End what this process starts, and what that starts, if this process is killed.
+
+    Processes of this machine are found by their environment, so those that left their parent or
+    its session are ended too. At the end of the context nothing is ended.
+    """
+    mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+    guard = subprocess.Popen(
+        [sys.executable, "-B", __file__, str(os.getpid()), mark],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C, or the end of the group, is not for the guard
+    )
+    os.environ[_MARK] = mark
+    try:
+        yield
+    finally:
+        os.environ.pop(_MARK, None)
+        guard.terminate()
+        guard.wait()
+
+
+def _guard(parent: int, mark: str) -> None:
+    """Wait for the end of a process, then end all that have a mark in their environment."""
+    while os.getppid() == parent:
+        time.sleep(_POLL)
+    while found := _marked(mark):
+        for process in found:
+            with contextlib.suppress(Exception):
+                process.kill()
+        time.sleep(_POLL)  # one may have started another meanwhile
+
+
+def _marked(mark: str) -> list:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        # Those of other users are not ours to read; a zombie has no environment any more.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(_MARK) == mark:
+                found.append(process)
+    return found
+
+
+if __name__ == "__main__":
+    _guard(int(sys.argv[1]), sys.argv[2])
