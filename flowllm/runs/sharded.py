@@ -27,6 +27,7 @@ from flowllm.runs.parts import Part, Unfinished
 from flowllm.system.documents import parse_json
 from flowllm.system.executors import for_each, in_process
 from flowllm.system.files import publish, publish_together, remove_temporaries, write_atomic
+from flowllm.system.memory import return_free_memory
 from flowllm.system.pools import LOCAL
 from flowllm.system.progress import progress_bar
 
@@ -488,4 +489,6 @@ def _make_shard(work: Work, progress: Progress, context: Any, batch: Batch) -> b
         lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
     except (TypeError, ValueError) as error:
         raise ValueError(f"batch {batch.index}: a record is not plain JSON: {error}") from error
+    del records
+    return_free_memory()
     return "".join(lines).encode()
