@@ -43,7 +43,7 @@ def parsl():
         max_workers_per_node=2, cores_per_worker=0.5, address="127.0.0.1", heartbeat_period=1,
         provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
-    return ParslPoolExecutor(Config(executors=[workers], usage_tracking=0))
+    return ParslPoolExecutor(Config(executors=[workers], initialize_logging=False))
 
 
 def executorlib():
@@ -63,6 +63,7 @@ def emt():
 EXECUTORS = ("local", "engines_of_kills:executorlib", "engines_of_kills:parsl")
 KINDS = [(executor, victim) for victim in ("command", "worker") for executor in EXECUTORS]
 ATTEMPTS = 4  # of the command, after a kill
+MARK = "FLOWLLM_KILLS"  # in the environment of a run: its folder
 GRACE = 30  # seconds until every process must have ended
 PATIENCE = 20  # times the time of a run without a kill; then it hangs
 
@@ -106,9 +107,10 @@ def cache(out: Path) -> Path:
 
 
 def environment(folder: Path, job: str, out: Path) -> dict[str, str]:
-    """Return the environment of a command."""
+    """Return the environment of a command; Parsl looks for its programs in PATH."""
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[1])])
-    changed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    changed = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", MARK: str(out)}
+    changed["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     if job == "evaluate":
         changed["FLOWLLM_CACHE"] = str(cache(out))
     return {**os.environ, **changed}
@@ -132,19 +134,30 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def descendants(process: psutil.Process) -> list[psutil.Process]:
-    """Return the living children of a process, and theirs."""
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def started_by(out: Path) -> set[psutil.Process]:
+    """Return the living processes of the run in a folder, and their descendants.
+
+    Most are found by their environment, as Parsl's workers are no descendants of the command.
+    """
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(out):
+                found |= {process, *process.children(recursive=True)}
+    return found
 
 
-def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
-    """Return the processes that are still there half a minute later."""
+def alive(processes: set[psutil.Process], out: Path) -> set[psutil.Process]:
+    """Return the processes of a run that are still there half a minute later.
+
+    Args:
+        processes: those that were seen; one may have overwritten its environment by a title.
+        out: folder of the run.
+    """
     end = time.monotonic() + GRACE
     while True:
-        left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        seen = {p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE}
+        left = seen | started_by(out)
         if not left or time.monotonic() > end:
             return left
         time.sleep(0.5)
@@ -211,32 +224,30 @@ def tried(number: int, seed: int, jobs: dict[str, list[str]], names: list[str], 
         shutil.rmtree(place, ignore_errors=True)
     arguments = (jobs[name], folder, out, "--workers", "2", "--executor", executor)
     rng = random.Random(f"{seed} {number}")
-    seen: set[psutil.Process] = set()
     started: list[subprocess.Popen] = []
 
     def run(until: float) -> bool:
         """Watch the present command until it ends or for so many seconds; return if it ended."""
         end = time.monotonic() + until
         while started[-1].poll() is None:
-            seen.update(descendants(psutil.Process(started[-1].pid)))
             if time.monotonic() > end:
                 return False
-            time.sleep(0.1)
+            time.sleep(0.2)
         return True
 
-    killed, left = "", []
+    killed, seen, left = "", set[psutil.Process](), set[psutil.Process]()
     try:
         started.append(start(*arguments))
         command = psutil.Process(started[-1].pid)
         if not run(rng.uniform(0.1, 1.0) * seconds):
-            children = descendants(command)
-            seen.update(children)
+            seen = started_by(folder) - {command}
+            children = sorted(seen, key=lambda child: child.pid)
             target = command if victim == "command" else rng.choice(children or [command])
             with contextlib.suppress(psutil.NoSuchProcess):
                 killed = name_of(target)
                 target.send_signal(signal.SIGKILL)
         ended = run(PATIENCE * seconds)
-        left = alive(seen) if ended else []
+        left = alive(seen, folder) if ended else set()
         while ended and started[-1].returncode and len(started) <= ATTEMPTS:
             started.append(start(*arguments))
             ended = run(PATIENCE * seconds)
@@ -247,14 +258,14 @@ def tried(number: int, seed: int, jobs: dict[str, list[str]], names: list[str], 
             "does not end" if not ended
             else f"exit code {code}" if code
             else f"{wrong[0]} differs" if wrong
-            else f"{len(left)} processes left ({name_of(left[0])})" if left
+            else f"{len(left)} processes left ({name_of(next(iter(left)))})" if left
             else ""
         )  # fmt: skip
     finally:
         for process in started:
             process.kill()
             process.wait()
-        for child in seen:
+        for child in left | started_by(folder):
             with contextlib.suppress(psutil.Error):
                 child.kill()
     if not problem:

@@ -15,16 +15,19 @@ import sys
 import time
 from collections.abc import Iterator
 
+import psutil
+
 _MARK = "FLOWLLM_COMMAND"  # in the environment of all that the command starts
-_POLL = 0.3  # seconds
+_POLL = 0.5  # seconds; a look takes a few milliseconds
 
 
 @contextlib.contextmanager
 def no_orphans() -> Iterator[None]:
     """End what this process starts, and what that starts, if this process is killed.
 
-    Processes of this machine are found by their environment, so those that left their parent or
-    its session are ended too. At the end of the context nothing is ended.
+    Processes of this machine are found by their environment, as some leave their parent and its
+    session, and as descendants, as some overwrite their environment by a title. At the end of the
+    context nothing is ended.
     """
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
     guard = subprocess.Popen(
@@ -44,26 +47,36 @@ def no_orphans() -> Iterator[None]:
 
 
 def _guard(parent: int, mark: str) -> None:
-    """Wait for the end of a process, then end all that have a mark in their environment."""
+    """Wait for the end of a process, then end its descendants and all that have a mark."""
+    me = psutil.Process()
+    found: set[psutil.Process] = set()
     while os.getppid() == parent:
+        with contextlib.suppress(psutil.Error):
+            found.update(psutil.Process(parent).children(recursive=True))
+        found = {process for process in found if process != me and _lives(process)}
         time.sleep(_POLL)
-    while found := _marked(mark):
+    while found := {process for process in found | _marked(mark) if _lives(process)}:
         for process in found:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
         time.sleep(_POLL)  # one may have started another meanwhile
 
 
-def _marked(mark: str) -> list:
-    import psutil
-
-    found = []
+def _marked(mark: str) -> set[psutil.Process]:
+    found = set()
     for process in psutil.process_iter():
         # Those of other users are not ours to read; a zombie has no environment any more.
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(_MARK) == mark:
-                found.append(process)
+                found.add(process)
     return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from ase.build import bulk
 
@@ -26,7 +27,7 @@ from flowllm.energy.relaxation import relax_crystals
 from flowllm.errors import UserError
 from flowllm.system.executors import for_each
 from flowllm.system.pools import open_executor
-from run_jobs import contents, run
+from run_jobs import contents, run, wait_until
 from support import ROOT
 
 # A run on an executor in a process of its own, as engines leave threads and warnings behind.
@@ -36,8 +37,8 @@ from functools import partial
 import slow_job_of_test as job
 from run_jobs import run
 if __name__ == "__main__":
-    _, out, marker, executor = sys.argv
-    run(job, out, work=partial(job.die_once, marker), workers=2, executor=executor)
+    _, out, work, argument, executor = sys.argv
+    run(job, out, work=partial(getattr(job, work), argument), workers=2, executor=executor)
 """
 # It kills the worker, which is the parent of the process that relaxes.
 DEADLY = """
@@ -125,39 +126,81 @@ def test_each_worker_of_cuda_has_a_gpu_of_its_own(
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
-@pytest.mark.parametrize("package", ["executorlib", "slurm", "parsl", "dask"])
-def test_other_executors_compute_the_same_after_a_kill(
-    job: ModuleType, script: Path, tmp_path: Path, package: str
-) -> None:
+def on_an_executor(
+    script: Path, folder: Path, package: str, work: str, argument: Path
+) -> subprocess.Popen[str]:
+    """Start a run of the work in `folder / "run"` on an executor of a package."""
     module = {"dask": "distributed", "slurm": "executorlib"}.get(package, package)
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{package} is not installed")
-    whole = run(job, tmp_path / "whole")
-    out, marker = tmp_path / "run", tmp_path / "marker"
     commands = (Path(sys.executable).parent, ROOT / "tests" / "slurm")  # Parsl's; srun
     page = (ROOT / "docs" / "clusters.md").read_text()
     for name, code in zip(
         ("parsl", "dask"), re.findall("```py\n(.*?)```", page, re.S), strict=True
     ):
-        (tmp_path / f"{name}_cluster.py").write_text(code)
+        (folder / f"{name}_cluster.py").write_text(code)
     executor = {"slurm": "slurm", "executorlib": "engines:executorlib"}.get(
         package, f"{package}_cluster:{package}"
     )
-    (tmp_path / "main.py").write_text(ON_AN_EXECUTOR)
+    (folder / "main.py").write_text(ON_AN_EXECUTOR)
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (script.parent, tmp_path, ROOT, ROOT / "tests"))),
+        "PYTHONPATH": os.pathsep.join(map(str, (script.parent, folder, ROOT, ROOT / "tests"))),
         "PATH": os.pathsep.join((*map(str, commands), os.environ["PATH"])),
         "SLURM_JOB_ID": "1",
-        "SRUN_LOG": str(tmp_path / "srun.log"),
+        "SRUN_LOG": str(folder / "srun.log"),
     }
-    command = [sys.executable, tmp_path / "main.py", out, marker, executor]
-    ended = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    command = [sys.executable, folder / "main.py", folder / "run", work, argument, executor]
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("package", ["executorlib", "slurm", "parsl", "dask"])
+def test_other_executors_compute_the_same_after_a_kill(
+    job: ModuleType, script: Path, tmp_path: Path, package: str
+) -> None:
+    whole = run(job, tmp_path / "whole")
+    marker = tmp_path / "marker"
+    process = on_an_executor(script, tmp_path, package, "die_once", marker)
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown[-3000:]
     assert marker.exists()
-    assert contents(out) == contents(whole.path)
+    assert contents(tmp_path / "run") == contents(whole.path)
+
+
+@pytest.mark.parametrize("package", ["executorlib", "parsl"])
+def test_a_killed_command_leaves_no_process_of_its_executor(
+    script: Path, tmp_path: Path, package: str
+) -> None:
+    at_work = tmp_path / "at_work"
+    at_work.mkdir()
+    process = on_an_executor(script, tmp_path, package, "note_process", at_work)
+    started: list[psutil.Process] = []
+    try:
+        wait_until(lambda: any(at_work.iterdir()), 120)
+        workers = [psutil.Process(int(file.name)) for file in at_work.iterdir()]
+        started = psutil.Process(process.pid).children(recursive=True)
+        for worker in workers:  # Parsl's are no descendants of the command
+            started += [worker, *filter(lives, worker.parents()[:2])]
+        started = [child for child in set(started) if child.pid not in (1, os.getpid())]
+        assert len(started) > 1
+        process.kill()
+        wait_until(lambda: not any(map(lives, started)))
+    finally:
+        for child in (process, *started):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.communicate()
+
+
+def lives(process: psutil.Process) -> bool:
+    """Return whether a process has not ended; a zombie has."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_threads_of_this_process_are_an_executor(job: ModuleType, tmp_path: Path) -> None:
