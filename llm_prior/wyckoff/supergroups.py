@@ -103,7 +103,7 @@ class ExtraSymmetry:
         return found
 
 
-@lru_cache(maxsize=200_000)
+@lru_cache(maxsize=20_000)
 def keeps_group(number: int, parts: tuple[tuple[int, ...], ...]) -> bool:
     """Return whether a crystal with orbits on these positions has exactly the group, for free
     parameters without a relation.
