@@ -7,7 +7,7 @@ once by two. Files that differ between these two hold times or the command; the 
 Then each run is started again, on the local pool, executorlib or Parsl, and SIGKILL hits one of its
 worker processes, or the command itself, after a random time. A command that did not end with exit
 code 0 is repeated until it does. A trial fails if a file that both references share is missing or
-has other bytes, if a process is alive half a minute after the end, or if the command does not end.
+has other bytes, if a process is alive a minute after the end, or if the command does not end.
 
 The same command goes on where it was cut: `trials.jsonl` in the folder has a line for each trial.
 Folders of trials that succeed are removed. TRAIN is MP-20's training split. Relaxing
@@ -41,6 +41,7 @@ def parsl():
 
     workers = HighThroughputExecutor(
         max_workers_per_node=2, cores_per_worker=0.5, address="127.0.0.1", heartbeat_period=1,
+        heartbeat_threshold=30,
         provider=LocalProvider(init_blocks=1, max_blocks=1),
     )
     return ParslPoolExecutor(Config(executors=[workers], initialize_logging=False))
@@ -64,7 +65,7 @@ EXECUTORS = ("local", "engines_of_kills:executorlib", "engines_of_kills:parsl")
 KINDS = [(executor, victim) for victim in ("command", "worker") for executor in EXECUTORS]
 ATTEMPTS = 4  # of the command, after a kill
 MARK = "FLOWLLM_KILLS"  # in the environment of a run: its folder
-GRACE = 30  # seconds until every process must have ended
+GRACE = 60  # seconds until every process must have ended
 PATIENCE = 20  # times the time of a run without a kill; then it hangs
 
 
@@ -148,7 +149,7 @@ def started_by(out: Path) -> set[psutil.Process]:
 
 
 def alive(processes: set[psutil.Process], out: Path) -> set[psutil.Process]:
-    """Return the processes of a run that are still there half a minute later.
+    """Return the processes of a run that are still there a minute later.
 
     Args:
         processes: those that were seen; one may have overwritten its environment by a title.

@@ -48,9 +48,10 @@ class IsolatedRelaxation:
     ) -> Iterator[tuple[int, Relaxation]]:
         """Yield the index and the outcome of each crystal, the first finished one first.
 
-        If the process is lost, the crystals that it was computing are halved and begin again; one
-        that is alone has failed. A crystal with an element that the potential has not learnt has
-        failed as well.
+        If the process is lost, the crystals that it was computing are halved and begin again. One
+        that is alone begins again if its process was killed, for that may be no fault of its own;
+        the second time, or if it hung, the crystal has failed. A crystal with an element that the
+        potential has not learnt has failed as well.
 
         Args:
             structures: ordered crystals.
@@ -64,6 +65,7 @@ class IsolatedRelaxation:
             else:
                 known.append(index)
         groups = [known] if known else []
+        again: set[int] = set()
         while groups:
             group = groups.pop(0)
             left = dict.fromkeys(group)  # ordered
@@ -84,9 +86,11 @@ class IsolatedRelaxation:
             except Lost as error:
                 suspects = [index for index in suspects if index in left]
                 others = [index for index in left if index not in suspects]
-                if len(suspects) == 1:
+                if len(suspects) == 1 and (not error.killed or suspects[0] in again):
                     yield suspects[0], failed(str(error))
                     suspects = []
+                elif len(suspects) == 1:
+                    again.update(suspects)
                 half = len(suspects) // 2
                 groups = [g for g in (suspects[:half], suspects[half:], others) if g] + groups
 

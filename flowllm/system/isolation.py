@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,16 @@ _END = "end of the results"
 
 
 class Lost(Exception):
-    """The end of an isolated process before its last result; the message says how it ended."""
+    """The end of an isolated process before its last result; the message says how it ended.
+
+    Attributes:
+        killed: a signal from outside or a crash has ended it, which may not happen again; else it
+            hung or ended itself.
+    """
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 class SetupFailed(UserError):
@@ -59,7 +69,8 @@ class Isolated(Generic[Item, Result]):
 
         Raises:
             Lost: if there is no further result within the time limit, or the process died.
-            SetupFailed: if no process could be set up.
+            SetupFailed: if no process could be set up; one that is killed meanwhile is replaced
+                once.
         """
         if self._process is not None and not self._process.is_alive():
             self._stop(self._process)  # it died between two items, which is no fault of this one
@@ -68,7 +79,7 @@ class Isolated(Generic[Item, Result]):
             try:
                 self._pipe.send(item)
             except BrokenPipeError:
-                raise Lost(self._stop(process)) from None
+                raise self._stop(process) from None
             while (received := self._receive(process, time_limit)) != _END:
                 [result] = received
                 yield result
@@ -85,19 +96,25 @@ class Isolated(Generic[Item, Result]):
             self._stop(self._process)
 
     def _start(self) -> BaseProcess:
+        try:
+            return self._start_once()
+        except Lost as error:
+            if error.killed:
+                with contextlib.suppress(Lost):
+                    return self._start_once()
+            raise SetupFailed(
+                f"{self._what} could not be loaded in a process of its own: {error}; see above, "
+                "and use fewer workers if memory ran out"
+            ) from error
+
+    def _start_once(self) -> BaseProcess:
         spawn = multiprocessing.get_context("spawn")
         self._pipe, other = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(other, self._setup, self._work), daemon=True)
         self._process = process
         process.start()
         other.close()  # so that the end of the process is the end of the pipe
-        try:
-            self._receive(process, _SETUP_LIMIT)
-        except Lost as error:
-            raise SetupFailed(
-                f"{self._what} could not be loaded in a process of its own: {error}; see above, "
-                "and use fewer workers if memory ran out"
-            ) from error
+        self._receive(process, _SETUP_LIMIT)
         return process
 
     def _receive(self, process: BaseProcess, time_limit: float) -> Any:
@@ -107,9 +124,9 @@ class Isolated(Generic[Item, Result]):
                 raise Lost(f"hung, killed after {time_limit:g} s")
             return self._pipe.recv()
         except (EOFError, ConnectionResetError):
-            raise Lost(self._stop(process)) from None
+            raise self._stop(process) from None
 
-    def _stop(self, process: BaseProcess) -> str:
+    def _stop(self, process: BaseProcess) -> Lost:
         """End the process and return how it ended."""
         self._process = None
         self._pipe.close()
@@ -119,8 +136,8 @@ class Isolated(Generic[Item, Result]):
         code = process.exitcode
         process.close()
         if code is not None and code < 0:
-            return f"its process was killed by {signal.Signals(-code).name}"
-        return f"its process ended with exit code {code}"
+            return Lost(f"its process was killed by {signal.Signals(-code).name}", killed=True)
+        return Lost(f"its process ended with exit code {code}")
 
 
 def _serve(

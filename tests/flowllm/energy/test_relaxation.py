@@ -328,3 +328,33 @@ def test_another_run_is_no_relaxed_one(tmp_path: Path) -> None:
         read_relaxed(tmp_path / "run")
     with pytest.raises(UserError, match="is no finished run of flowllm relax"):
         read_references(tmp_path / "run")
+
+
+KILLED = """
+import os, pathlib, signal
+from ase.calculators.emt import EMT
+
+class Killed(EMT):
+    def calculate(self, atoms=None, properties=None, system_changes=()):
+        marker = pathlib.Path(os.environ["MARKER"])
+        if "Ag" in atoms.symbols or ("Ni" in atoms.symbols and not marker.exists()):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().calculate(atoms, properties, system_changes)
+"""
+
+
+def test_a_crystal_fails_if_it_is_killed_twice_and_not_by_one_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killed_potential.py").write_text(KILLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("MARKER", str(tmp_path / "marker"))
+    crystals = [Crystal(id=symbol, structure=fcc(symbol, 3.9)) for symbol in ("Cu", "Ni", "Ag")]
+    found = relax_crystals(
+        crystals, potential="killed_potential:Killed", out=tmp_path / "run", progress=False
+    )
+    assert (tmp_path / "marker").exists()
+    assert found.failures == {"relaxation: its process was killed by SIGKILL": 1}
+    assert [crystal.id for crystal in found.crystals] == ["Cu", "Ni"]

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,27 @@ def test_a_process_that_cannot_be_set_up_is_an_error(capfd: pytest.CaptureFixtur
     isolated = Isolated(functools.partial(int, "x"), count, what="potential x")
     with pytest.raises(UserError, match="potential x could not be loaded .* exit code 1"):
         list(isolated(1, time_limit=10))
+
+
+def killed_once(marker: Path) -> int:
+    """A context whose process is killed while it is made, the first time."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_while_it_is_set_up_is_replaced_once(tmp_path: Path) -> None:
+    setup = functools.partial(killed_once, tmp_path / "marker")
+    isolated = Isolated(setup, count, what="potential x")
+    assert list(isolated(2, time_limit=60)) == [3, 4]
+    isolated.close()
+    with pytest.raises(UserError, match="x could not be loaded .*: its process was killed by SIGK"):
+        list(Isolated(killed, count, what="potential x")(1, time_limit=10))
 
 
 def test_a_process_that_died_between_two_crystals_is_replaced() -> None:
