@@ -100,7 +100,7 @@ def memory(sizes: Sequence[int], folder: Path | None, options: Sequence[str]) ->
 def workers(few: int, many: int, options: Sequence[str]) -> None:
     """Print the time of runs of FEW and of MANY crystals with one worker and with two."""
     further: list[tuple[float, float]] = []
-    whole: list[float] = []
+    whole: list[tuple[float, float]] = []
     for number in (1, 2):
         found = []
         for size in (few, many):
@@ -113,18 +113,17 @@ def workers(few: int, many: int, options: Sequence[str]) -> None:
                 found.append((time.perf_counter() - begin, seconds))
         each = [1000 * (b - a) / (many - few) for a, b in zip(*found, strict=True)]
         further.append((each[0], each[1]))
-        whole.append(found[1][0])
+        whole.append(found[1])
         click.echo(
             f"{number} worker{'s'[: number - 1]}: {many} crystals in {found[1][0]:.1f} s, "
             f"{found[1][1]:.1f} s of processor time; each further crystal {each[0]:.1f} ms, "
             f"{each[1]:.1f} ms of processor time"
         )
-    (one, alone), (two, together) = further
-    click.echo(
-        f"two workers are {one / two:.2f} times as fast for each further crystal, "
-        f"{whole[0] / whole[1]:.2f} times for the whole run, and take {together / alone:.2f} times "
-        "the processor time for each further crystal"
-    )
+    for what, (one, two) in (("each further crystal", further), ("the whole run", whole)):
+        click.echo(
+            f"{what}: two workers are {one[0] / two[0]:.2f} times as fast and take "
+            f"{two[1] / one[1]:.2f} times the processor time"
+        )
 
 
 @main.command()
