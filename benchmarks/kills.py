@@ -242,13 +242,17 @@ def tried(
     try:
         started.append(start(*arguments))
         command = psutil.Process(started[-1].pid)
-        if not run(share * rng.uniform(0.1, 1.0) * seconds):
+        ended = run(share * rng.uniform(0.1, 1.0) * seconds)
+        while not ended and not killed:
             seen = started_by(folder) - {command}
-            children = sorted(seen, key=lambda child: child.pid)
-            target = command if victim == "command" else rng.choice(children or [command])
-            with contextlib.suppress(psutil.NoSuchProcess):
-                killed = name_of(target)
-                target.send_signal(signal.SIGKILL)
+            targets = sorted(seen, key=lambda one: one.pid) if victim == "worker" else [command]
+            if targets:
+                target = rng.choice(targets)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    killed = name_of(target)
+                    target.send_signal(signal.SIGKILL)
+            else:  # no worker has started yet
+                ended = run(0.5)
         ended = run(PATIENCE * seconds)
         left = alive(seen, folder) if ended else set()
         while ended and started[-1].returncode and len(started) <= ATTEMPTS:
