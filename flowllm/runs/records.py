@@ -121,9 +121,10 @@ class CrystalRecord:
 
     def described(self) -> CrystalRecord:
         """Return the record with the description of its final crystal, if it has one."""
-        if self.structure is None or self.description is not None:
+        structure = _structure(_plain(self.structure))  # as it will be read, with plain labels
+        if structure is None or self.description is not None:
             return self
-        return dataclasses.replace(self, description=Description.of(self.structure))
+        return dataclasses.replace(self, description=Description.of(structure))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain JSON; structures as pymatgen dicts, which keep every bit."""
