@@ -123,6 +123,8 @@ class TaskMix:
             formation energy and band gap, drawn among those that are known of the crystal; without
             a condition if none is. The rest of generation takes a random subset of all known
             conditions.
+        near_hull: eV/atom. A crystal further above the hull is only generated with its energy in the
+            prompt, so that prompts without it ask for crystals near the hull. None: no limit.
         translated: in the layout `sites`, share of the generated crystals that are shifted by a
             uniform random vector. The others keep the coordinates of the data, where most atoms of
             symmetric crystals are on multiples of 1/2, 1/3 and 1/4, which are easier to learn.
@@ -139,6 +141,7 @@ class TaskMix:
     formula: float = 0.25
     composition: float = 0.25
     one_property: float = 0.0
+    near_hull: float | None = None
     translated: float = 1.0
     augmented: float = 0.0
 
@@ -153,6 +156,8 @@ class TaskMix:
                 f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
                 "formula, composition and one_property together at most 1"
             )
+        if self.near_hull is not None and not self.near_hull >= 0:
+            raise PriorError(f"task mix: near_hull is {self.near_hull}; give 0 eV/atom or more")
         for name in ("translated", "augmented"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PriorError(f"task mix: {name} is {getattr(self, name)}; it is from 0 to 1")

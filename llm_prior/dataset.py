@@ -93,6 +93,8 @@ def _draw_conditions(
         names = [str(rng.choice(names))] if names else []
     else:
         names = [name for name in known if rng.random() < 0.5]
+    if mix.near_hull is not None and known.get("e_above_hull", 0) > mix.near_hull:
+        names = [name for name in known if name in names or name == "e_above_hull"]
     return {name: known[name] for name in names}
 
 
