@@ -2,7 +2,7 @@
 
     python tools/hull_energies.py mp_extra/train.parquet --hull hull_entries.parquet \\
         --references mp_elemental_ref_energies_per_atom.json --check mp20/train.parquet \\
-        --out mp_extra_energies.parquet
+        --out mp_extra_energies.parquet --near-hull mp_extra_near_hull.parquet
 
 A prior that also learns from crystals far above the hull can be asked for those near it. The
 column `e_above_hull` is in eV/atom, 0 for crystals below the hull and empty for those without a
@@ -29,6 +29,7 @@ from flowllm.energy.hull import Hull, hull_distances, read_hull
 
 COLUMN = "e_above_hull"
 BATCH_ATOMS = 96
+NEAR = 0.08  # eV/atom: no crystal of MP-20 is further above the hull
 
 
 def energies_per_atom(potential: CHGNetPotential, crystals: list[Structure]) -> list[float | None]:
@@ -57,15 +58,28 @@ def energies_per_atom(potential: CHGNetPotential, crystals: list[Structure]) -> 
 
 
 @click.command()
-@click.argument("table", type=click.Path(exists=True, path_type=Path))
-@click.option("--hull", "hull_file", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--references", required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--check", type=click.Path(exists=True, path_type=Path))
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--hull", "hull_file", required=True, type=click.Path(path_type=Path))
+@click.option("--references", required=True, type=click.Path(path_type=Path))
+@click.option("--check", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path))
-def main(table: Path, hull_file: Path, references: Path, check: Path | None, out: Path) -> None:
+@click.option(
+    "--near-hull",
+    type=click.Path(path_type=Path),
+    help=f"Also write the crystals at most {NEAR} eV/atom above the hull.",
+)
+def main(
+    table: Path,
+    hull_file: Path,
+    references: Path,
+    check: Path | None,
+    out: Path,
+    near_hull: Path | None,
+) -> None:
     """Write TABLE with the column `e_above_hull`."""
-    if out.exists():
-        raise click.BadParameter(f"{out} exists; give another name", param_hint="--out")
+    for path in (out, near_hull):
+        if path is not None and path.exists():
+            raise click.UsageError(f"{path} exists; give another name")
     hull, elements = read_hull(hull_file), read_references(references)
     calculator = load_calculator("chgnet", check=False)
     assert isinstance(calculator, CHGNetPotential)
@@ -94,7 +108,10 @@ def main(table: Path, hull_file: Path, references: Path, check: Path | None, out
         )
     rows = pd.read_parquet(table)
     above = distances(rows, hull)
-    rows.assign(**{COLUMN: above.clip(0)}).to_parquet(out)
+    rows = rows.assign(**{COLUMN: above.clip(0)})
+    rows.to_parquet(out)
+    if near_hull is not None:
+        rows[above <= NEAR].to_parquet(near_hull)
     shares = [f"below {limit}: {(above < limit).mean():.1%}" for limit in (0, 0.05, 0.1, 0.2, 0.5)]
     click.echo(
         f"{len(rows)} crystals, {np.isnan(above).sum()} without a number; {', '.join(shares)}"
