@@ -109,9 +109,12 @@ def main(
     rows = pd.read_parquet(table)
     above = distances(rows, hull)
     rows = rows.assign(**{COLUMN: above.clip(0)})
-    rows.to_parquet(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if near_hull is not None:
         rows[above <= NEAR].to_parquet(near_hull)
+    unfinished = out.with_name(out.name + ".part")
+    rows.to_parquet(unfinished)
+    unfinished.replace(out)
     shares = [f"below {limit}: {(above < limit).mean():.1%}" for limit in (0, 0.05, 0.1, 0.2, 0.5)]
     click.echo(
         f"{len(rows)} crystals, {np.isnan(above).sum()} without a number; {', '.join(shares)}"
