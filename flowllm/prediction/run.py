@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import FlowLLMError, UserError, one_line
+from flowllm.generation.precision import check_resumed, refiner_precision
+from flowllm.generation.sampling_run import load_models
 from flowllm.hub.locate import BUNDLED_PRIOR, announce, identity, resolve, resolve_pair
 from flowllm.prediction.config import MATERIALS_PROJECT, PredictionConfig
 from flowllm.runs.cif_form import CifForm, check_cif_form
@@ -149,9 +151,10 @@ def predict(
     energy = load_energies(config, *hull_data)
     model = None
     if prior_folder is not None:
-        model = _load_model(prior_folder, refiner_folder, where)
+        model = load_models(prior_folder, refiner_folder, where)
     check_sources(model, config)
     models = _identities(model, prior_folder, refiner_folder)
+    check_resumed(out, models["precision"])
     without_hull = None
     if energy is not None:
         without_hull = dataclasses.replace(energy, hull=None, references=None)
@@ -171,7 +174,10 @@ def predict(
         "cif": cif,
     }
     context = functools.partial(
-        _load, prior_folder, refiner_folder, where, library_file, without_hull
+        _load,
+        *(prior_folder, refiner_folder, where, models["precision"]),
+        library_file,
+        without_hull,
     )
     with contextlib.ExitStack() as stack:
         energies = _isolated(without_hull, stack)
@@ -256,7 +262,7 @@ def _file_identity(path: Path | None) -> dict[str, str] | None:
 
 
 def _identities(model: FlowLLM | None, prior: Path | None, refiner: Path | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"prior": None, "refiner": None}
+    found: dict[str, Any] = {"prior": None, "refiner": None, "precision": None}
     if model is not None and prior is not None:
         assert model.prior is not None
         found["prior"] = identity(prior)
@@ -265,26 +271,22 @@ def _identities(model: FlowLLM | None, prior: Path | None, refiner: Path | None)
         assert model.refiner is not None
         found["refiner"] = identity(refiner)
         announce("refiner", refiner, found["refiner"], model.refiner)
+        found["precision"] = refiner_precision(model.refiner)
     return found
-
-
-def _load_model(prior: Path, refiner: Path | None, device: str) -> FlowLLM:
-    from flowllm.generation.sampling_run import load_models
-
-    return load_models(prior, refiner, device)
 
 
 def _load(
     prior: Path | None,
     refiner: Path | None,
     device: str,
+    precision: str | None,
     library: Path,
     energy: EnergyModel | None,
 ) -> _Models:
     from flowllm.prediction.resources import read_library
 
     return _Models(
-        model=None if prior is None else _load_model(prior, refiner, device),
+        model=None if prior is None else load_models(prior, refiner, device, precision=precision),
         library=read_library(library),
         energies=_isolated(energy, contextlib.ExitStack()),  # ends with this process
     )
