@@ -17,7 +17,7 @@ from cli_support import environment
 import flowllm
 from flowllm import FlowLLM, PredictionConfig, UserError, predict
 from flowllm.crystals.symmetry import symmetry_of
-from flowllm.prediction.run import PredictionRun
+from flowllm.prediction.outputs import PredictionRun
 from run_jobs import contents, wait_until
 from support import run_command, same_bits
 
