@@ -184,9 +184,9 @@ class Options:
                 try:
                     value = spec.parse(value)
                 except TypeError:
-                    kind = type(value).__name__
+                    given = type(value).__name__
                     raise OptionError(
-                        name, f"is {value!r}, of the type {kind}; give another one"
+                        name, f"is {value!r}, of the type {given}; give another one"
                     ) from None
                 object.__setattr__(self, name, value)
             kind = kinds[name]
