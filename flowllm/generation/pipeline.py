@@ -277,7 +277,7 @@ class FlowLLM:
             if sample.structure is None and sample.attempts < most
         ]:
             turn += 1
-            logger.info("%d of %d crystals are drawn again", len(places), len(samples))
+            logger.info("drawn again: %d of %d crystals", len(places), len(samples))
             failed = [samples[place] for place in places]
             drawn = self._draw_batch(
                 config,

@@ -40,8 +40,8 @@ class Sample:
             starts from it scaled to another volume, unless `SamplingConfig.volume` is `prior`.
         structure: the final crystal (refined, unless refining was switched off), or None.
         attempts: texts drawn from the prior.
-        rejects: number of texts that were drawn again, by reason: rejected ones, and those whose
-            crystal refining destroyed, such as `refiner: close_atoms`.
+        rejects: number of rejected texts by reason, and of those that were drawn again because
+            refining destroyed their crystals, such as `refiner: close_atoms`.
         failure: reason why `structure` is None, else None.
         template: id of the crystal whose elements were replaced (`SamplingConfig.like`), or None.
         crystal: space group and orbits of `prior_structure` as the text states them; None if it
