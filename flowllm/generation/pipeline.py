@@ -270,13 +270,14 @@ class FlowLLM:
             return self._analogue_batch(config, analogues, indices, progress)
         samples = self._draw_batch(config, known, indices, progress, rescale)
         most = config.max_attempts if config.temperature > 0 else 0  # the same text again at 0
-        turn = 0
-        while places := [
-            place
-            for place, sample in enumerate(samples)
-            if sample.structure is None and sample.attempts < most
-        ]:
-            turn += 1
+        for turn in range(1, most):
+            places = [
+                place
+                for place, sample in enumerate(samples)
+                if sample.structure is None and sample.attempts < most
+            ]
+            if not places:
+                break
             logger.info("drawn again: %d of %d crystals", len(places), len(samples))
             failed = [samples[place] for place in places]
             drawn = self._draw_batch(

@@ -193,7 +193,7 @@ def test_the_prior_writes_no_element_that_the_refiner_does_not_know(
 
     def propose(_: object, requests: list[Any], **options: Any) -> list[Proposal]:
         seen.update(options)
-        return [Proposal(prompt="", rejects=Counter(none=1)) for _ in requests]
+        return [Proposal(prompt="", attempts=10, rejects=Counter(none=10)) for _ in requests]
 
     monkeypatch.setattr(pipeline, "propose", propose)
     known = KnownFormulas()
