@@ -66,7 +66,7 @@ KINDS = [(executor, victim) for victim in ("command", "worker") for executor in 
 ATTEMPTS = 4  # of the command, after a kill
 MARK = "FLOWLLM_KILLS"  # in the environment of a run: its folder
 GRACE = 60  # seconds until every process must have ended
-PATIENCE = 20  # times the time of a run without a kill; then it hangs
+PATIENCE = 4  # times the time of a run without a kill; then it hangs
 
 
 @dataclass(frozen=True)
@@ -269,10 +269,11 @@ def tried(
             else ""
         )  # fmt: skip
     finally:
+        rest = left | started_by(folder)
         for process in started:
             process.kill()
             process.wait()
-        for child in left | started_by(folder):
+        for child in rest:
             with contextlib.suppress(psutil.Error):
                 child.kill()
     if not problem:
