@@ -270,7 +270,7 @@ class FlowLLM:
         drawing: dict[str, Any] = {
             **config.drawing,
             "exclude_elements": excluded,
-            "slots": -(-len(indices) // 2),  # a finished text makes room for the other half
+            "slots": len(indices),
         }
         last = "choose" if config.best_of > 1 else "refine" if config.refine else "propose"
         proposals = propose(
