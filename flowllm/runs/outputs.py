@@ -108,10 +108,10 @@ class RunCrystals(Sequence[Crystal]):
         found = itertools.chain.from_iterable(map(self._of_shard, batches))
         return itertools.islice(found, place - before, None)
 
-    def _of_shard(self, batch: Batch) -> list[Crystal]:
+    def _of_shard(self, batch: Batch) -> Iterator[Crystal]:
         records = map(CrystalRecord.from_json, self._folder.read_shard(batch))
         made = (crystal_of(record, self._properties) for record in records)
-        return [crystal for crystal in made if crystal is not None]
+        return (crystal for crystal in made if crystal is not None)
 
 
 @dataclass(frozen=True)
