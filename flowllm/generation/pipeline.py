@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from flowllm.prediction.config import PredictionConfig
     from flowllm.prediction.prediction import Energies, Prediction
 
+_MOST_SLOTS = 128  # texts written at a time; more take memory and save no time
+
 
 class FlowLLM:
     """A text prior and a refiner (Sriram et al. 2024, arXiv 2410.23405).
@@ -270,7 +272,7 @@ class FlowLLM:
         drawing: dict[str, Any] = {
             **config.drawing,
             "exclude_elements": excluded,
-            "slots": len(indices),
+            "slots": min(len(indices), _MOST_SLOTS),
         }
         last = "choose" if config.best_of > 1 else "refine" if config.refine else "propose"
         proposals = propose(

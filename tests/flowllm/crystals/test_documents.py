@@ -242,7 +242,7 @@ def test_a_structure_dict_is_that_of_pymatgen():
         Lattice.from_parameters(3, 4, 5, 80, 85, 95),
         [{"Na+": 0.5, "K+": 0.25}, "Cl-", "D"],
         [[0.1, 0.2, 0.3], [0.5, -0.5, 1.5], [0.7, 0.7, 0.7]],
-        charge=1,
+        charge=-0.25,
         site_properties={"magmom": [1.0, None, 2.0]},
         properties={"source": "test"},
         labels=["A", "B", "C"],
