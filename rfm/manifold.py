@@ -1,7 +1,7 @@
 """The flat torus of fractional coordinates, as a geoopt manifold.
 
-The package itself computes with `rfm.torus`; importing geoopt takes half a second. This class is for
-geoopt's optimisers, and is our own because geoopt 0.5 has no flat torus.
+The package itself computes with `rfm.torus`, as importing geoopt takes half a second. This class is
+for geoopt's optimisers, and is our own because geoopt 0.5 has no flat torus.
 """
 
 from __future__ import annotations
