@@ -119,7 +119,12 @@ class TaskMix:
         unconditional: share of generation without a condition.
         formula: share of generation with the formula alone.
         composition: share of generation with formula and number of atoms, which fix every atom.
-            The rest of generation takes a random subset of the known conditions.
+        one_property: share of generation with one condition of space group, energy above the hull,
+            formation energy and band gap, drawn among those that are known of the crystal; without
+            a condition if none is. The rest of generation takes a random subset of all known
+            conditions.
+        near_hull: eV/atom. A crystal further above the hull is only generated with its energy in
+            the prompt, so that prompts without it ask for crystals near the hull. None: no limit.
         translated: in the layout `sites`, share of the generated crystals that are shifted by a
             uniform random vector. The others keep the coordinates of the data, where most atoms of
             symmetric crystals are on multiples of 1/2, 1/3 and 1/4, which are easier to learn.
@@ -135,17 +140,24 @@ class TaskMix:
     unconditional: float = 0.25
     formula: float = 0.25
     composition: float = 0.25
+    one_property: float = 0.0
+    near_hull: float | None = None
     translated: float = 1.0
     augmented: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.infill, self.unconditional, self.formula, self.composition)
+        shares = (
+            *(self.infill, self.unconditional, self.formula, self.composition),
+            self.one_property,
+        )
         fit = self.infill <= 1 and sum(shares[1:]) <= 1 + 1e-9
         if not (fit and all(share >= 0 for share in shares)):  # False for NaN too
             raise PriorError(
                 f"task mix {shares}: shares are at least 0, infill at most 1, and unconditional, "
-                "formula and composition together at most 1"
+                "formula, composition and one_property together at most 1"
             )
+        if self.near_hull is not None and not self.near_hull >= 0:
+            raise PriorError(f"task mix: near_hull is {self.near_hull}; give 0 eV/atom or more")
         for name in ("translated", "augmented"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PriorError(f"task mix: {name} is {getattr(self, name)}; it is from 0 to 1")
@@ -153,7 +165,7 @@ class TaskMix:
     @property
     def has_unconditional(self) -> bool:
         """True if prompts without a condition are drawn; a random subset may be the empty one."""
-        rest = 1 - self.unconditional - self.formula - self.composition
+        rest = 1 - self.unconditional - self.formula - self.composition - self.one_property
         return self.infill < 1 and (self.unconditional > 0 or rest > 1e-9)
 
 

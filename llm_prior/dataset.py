@@ -81,14 +81,20 @@ def _draw_conditions(
     if rng.random() < mix.infill:
         return None
     kind = rng.random()
-    if kind < mix.unconditional:
+    limits = np.cumsum([mix.unconditional, mix.formula, mix.composition, mix.one_property])
+    if kind < limits[0]:
         names: list[str] = []
-    elif kind < mix.unconditional + mix.formula:
+    elif kind < limits[1]:
         names = ["formula"]
-    elif kind < mix.unconditional + mix.formula + mix.composition:
+    elif kind < limits[2]:
         names = ["formula", "num_atoms"]
+    elif kind < limits[3]:
+        names = [name for name in known if BY_NAME[name].derive is None]
+        names = [str(rng.choice(names))] if names else []
     else:
         names = [name for name in known if rng.random() < 0.5]
+    if mix.near_hull is not None and known.get("e_above_hull", 0) > mix.near_hull:
+        names = [name for name in known if name in names or name == "e_above_hull"]
     return {name: known[name] for name in names}
 
 

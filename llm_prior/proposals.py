@@ -53,7 +53,7 @@ class Proposal:
         structure: the crystal, or None if no attempt was accepted.
         crystal: its space group, orbits and free parameters, if the layout of the text has them;
             `crystal.site_orbits()` gives the orbit of each site of `structure`.
-        attempts: number of answers drawn.
+        attempts: number of answers drawn by the call.
         rejects: number of rejected answers by reason: a `RejectReason` or `WyckoffReject`,
             `other_NAME` for a crystal that misses the condition NAME, `near_atoms` (`wyckoff`, in a
             cell that is too crowded), `excluded_element`, or a reason from `refuse`.
@@ -81,6 +81,7 @@ def propose(
     refuse: Callable[[Structure], str | None] | None = None,
     slots: int = DEFAULT_SLOTS,
     indices: Sequence[int] | None = None,
+    first_attempts: Sequence[int] | None = None,
     on_finished: Callable[[int], None] | None = None,
 ) -> list[Proposal]:
     """Draw one crystal for each request.
@@ -106,6 +107,9 @@ def propose(
         slots: texts that are written at the same time; bounds the memory.
         indices: number of each request in the whole run, 0 or more; None is 0 to n - 1. The draws
             of request k are a function of (seed, indices[k], attempt), so batches do not matter.
+        first_attempts: number of the first attempt of each request, 0 or more; None is 0. Attempts
+            before it belong to earlier calls, whose crystals were of no use in the end, and count
+            among `max_attempts`.
         on_finished: is called with 1 whenever a request is accepted or given up.
 
     Returns:
@@ -131,6 +135,16 @@ def propose(
         raise PriorError(f"index {min(indices)} is negative; give indices of 0 or more")
     if slots < 1:
         raise PriorError(f"slots {slots} must be at least 1")
+    firsts = [0] * len(requests) if first_attempts is None else first_attempts
+    if len(firsts) != len(requests):
+        raise PriorError(
+            f"{len(firsts)} first attempts for {len(requests)} requests; give one for each"
+        )
+    for first in firsts:
+        if not 0 <= first < max_attempts:
+            raise PriorError(
+                f"first attempt {first} is not in 0 to {max_attempts - 1}; raise max_attempts"
+            )
     excluded = frozenset(exclude_elements)
     kinds: dict[str, _Kind] = {}
     requested = []
@@ -152,7 +166,8 @@ def propose(
 
     cursors: dict[int, TextCursor | None] = {}  # of the text that is being written
 
-    def question(place: int, attempt: int) -> Question:
+    def question(place: int) -> Question:
+        attempt = firsts[place] + proposals[place].attempts
         sequence = np.random.SeedSequence(seed, spawn_key=(indices[place], attempt))
         asked = requested[place].question(place, np.random.default_rng(sequence))
         cursors[place] = asked.cursor
@@ -160,7 +175,7 @@ def propose(
 
     # Long texts first: the last ones to be finished have few companions.
     order = sorted(range(len(requested)), key=lambda place: -requested[place].room)
-    queue = deque(question(place, 0) for place in order)
+    queue = deque(question(place) for place in order)
     for place, text, complete in generate_texts(
         prior, queue, slots=slots, temperature=temperature, top_p=top_p, guidance=guidance
     ):
@@ -174,8 +189,8 @@ def propose(
         if reason is not None:
             proposal.rejects[reason] += 1
             # At temperature 0 the answer would be the same.
-            if proposal.attempts < max_attempts and temperature > 0:
-                queue.append(question(place, proposal.attempts))
+            if firsts[place] + proposal.attempts < max_attempts and temperature > 0:
+                queue.append(question(place))
                 continue
         if on_finished is not None:
             on_finished(1)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rfm.likelihood import LogLikelihood, flow_log_likelihood
     from rfm.model import Refiner
     from rfm.network import VelocityNetwork
-    from rfm.refining import Refinement, Trajectory, find_symmetries, refine
+    from rfm.refining import Refinement, Trajectory, find_symmetries, matrix_precision, refine
     from rfm.symmetry import Operations, Symmetry, find_symmetry
     from rfm.validation import PATH_LOSSES, path_losses
 
@@ -68,6 +68,7 @@ __all__ = [
     "find_symmetry",
     "flow_log_likelihood",
     "integrate",
+    "matrix_precision",
     "path_losses",
     "refine",
 ]
@@ -84,7 +85,10 @@ _NAMES = {
     "likelihood": ("LogLikelihood", "flow_log_likelihood"),
     "model": ("Refiner",),
     "network": ("VelocityNetwork",),
-    "refining": ("Refinement", "Trajectory", "find_symmetries", "refine"),
+    "refining": (
+        *("Refinement", "Trajectory"),
+        *("find_symmetries", "matrix_precision", "refine"),
+    ),
     "symmetry": ("Operations", "Symmetry", "find_symmetry"),
     "validation": ("PATH_LOSSES", "path_losses"),
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Make the models of a bundled pair from crystals: train the prior, on all crystals and then on MP-20
-# alone; sample pairs; train the refiner and choose its slope by validation; export both in bfloat16;
-# measure them and write the model cards. The script has been run as a whole with trainings of some
+# Make the models of a bundled pair from crystals: compute the energies of crystals that have none;
+# train the prior, on all crystals and then on those near the hull; sample pairs; train the refiner
+# and choose its slope by validation; export both in bfloat16; measure them and write the model cards. The script has been run as a whole with trainings of some
 # steps only: the bundled pairs come from a series of shorter trainings, listed in their cards.
 #
 #   tools/release.sh                  # hours on two cores; after a kill the same command continues
@@ -11,7 +11,8 @@
 # Every stage has its own folder in $RUNS; finished stages are skipped, unfinished ones continue.
 # Settings, as environment variables:
 #   PAIR      wyckoff or sites: sets the recipes and where the models go
-#   DATA      folder with train.parquet and val.parquet of MP-20 in mp20/, train.parquet in mp_extra/
+#   DATA      folder with train.parquet, val.parquet and hull_entries.parquet of MP-20 in mp20/,
+#             train.parquet in mp_extra/, and the energies of the elements in mp_reference/
 #   RUNS      folder for the runs
 #   BUNDLE    folder for the two model folders
 #   DEVICE    cpu, cuda or auto
@@ -20,7 +21,7 @@
 #   WORKERS   processes
 #   LIMIT     arguments of `flowllm pair`, such as "--limit 64"
 #   PRIOR, LAST, REFINER   overrides of the recipes, such as "training.epochs=1"; LAST is for the last
-#             training of the prior, on MP-20 alone
+#             training of the prior, on crystals near the hull (sites: on MP-20 alone)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,7 +30,7 @@ PAIR=${PAIR:-wyckoff}
 case $PAIR in
     wyckoff)
         PRIOR_RECIPE=llm/wyckoff REFINER_RECIPE=rfm/wyckoff
-        LAST=${LAST:-tasks.augmented=0 training.epochs=5 training.learning_rate=8e-4 training.warmup_steps=50}
+        LAST=${LAST:-tasks.augmented=0.1 tasks.near_hull=null training.epochs=3 training.learning_rate=7e-4 training.warmup_steps=50}
         ;;
     sites)
         PRIOR_RECIPE=llm/release REFINER_RECIPE=rfm/release
@@ -59,12 +60,27 @@ run() {
     [[ -n ${DRY:-} ]] || "$@"
 }
 
+# The crystals besides MP-20. For the layout wyckoff they get energies above the hull, so that the
+# prior can tell stable from unstable ones; those near the hull go into its last training as well.
+EXTRA=("$DATA/mp_extra/train.parquet")
+NEAR=()
+if [[ $PAIR == wyckoff ]]; then
+    EXTRA=("$RUNS/mp_extra.parquet")
+    NEAR=(--data "$RUNS/mp_extra_near_hull.parquet")
+    [[ -e ${EXTRA[0]} ]] ||
+        run python tools/hull_energies.py "$DATA/mp_extra/train.parquet" \
+            --hull "$DATA/mp20/hull_entries.parquet" \
+            --references "$DATA/mp_reference/mp_elemental_ref_energies_per_atom.json" \
+            --check "$DATA/mp20/train.parquet" \
+            --out "${EXTRA[0]}" --near-hull "$RUNS/mp_extra_near_hull.parquet"
+fi
+
 # --resume continues a training, and starts it if there is no checkpoint yet.
 run flowllm train-llm --config "$PRIOR_RECIPE" --data "$DATA/mp20/train.parquet" \
-    --data "$DATA/mp_extra/train.parquet" --validation "$DATA/mp20/val.parquet" --skip-invalid \
+    --data "${EXTRA[0]}" --validation "$DATA/mp20/val.parquet" --skip-invalid \
     --out "$RUNS/prior-of-all" --device "$DEVICE" --resume "${PRIOR[@]}"
 
-run flowllm train-llm --config "$PRIOR_RECIPE" --data "$DATA/mp20/train.parquet" \
+run flowllm train-llm --config "$PRIOR_RECIPE" --data "$DATA/mp20/train.parquet" "${NEAR[@]}" \
     --validation "$DATA/mp20/val.parquet" --skip-invalid --out "$RUNS/prior" --device "$DEVICE" \
     --resume model.architecture=null "model.name=$RUNS/prior-of-all/model" "${LAST[@]}"
 

@@ -26,8 +26,8 @@ from flowllm.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from flowllm.prediction.outputs import PredictionRun
     from flowllm.prediction.prediction import FormulaOutcome
-    from flowllm.prediction.run import PredictionRun
 
 _SHOWN = 20  # formulas
 

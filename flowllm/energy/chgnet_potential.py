@@ -81,6 +81,30 @@ class CHGNetPotential(BatchCalculator):
             for i, energy in enumerate(energies.tolist())
         ]
 
+    def energies_per_atom(self, batch: Sequence[Atoms]) -> list[float]:
+        """Return the energy of each crystal, eV/atom, without forces and stresses.
+
+        Args:
+            batch: periodic crystals.
+
+        Raises:
+            ValueError: if an atom has no neighbour within 6 Angstrom.
+        """
+        model = self.model
+        converter = model.graph_converter
+        cutoffs = converter.atom_graph_cutoff, converter.bond_graph_cutoff
+        graphs = [crystal_graph(atoms, *cutoffs).to(self.device) for atoms in batch]
+        with torch.no_grad():
+            joined = BatchedGraph.from_graphs(
+                graphs,
+                bond_basis_expansion=model.bond_basis_expansion,
+                angle_basis_expansion=model.angle_basis_expansion,
+                compute_stress=False,
+            )
+            per_atom = model._compute(joined)["e"] + model.composition_model(graphs)
+        energies: list[float] = per_atom.double().tolist()
+        return energies
+
 
 def crystal_graph(atoms: Atoms, atom_cutoff: float, bond_cutoff: float) -> CrystalGraph:
     """Return the graph that CHGNet takes: the one of its converter, up to the order of the bonds.

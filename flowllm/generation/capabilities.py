@@ -48,8 +48,8 @@ def check_request(config: SamplingConfig, fmt: TextFormat, info: Mapping[str, An
         if not _prompted(config, fmt):
             raise UserError(
                 f"guidance {config.guidance:g} weighs the conditions of the prompt, which has no "
-                f"ranges and sets ({', '.join(conditions)}); give single values, or leave guidance "
-                "out"
+                f"ranges and sets ({', '.join(config.given_conditions)}); give single values, or "
+                "leave guidance out"
             )
 
 

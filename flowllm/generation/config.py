@@ -380,6 +380,17 @@ class SamplingConfig(DrawingConfig, RefinementConfig):
         return POTENTIAL if self.potential is None else self.potential
 
     @property
+    def given_conditions(self) -> list[str]:
+        """The names of the options that gave the conditions."""
+        names = list(self.conditions)
+        if self.crystal_system is not None:
+            names[names.index("spacegroup")] = "crystal_system"
+        if self.composition is not None:
+            names.remove("num_atoms")
+            names[names.index("formula")] = "composition"
+        return names
+
+    @property
     def prompt_conditions(self) -> set[str]:
         """The names of the conditions in the prompts; ranges and sets are not among them."""
         return {

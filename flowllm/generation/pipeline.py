@@ -6,6 +6,7 @@ Structures come out of this module as they go in: pymatgen `Structure` or ASE `A
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from flowllm.generation.selection import (
 from flowllm.hub.card import CARD_FILE
 from flowllm.hub.locate import PRIOR, REFINER, resolve_pair
 from flowllm.hub.publication import check_repo_id, model_card, push_to_hub
-from flowllm.runs.sharded import no_progress
+from flowllm.runs.sharded import batch_seed, no_progress
 from flowllm.system.device import pick_device
 from flowllm.system.files import publish
 from flowllm.system.options import OptionSpec, check_count, from_arguments
@@ -48,6 +49,8 @@ from rfm import refine as refine_structures
 if TYPE_CHECKING:
     from flowllm.prediction.config import PredictionConfig
     from flowllm.prediction.prediction import Energies, Prediction
+
+logger = logging.getLogger(__name__)
 
 _MOST_SLOTS = 128  # texts written at a time; more take memory and save no time
 
@@ -246,8 +249,11 @@ class FlowLLM:
     ) -> list[Sample]:
         """Return the samples of these indices, after `prepare`.
 
-        Every random number is a function of (`config.seed`, index of the sample), so the batches
-        change the samples by the rounding of floating-point sums at most.
+        A crystal that refining destroys is drawn again, text and all, as a rejected text is: while
+        it has had fewer than `config.max_attempts` texts, and not at temperature 0.
+
+        Every random number is a function of (`config.seed`, index of the sample, attempt), so the
+        batches change the samples by the rounding of floating-point sums at most.
 
         Args:
             config: the request.
@@ -264,7 +270,47 @@ class FlowLLM:
         """
         if analogues is not None:
             return self._analogue_batch(config, analogues, indices, progress)
+        samples = self._draw_batch(config, known, indices, progress, rescale)
+        most = config.max_attempts if config.temperature > 0 else 0  # the same text again at 0
+        for turn in range(1, most):
+            places = [
+                place
+                for place, sample in enumerate(samples)
+                if sample.structure is None and sample.attempts < most
+            ]
+            if not places:
+                break
+            logger.info("drawn again: %d of %d crystals", len(places), len(samples))
+            failed = [samples[place] for place in places]
+            drawn = self._draw_batch(
+                config,
+                known,
+                [indices[place] for place in places],
+                no_progress,
+                rescale,
+                turn=turn,
+                first_attempts=[sample.attempts for sample in failed],
+            )
+            for place, before, sample in zip(places, failed, drawn, strict=True):
+                sample.add_failed(before)
+                samples[place] = sample
+        return samples
+
+    def _draw_batch(
+        self,
+        config: SamplingConfig,
+        known: KnownFormulas,
+        indices: Sequence[int],
+        progress: Callable[[int], None],
+        rescale: Callable[..., Structure],
+        *,
+        turn: int = 0,
+        first_attempts: Sequence[int] | None = None,
+    ) -> list[Sample]:
+        """Draw, refine and choose the samples of these indices for the first or a later turn."""
         assert self.prior is not None  # see `check_models`
+        if first_attempts is None:
+            first_attempts = [0] * len(indices)
         excluded = list(config.exclude_elements)
         if config.refine:  # the prior writes only elements that the refiner knows
             assert self.refiner is not None
@@ -280,6 +326,7 @@ class FlowLLM:
             [config.conditions] * len(indices),
             seed=config.seed,
             indices=indices,
+            first_attempts=first_attempts,
             refuse=known.refuse,
             on_finished=progress if last == "propose" else None,
             **drawing,
@@ -291,6 +338,7 @@ class FlowLLM:
             config.best_of,
             seed=config.seed,
             indices=indices,
+            first_attempts=first_attempts,
             **drawing,
         )
         candidates = [
@@ -310,6 +358,7 @@ class FlowLLM:
                 config,
                 progress if last == "refine" else no_progress,
                 rescale if self._rescales(config) else None,
+                turn=turn,
             )
         if config.best_of > 1:
             candidates = choose(candidates, self._rank(flat(candidates), config))
@@ -371,8 +420,10 @@ class FlowLLM:
         config: SamplingConfig,
         progress: Callable[[int], None],
         rescale: Callable[..., Structure] | None = None,
+        *,
+        turn: int = 0,
     ) -> None:
-        """Refine samples in place, rescaled before."""
+        """Refine samples in place, rescaled before; later turns have other noise."""
         assert self.refiner is not None
         structures, places = [], []
         for place, sample in enumerate(samples):
@@ -395,7 +446,7 @@ class FlowLLM:
         results = refine_structures(
             self.refiner,
             structures,
-            seed=config.seed,
+            seed=batch_seed(config.seed, turn) if turn else config.seed,
             indices=[numbers[place] for place in places],
             integration=self.refiner.config.integration.but(**config.integration),
             trajectory=config.trajectory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,8 @@ class Sample:
             starts from it scaled to another volume, unless `SamplingConfig.volume` is `prior`.
         structure: the final crystal (refined, unless refining was switched off), or None.
         attempts: texts drawn from the prior.
-        rejects: number of rejected texts by reason.
+        rejects: number of rejected texts by reason, and of those that were drawn again because
+            refining destroyed their crystals, such as `refiner: close_atoms`.
         failure: reason why `structure` is None, else None.
         template: id of the crystal whose elements were replaced (`SamplingConfig.like`), or None.
         crystal: space group and orbits of `prior_structure` as the text states them; None if it
@@ -117,6 +119,19 @@ class Sample:
         self.refinement = refinement
         self.structure = refinement.structure
         self.failure = f"refiner: {refinement.failure}" if refinement.failure else None
+
+    def add_failed(self, before: Sample) -> None:
+        """Count the texts of a failed sample that this one replaces.
+
+        Args:
+            before: the failed sample.
+        """
+        assert before.failure is not None
+        reasons = Counter(before.rejects)
+        # All texts that were not rejected gave crystals, which are lost.
+        reasons[before.failure.removeprefix("prior: ")] += before.attempts - reasons.total()
+        self.attempts += before.attempts
+        self.rejects = dict(reasons + Counter(self.rejects))
 
     def to_record(self) -> CrystalRecord:
         """Return the record of this sample for the shards of a run."""

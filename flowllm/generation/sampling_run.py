@@ -15,6 +15,7 @@ from flowllm.errors import UserError
 from flowllm.generation.capabilities import check_request
 from flowllm.generation.config import SMALL_BATCH, RefinementConfig, SamplingConfig
 from flowllm.generation.engines import Engine, check_engine, load_prior
+from flowllm.generation.precision import check_precision, check_resumed, refiner_precision
 from flowllm.hub.locate import (
     BUNDLED_PRIOR,
     BUNDLED_REFINER,
@@ -131,6 +132,8 @@ def run_sampling(
         load_models, prior_folder, refiner_folder, where, potential, engine=config.engine
     )
     model = load(check=True)
+    precision = refiner_precision(model.refiner)
+    check_resumed(out, precision)
     models: dict[str, Any] = {"prior": None, "refiner": None}
     parameters = {"prior": 0}
     if prior_folder is not None:
@@ -148,6 +151,7 @@ def run_sampling(
     manifest = {
         "command": "sample",
         "device": where,  # another one draws other numbers
+        "precision": precision,
         **models,
         "niggli_tolerance": NIGGLI_TOLERANCE,
         **config.identity(),
@@ -163,7 +167,7 @@ def run_sampling(
         total=n,
         batch_size=config.batch_size_for(n, parameters["prior"]),
         work=functools.partial(_sample_batch, config, known, analogues),
-        setup=load,
+        setup=functools.partial(load, precision=precision),
         loaded=model,
         info={**versions(), "parameters": parameters},
         workers=workers,
@@ -255,6 +259,8 @@ def run_refinement(
     load = functools.partial(load_models, None, refiner_folder, where)
     model = load()
     assert model.refiner is not None
+    precision = refiner_precision(model.refiner)
+    check_resumed(out, precision)
     found = identity(refiner_folder)
     parameters = {"refiner": announce("refiner", refiner_folder, found, model.refiner)}
     if not model.refiner.config.base.from_crystals:
@@ -271,6 +277,7 @@ def run_refinement(
     manifest = {
         "command": "refine",
         "device": where,
+        "precision": precision,
         "input": input_hash(file),
         "limit": limit,
         "refiner": found,
@@ -285,7 +292,7 @@ def run_refinement(
         total=len(crystals),
         batch_size=SMALL_BATCH if config.score else default_batch_size(len(crystals)),
         work=functools.partial(_refine_batch, list(crystals), config),
-        setup=load,
+        setup=functools.partial(load, precision=precision),
         loaded=model,
         info={**versions(), "parameters": parameters},
         workers=workers,
@@ -306,6 +313,7 @@ def load_models(
     *,
     engine: Engine = "plain",
     check: bool = False,
+    precision: str | None = None,
 ) -> FlowLLM:
     """Load the models of a run from their folders, and the potential that ranks.
 
@@ -316,12 +324,13 @@ def load_models(
         potential: name of the potential, or None.
         engine: what writes the texts of the prior.
         check: test the potential.
+        precision: of the run, see `refiner_precision`; None: any.
 
     Returns:
         The models together.
 
     Raises:
-        UserError: if the potential is bad.
+        UserError: if the potential is bad, or this machine refines in another precision.
         PriorError: if the prior is bad.
         RefinerError: if the refiner is bad.
     """
@@ -329,9 +338,11 @@ def load_models(
     from flowllm.generation.selection import RankingPotential
     from rfm import Refiner
 
+    loaded = None if refiner is None else Refiner.from_pretrained(refiner, device=device)
+    check_precision(refiner_precision(loaded), precision, "the run")
     return FlowLLM(
         None if prior is None else load_prior(prior, device, engine),
-        None if refiner is None else Refiner.from_pretrained(refiner, device=device),
+        loaded,
         None if potential is None else RankingPotential.load(potential, check=check),
     )
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CANDIDATES = 0  # spawn key of the seed of all candidates but the first
+_CANDIDATES = 0  # spawn key of the seed of all candidates but the first; 1, 2, ... see `pipeline`
 
 
 def add_candidates(
@@ -56,6 +56,7 @@ def add_candidates(
     *,
     seed: int,
     indices: Sequence[int],
+    first_attempts: Sequence[int],
     **options: Any,
 ) -> list[list[Proposal]]:
     """Return each proposal with `best_of` - 1 further ones of its composition.
@@ -69,6 +70,7 @@ def add_candidates(
         best_of: candidates of each crystal, the proposal included.
         seed: seed of the run.
         indices: position of each proposal in the run.
+        first_attempts: of each proposal; see `llm_prior.propose`.
         **options: further arguments of `llm_prior.propose`.
 
     Returns:
@@ -78,13 +80,22 @@ def add_candidates(
         return [[proposal] for proposal in proposals]
     requests: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for index, proposal in zip(indices, proposals, strict=True):
+    firsts: list[int] = []
+    for index, first, proposal in zip(indices, first_attempts, proposals, strict=True):
         if proposal.structure is not None:
             composition = composition_conditions(proposal.structure.formula)
             requests += [{**conditions, **composition}] * (best_of - 1)
             numbers += range(index * (best_of - 1), (index + 1) * (best_of - 1))
+            firsts += [first] * (best_of - 1)
     more = iter(
-        propose(prior, requests, seed=batch_seed(seed, _CANDIDATES), indices=numbers, **options)
+        propose(
+            prior,
+            requests,
+            seed=batch_seed(seed, _CANDIDATES),
+            indices=numbers,
+            first_attempts=firsts,
+            **options,
+        )
     )
     return [
         [proposal, *(itertools.islice(more, best_of - 1) if proposal.structure is not None else ())]

@@ -4,5 +4,6 @@
 - `candidates`: structures from templates and from the prior; `minima`: their relaxation; `scores`:
   energy and likelihood as one score;
 - `prediction`: the ranked structures of a formula; `names`: names of prototypes;
-- `run`: many formulas as a run folder; `summary` and `report`: what it shows.
+- `run`: many formulas as a run folder; `outputs`: the files that it ends with; `summary` and
+  `report`: what it shows.
 """

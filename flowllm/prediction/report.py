@@ -22,7 +22,7 @@ from flowllm.prediction.prediction import FormulaOutcome, Prediction
 from flowllm.prediction.summary import NAMES, heads, table_rows
 
 if TYPE_CHECKING:
-    from flowllm.prediction.run import PredictionRun
+    from flowllm.prediction.outputs import PredictionRun
 
 _SHOWN = 30  # formulas; a page of more is slow
 _CARDS = 6  # structures of a formula

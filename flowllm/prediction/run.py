@@ -8,20 +8,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowllm.errors import FlowLLMError, UserError, one_line
+from flowllm.generation.precision import check_resumed, refiner_precision
+from flowllm.generation.sampling_run import load_models
 from flowllm.hub.locate import BUNDLED_PRIOR, announce, identity, resolve, resolve_pair
 from flowllm.prediction.config import MATERIALS_PROJECT, PredictionConfig
+from flowllm.prediction.outputs import PredictionRun, publish_predictions, record_of
 from flowllm.runs.cif_form import CifForm, check_cif_form
 from flowllm.runs.identity import check_folder
 from flowllm.runs.parts import check_placement
-from flowllm.runs.sharded import MANIFEST, Batch, Progress, RunFolder, run_job
+from flowllm.runs.sharded import MANIFEST, Batch, Progress, run_job
 from flowllm.system.device import check_device, pick_device
 from flowllm.system.files import sha256_file
 from flowllm.system.isolation import SetupFailed
@@ -32,30 +33,8 @@ from flowllm.system.versions import versions
 if TYPE_CHECKING:
     from flowllm.evaluation.energies import EnergyModel
     from flowllm.generation.pipeline import FlowLLM
-    from flowllm.prediction.prediction import Energies, FormulaOutcome
+    from flowllm.prediction.prediction import Energies
     from flowllm.templates.library import TemplateLibrary
-
-logger = logging.getLogger(__name__)
-
-TABLE = "predictions"  # NAME.parquet and NAME.extxyz
-REPORT = "report.html"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictionRun:
-    """A finished run.
-
-    Attributes:
-        folder: the run folder.
-        outcomes: what was found for each formula, in order.
-        has_potential: whether there was a potential.
-        has_hull: whether there was a hull.
-    """
-
-    folder: Path
-    outcomes: list[FormulaOutcome]
-    has_potential: bool
-    has_hull: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +128,10 @@ def predict(
     energy = load_energies(config, *hull_data)
     model = None
     if prior_folder is not None:
-        model = _load_model(prior_folder, refiner_folder, where)
+        model = load_models(prior_folder, refiner_folder, where)
     check_sources(model, config)
     models = _identities(model, prior_folder, refiner_folder)
+    check_resumed(out, models["precision"])
     without_hull = None
     if energy is not None:
         without_hull = dataclasses.replace(energy, hull=None, references=None)
@@ -171,7 +151,10 @@ def predict(
         "cif": cif,
     }
     context = functools.partial(
-        _load, prior_folder, refiner_folder, where, library_file, without_hull
+        _load,
+        *(prior_folder, refiner_folder, where, models["precision"]),
+        library_file,
+        without_hull,
     )
     with contextlib.ExitStack() as stack:
         energies = _isolated(without_hull, stack)
@@ -191,7 +174,7 @@ def predict(
             progress=progress,
             description="predicting",
         )
-    return _publish(folder, energy, cif)
+    return publish_predictions(folder, energy, cif)
 
 
 def check_use(config: PredictionConfig, *, prior: object, refiner: object) -> None:
@@ -256,7 +239,7 @@ def _file_identity(path: Path | None) -> dict[str, str] | None:
 
 
 def _identities(model: FlowLLM | None, prior: Path | None, refiner: Path | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"prior": None, "refiner": None}
+    found: dict[str, Any] = {"prior": None, "refiner": None, "precision": None}
     if model is not None and prior is not None:
         assert model.prior is not None
         found["prior"] = identity(prior)
@@ -265,26 +248,22 @@ def _identities(model: FlowLLM | None, prior: Path | None, refiner: Path | None)
         assert model.refiner is not None
         found["refiner"] = identity(refiner)
         announce("refiner", refiner, found["refiner"], model.refiner)
+        found["precision"] = refiner_precision(model.refiner)
     return found
-
-
-def _load_model(prior: Path, refiner: Path | None, device: str) -> FlowLLM:
-    from flowllm.generation.sampling_run import load_models
-
-    return load_models(prior, refiner, device)
 
 
 def _load(
     prior: Path | None,
     refiner: Path | None,
     device: str,
+    precision: str | None,
     library: Path,
     energy: EnergyModel | None,
 ) -> _Models:
     from flowllm.prediction.resources import read_library
 
     return _Models(
-        model=None if prior is None else _load_model(prior, refiner, device),
+        model=None if prior is None else load_models(prior, refiner, device, precision=precision),
         library=read_library(library),
         energies=_isolated(energy, contextlib.ExitStack()),  # ends with this process
     )
@@ -322,100 +301,6 @@ def _predict_batch(
             raise
         except FlowLLMError as error:
             outcome = FormulaOutcome(formula=formula, predictions=[], problem=one_line(error))
-        records.append(
-            {
-                "formula": formula,
-                "problem": outcome.problem,
-                "warning": outcome.warning,
-                "num_candidates": outcome.num_candidates,
-                "failures": dict(outcome.failures),
-                "predictions": [p.to_record().to_json() for p in outcome.predictions],
-            }
-        )
+        records.append(record_of(outcome))
         progress(1)
     return records
-
-
-def _outcome(record: Mapping[str, Any]) -> FormulaOutcome:
-    from flowllm.prediction.prediction import FormulaOutcome, Prediction
-    from flowllm.runs.records import CrystalRecord
-
-    return FormulaOutcome(
-        formula=record["formula"],
-        predictions=[
-            Prediction.from_record(CrystalRecord.from_json(one)) for one in record["predictions"]
-        ],
-        num_candidates=record["num_candidates"],
-        failures=Counter(record["failures"]),
-        problem=record["problem"],
-        warning=record["warning"],
-    )
-
-
-def _publish(folder: RunFolder, energy: EnergyModel | None, cif: CifForm) -> PredictionRun:
-    """Write the outputs; energies above the hull are computed here, where the hull is."""
-    import pyarrow as pa
-
-    from flowllm.prediction.prediction import with_hull
-    from flowllm.runs.outputs import publish_records
-    from flowllm.runs.records import CrystalRecord
-
-    outcomes = list(folder.parsed(_outcome))
-    if energy is not None and energy.hull is not None:
-        outcomes = [
-            dataclasses.replace(outcome, predictions=with_hull(outcome.predictions, energy))
-            for outcome in outcomes
-        ]
-    records = []
-    for outcome in outcomes:
-        records += [prediction.to_record() for prediction in outcome.predictions]
-        if outcome.problem is not None:
-            records.append(
-                CrystalRecord(
-                    id=outcome.formula,
-                    structure=None,
-                    failure=outcome.problem,
-                    properties={"formula": outcome.formula},
-                )
-            )
-    text, number = pa.string(), pa.float64()
-    columns = {
-        "rank": pa.int64(),
-        "symbol": text,
-        "gene": text,
-        "prototype": text,
-        "source": text,
-        "probability": number,
-        "score": number,
-        "log_probability": number,
-        "energy_per_atom": number,
-        "formation_energy_per_atom": number,
-        "e_above_hull": number,
-        "is_free": pa.bool_(),
-    }
-    in_files = ("energy_per_atom", "formation_energy_per_atom", "e_above_hull", "probability")
-    publish_records(
-        folder,
-        records,
-        columns,
-        cif=cif,
-        table_only=[name for name in columns if name not in in_files],
-        name=TABLE,
-    )
-    run = PredictionRun(
-        folder=folder.path,
-        outcomes=outcomes,
-        has_potential=energy is not None,
-        has_hull=energy is not None and energy.hull is not None,
-    )
-    try:
-        from flowllm.prediction.report import report_page
-    except ModuleNotFoundError as error:
-        if error.name not in ("plotly", "jinja2", "markupsafe"):
-            raise
-        logger.warning(
-            "no report.html: it needs %s; pip install 'flowllm-crystal[eval]'", error.name
-        )
-    else:
-        folder.publish(REPORT, lambda path: path.write_text(report_page(run), encoding="utf-8"))
-    return run

@@ -181,7 +181,13 @@ class Options:
             if value is None and declared.default is None:
                 continue
             if spec.parse is not None:
-                value = spec.parse(value)
+                try:
+                    value = spec.parse(value)
+                except TypeError:
+                    given = type(value).__name__
+                    raise OptionError(
+                        name, f"is {value!r}, of the type {given}; give another one"
+                    ) from None
                 object.__setattr__(self, name, value)
             kind = kinds[name]
             spec.check(name, value, kind)
@@ -245,8 +251,10 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     """Return a value or a sequence of values as a tuple.
 
     Args:
-        value: a string or a path counts as one value.
+        value: a string or a path counts as one value, None as no value.
     """
+    if value is None:
+        return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(value)
     return (value,)

@@ -347,3 +347,44 @@ def test_a_batch_of_draws_holds_every_example_whole(dataset: CrystalTextDataset)
         assert batch["input_ids"][row][real].tolist() == item["input_ids"]
         assert batch["labels"][row][real].tolist() == item["labels"]
         assert (batch["labels"][row][~real] == IGNORED).all()
+
+
+def test_crystals_far_above_the_hull_are_only_shown_with_their_energy() -> None:
+    mix = TaskMix(infill=0.2, unconditional=0.5, formula=0.2, composition=0.1, near_hull=0.1)
+    rng = np.random.default_rng(0)
+    _, salt, properties = CRYSTALS[0]
+    for energy, stated in ((0.05, False), (0.3, True)):
+        seen = {
+            draw_example(salt, {**properties, "e_above_hull": energy}, FMT, mix, rng).prompt
+            for _ in range(100)
+        }
+        asked = {prompt for prompt in seen if not prompt.startswith(INFILL_HEAD)}
+        sentence = f"The energy above the convex hull is {energy:.2f}. "
+        assert all(sentence in prompt for prompt in asked) == stated
+        assert (
+            generation_prompt({"formula": "NaCl", **({"e_above_hull": energy} if stated else {})})
+            in asked
+        )
+    with pytest.raises(PriorError, match="near_hull is -1"):
+        TaskMix(near_hull=-1)
+
+
+def test_one_property_is_a_share_of_the_prompts() -> None:
+    mix = TaskMix(infill=0, unconditional=0, formula=0, composition=0.4, one_property=0.6)
+    rng = np.random.default_rng(0)
+    (_, salt, properties), (_, perovskite, unknown) = CRYSTALS[:2]
+    seen = Counter(draw_example(salt, properties, FMT, mix, rng).prompt for _ in range(900))
+    expected = {
+        generation_prompt({name: properties[name]}): 0.15
+        for name in ("spacegroup", "e_above_hull", "band_gap", "formation_energy_per_atom")
+    }
+    expected[generation_prompt({"formula": "NaCl", "num_atoms": 2})] = 0.4
+    assert set(seen) == set(expected)
+    for prompt, share in expected.items():
+        assert seen[prompt] / 900 == pytest.approx(share, abs=0.06)
+    bare = {draw_example(perovskite, unknown, FMT, mix, rng).prompt for _ in range(50)}
+    assert bare == {
+        generation_prompt({}), generation_prompt({"formula": "SrTiO3", "num_atoms": 5})
+    }  # fmt: skip
+    with pytest.raises(PriorError, match="one_property together at most 1"):
+        TaskMix(one_property=0.5)

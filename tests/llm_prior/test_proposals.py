@@ -62,6 +62,16 @@ def test_a_request_draws_by_its_index_in_the_larger_run(prior: Prior) -> None:
     assert all(((3, 1)[q.place], tuple(q.uniforms)) in drawn for q in part.questions)
 
 
+def test_later_calls_go_on_with_the_attempts_of_earlier_ones() -> None:
+    whole, first, rest = (Script(["no crystal"] * n) for n in (5, 2, 3))
+    (all_,) = ask(whole, [{}], max_attempts=5)
+    ask(first, [{}], max_attempts=2)
+    (left,) = ask(rest, [{}], max_attempts=5, first_attempts=[2])
+    assert (all_.attempts, left.attempts) == (5, 3)
+    parts = [*first.questions, *rest.questions]
+    assert [tuple(q.uniforms) for q in parts] == [tuple(q.uniforms) for q in whole.questions]
+
+
 def test_every_request_is_reported_once_when_it_is_accepted_or_given_up() -> None:
     reported: list[int] = []
     seen: list[int] = []
@@ -184,6 +194,9 @@ def test_a_crystal_that_misses_a_condition_is_refused_by_its_name(
         ({"top_p": 1.1}, "top_p 1.1 is not in"),
         ({"top_p": float("nan")}, "top_p nan is not in"),
         ({"max_attempts": 0}, "max_attempts 0 must be at least 1"),
+        ({"first_attempts": [0, 0, 0]}, "3 first attempts for . request"),
+        ({"first_attempts": [10], "max_attempts": 10}, "first attempt 10 is not in 0 to 9; raise"),
+        ({"first_attempts": [-1], "max_attempts": 10}, "first attempt -1 is not in 0 to 9"),
         ({"seed": -1}, "seed -1 is negative"),
         ({"indices": [-1]}, "index -1 is negative"),
         ({"indices": [0, 1]}, "2 indices for 1 requests; give one index for each"),

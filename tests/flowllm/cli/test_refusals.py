@@ -16,6 +16,10 @@ CASES = [
         "sample -n 1 --guidance 2 --num-atoms 3-8",
         "guidance 2 weighs the conditions of the prompt, which has no ranges and sets (num_atoms)",
     ),
+    (
+        "sample -n 1 --guidance 2 --crystal-system cubic",
+        "guidance 2 weighs the conditions of the prompt, which has no ranges and sets (crystal_sys",
+    ),
     ("sample -n 1 --formula NaXx", "unknown element Xx in formula 'NaXx'"),
     ("sample -n 1 --formula NaCl --num-atoms 3", "3 atoms are no whole number of formula units"),
     ("sample -n 1 --formula Na11Cl10", "formula Na11Cl10 has 21 atoms, this model writes at most"),

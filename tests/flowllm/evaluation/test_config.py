@@ -19,6 +19,7 @@ def test_values_are_brought_to_one_form():
     config = EvaluationConfig(train="a.csv", reference="b.csv", potential="CHGNet", hull="h.csv")
     assert config.train == (Path("a.csv"),) and config.reference == Path("b.csv")
     assert config.potential == "chgnet"
+    assert EvaluationConfig(train=None) == EvaluationConfig()
     assert EvaluationConfig(train=["a", Path("b")]).train == (Path("a"), Path("b"))
     assert EvaluationConfig(potential="chgnet", hull="materials-project").hull_is_online
     assert not EvaluationConfig().needs_features
@@ -35,6 +36,9 @@ def test_values_are_brought_to_one_form():
         ({"oxidation_states": "mine"}, "choose one of smact14"),
         ({"min_elements": 0}, "min_elements is 0; give a whole number at least 1"),
         ({"seed": -1}, "seed is -1"),
+        ({"train": 3}, "train is 3, of the type int; give another one"),
+        ({"train": ["a.csv", None]}, "train is .'a.csv', None., of the type list; give another"),
+        ({"hull": 2.5, "potential": "chgnet"}, "hull is 2.5, of the type float; give another one"),
         ({"submission": "matbench"}, "choose one of lemat, matbench-discovery"),
         ({"submission": "matbench-discovery"}, "give potential and hull"),
     ],

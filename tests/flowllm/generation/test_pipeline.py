@@ -15,6 +15,7 @@ from transformers.utils.logging import set_tqdm_hook
 from flowllm import FlowLLM, PriorError, RefinerError, Sample, SamplingConfig, UserError
 from flowllm.crystals.formulas import KnownFormulas
 from flowllm.generation import pipeline
+from flowllm.generation.capabilities import unknown_elements
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from llm_prior import Proposal, proposals
 from llm_prior.proposals import Question
@@ -192,7 +193,7 @@ def test_the_prior_writes_no_element_that_the_refiner_does_not_know(
 
     def propose(_: object, requests: list[Any], **options: Any) -> list[Proposal]:
         seen.update(options)
-        return [Proposal(prompt="", rejects=Counter(none=1)) for _ in requests]
+        return [Proposal(prompt="", attempts=10, rejects=Counter(none=10)) for _ in requests]
 
     monkeypatch.setattr(pipeline, "propose", propose)
     known = KnownFormulas()
@@ -278,16 +279,20 @@ def test_loading_is_silent_and_leaves_the_users_settings(capfd: pytest.CaptureFi
 def test_a_failure_says_why_and_leaves_the_others_alone(
     model: FlowLLM, answers: Callable[..., None]
 ) -> None:
-    answers("no crystal", NACL, GAS, NACL)
-    bad, good, flat, twin = model.sample(4, max_attempts=3, **QUICK)
+    answers("no crystal", NACL, NACL)
+    bad, good, twin = model.sample(3, max_attempts=3, **QUICK)
     assert (bad.structure, bad.prior_structure, bad.failure) == (None, None, "prior: line_count")
     assert (bad.attempts, bad.rejects, bad.text) == (3, {"line_count": 3}, "no crystal")
-    assert (flat.structure, flat.prior_structure, flat.failure) == (None, None, "prior: bad_cell")
     assert (good.attempts, good.rejects, good.failure) == (1, {}, None)
     assert good.structure.species == twin.structure.species == good.prior_structure.species
     assert not same_bits(good.structure, twin.structure)  # each with noise of its own
     (alone,) = model.sample(1, max_attempts=1, refine=False)
     assert alone.failure == "prior: line_count"
+    answers(GAS)
+    (flat,) = model.sample(1, max_attempts=1, refine=False)
+    assert (flat.structure, flat.prior_structure, flat.failure) == (None, None, "prior: bad_cell")
+    (flat,) = model.sample(1, max_attempts=3, refine=False)
+    assert (flat.failure, flat.attempts, flat.rejects) == ("prior: bad_cell", 3, {"bad_cell": 2})
 
 
 def test_the_reason_is_the_most_frequent_one(
@@ -315,11 +320,115 @@ def test_a_failed_refinement_keeps_the_crystal_of_the_prior(
         Refinement(structure=SALT),
     ]
     monkeypatch.setattr(pipeline, "refine_structures", lambda *_, **__: results)
-    lost, squeezed, good = model.sample(3)
+    lost, squeezed, good = model.sample(3, max_attempts=1)
     assert (lost.structure, lost.failure) == (None, "refiner: not_finite")
     assert (squeezed.structure, squeezed.failure) == (None, "refiner: close_atoms")
     assert good.structure is results[2].structure and good.failure is None
     assert all(sample.prior_structure is not None for sample in (lost, squeezed, good))
+
+
+# Crystals that refining destroys
+
+
+@pytest.fixture
+def destroy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Let refining destroy crystals: number in the run -> how often.
+
+    Returns the seeds of the noise, one for each call.
+    """
+    whole = pipeline.refine_structures
+
+    def script(times: dict[int, int]) -> list[int]:
+        seen: Counter[int] = Counter()
+        seeds: list[int] = []
+
+        def refine(*given: Any, indices: list[int], **options: Any) -> list[Refinement]:
+            seeds.append(options["seed"])
+            seen.update(indices)
+            return [
+                Refinement(failure=Failure.CLOSE_ATOMS)
+                if seen[index] <= times.get(index, 0)
+                else refined
+                for index, refined in zip(
+                    indices, whole(*given, indices=indices, **options), strict=True
+                )
+            ]
+
+        monkeypatch.setattr(pipeline, "refine_structures", refine)
+        return seeds
+
+    return script
+
+
+REDRAWN: dict[str, Any] = {"num_atoms": 2, "temperature": 1.0, "seed": 5, **QUICK}
+
+
+def test_a_crystal_that_refining_destroys_is_drawn_again(
+    model: FlowLLM, destroy: Callable[..., list[int]]
+) -> None:
+    before = model.sample(4, **REDRAWN)
+    seeds = destroy({1: 1, 3: 2})
+    samples = model.sample(4, **REDRAWN)
+    assert all(sample.structure is not None for sample in samples)
+    assert same_samples(samples[0::2], before[0::2])
+    for place, times in ((1, 1), (3, 2)):
+        sample = samples[place]
+        assert sample.id == before[place].id and sample.failure is None
+        assert sample.attempts == 1 + times
+        assert sample.rejects == {"refiner: close_atoms": times}
+        assert sample.text != before[place].text
+        # It is what the prior draws at that attempt.
+        (proposal,) = proposals.propose(
+            model.prior,
+            [{"num_atoms": 2}],
+            seed=5,
+            temperature=1.0,
+            indices=[place],
+            first_attempts=[times],
+            exclude_elements=unknown_elements(model.refiner, {}),
+        )
+        assert sample.text == proposal.text
+    assert len(set(seeds)) == len(seeds) == 3  # noise of its own for each turn
+    assert seeds[0] == 5
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_crystals_drawn_again_do_not_depend_on_the_size_of_a_batch(
+    model: FlowLLM, destroy: Callable[..., list[int]], size: int
+) -> None:
+    found = []
+    for batch_size in (128, size):
+        destroy({0: 1, 1: 3, 3: 2})
+        found.append(model.sample(4, batch_size=batch_size, **REDRAWN))
+    for one, other in zip(*found, strict=True):
+        assert (one.text, one.attempts, one.rejects) == (other.text, other.attempts, other.rejects)
+        assert same_bits(one.prior_structure, other.prior_structure)
+        assert one.structure.frac_coords == pytest.approx(other.structure.frac_coords, abs=1e-3)
+
+
+def test_texts_drawn_again_are_bounded(model: FlowLLM, destroy: Callable[..., list[int]]) -> None:
+    seeds = destroy({1: 99})
+    good, lost = model.sample(2, max_attempts=4, **REDRAWN)
+    assert good.structure is not None and good.attempts == 1
+    assert (lost.structure, lost.failure) == (None, "refiner: close_atoms")
+    assert (lost.attempts, lost.rejects) == (4, {"refiner: close_atoms": 3})
+    assert len(seeds) == 4
+    # At temperature 0 the text would be the same.
+    seeds = destroy({0: 99})
+    (lost,) = model.sample(1, **{**REDRAWN, "temperature": 0})
+    assert (lost.failure, lost.attempts, len(seeds)) == ("refiner: close_atoms", 1, 1)
+
+
+def test_candidates_are_drawn_again_if_none_is_left(
+    model: FlowLLM, destroy: Callable[..., list[int]]
+) -> None:
+    options = {"best_of": 2, **REDRAWN}
+    seeds = destroy({0: 1, 2: 1, 3: 1})  # one of the first crystal, both of the second
+    one, two = model.sample(2, **options)
+    assert one.structure is not None and (one.attempts, one.rejects) == (2, {})
+    assert two.structure is not None
+    assert (two.attempts, two.rejects) == (4, {"refiner: close_atoms": 2})
+    assert len(seeds) == 2
 
 
 # Progress
@@ -331,7 +440,7 @@ def test_a_failed_refinement_keeps_the_crystal_of_the_prior(
 def test_progress_adds_up_to_the_number_of_crystals(
     model: FlowLLM, answers: Callable[..., None], options: dict[str, Any]
 ) -> None:
-    answers(NACL, "no crystal", NACL, GAS, NACL)
+    answers("no crystal", NACL, NACL, GAS, NACL)
     counts: list[int] = []
     config = SamplingConfig.of(
         max_attempts=2, **options, **(QUICK if options.get("refine", True) else {})

@@ -22,6 +22,7 @@ from flowllm import FlowLLM, PriorError, RefinerError, UserError, run_sampling
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.io import read
 from flowllm.crystals.symmetry import symmetry_of
+from flowllm.generation import pipeline
 from flowllm.generation.sample import SCORE_COLUMNS
 from flowllm.hub.locate import BUNDLED_PRIOR, BUNDLED_REFINER
 from flowllm.runs.outputs import CORE_COLUMNS, Outcome
@@ -34,6 +35,7 @@ from flowllm.templates.ranking import RANKING_FILE
 from flowllm.training.pairing.run import pair
 from llm_prior import proposals
 from llm_prior.proposals import Question
+from rfm import Failure, Refinement, matrix_precision
 from run_jobs import contents
 from support import MP20_SAMPLE, same_bits, snapshot
 
@@ -67,6 +69,7 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         "prior": {"name": "prior", "sha256": sha256_folder(BUNDLED_PRIOR)},
         "refiner": {"name": "refiner", "sha256": sha256_folder(BUNDLED_REFINER)},
         "device": "cpu",
+        "precision": matrix_precision(torch.device("cpu")),
         "conditions": {"formula": "NaCl"},
         "refine": True,
         "seed": 3,
@@ -101,6 +104,40 @@ def test_the_manifest_has_the_request_and_the_models(run: Run) -> None:
         for name, folder in folders.items()
     }
     assert manifest["info"] == {**versions(), "parameters": parameters}
+
+
+def test_a_run_is_not_resumed_in_another_precision(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, again = run
+    before = snapshot(outcome.folder)
+    there = matrix_precision(torch.device("cpu"))
+    monkeypatch.setattr("rfm.refining.matrix_precision", lambda _: "float8")
+    message = f"run is refined in {there}, and this machine refines in float8; compute it on mach"
+    with pytest.raises(UserError, match=message):
+        again()
+    assert snapshot(outcome.folder) == before
+
+
+def test_crystals_that_refining_destroys_are_counted_as_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pipeline.refine_structures
+    calls: list[int] = []
+
+    def refine(*given: Any, **options: Any) -> list[Refinement]:
+        calls.append(1)
+        found = whole(*given, **options)
+        lost = len(calls) == 1
+        return [Refinement(failure=Failure.CLOSE_ATOMS), *found[1:]] if lost else found
+
+    monkeypatch.setattr(pipeline, "refine_structures", refine)
+    outcome = run_sampling(2, out=tmp_path / "run", device="cpu", **REQUEST)
+    assert len(outcome.crystals) == 2 and not outcome.failures
+    assert outcome.rejects == {"refiner: close_atoms": 1}
+    rows = pq.read_table(outcome.folder / "samples.parquet").to_pylist()
+    assert [row["attempts"] for row in rows] == [2, 1]
+    assert [json.loads(row["rejects"]) for row in rows] == [{"refiner: close_atoms": 1}, {}]
 
 
 def test_a_request_for_n_gives_n_ids(run: Run) -> None:

@@ -77,14 +77,14 @@ def test_every_command_of_the_release_recipe_is_one(
         ["flowllm", name]
         for name in ("train-llm", "train-llm", "pair", "pair", "train-rfm", "sample", "evaluate")
     ]
-    both, alone, pairs = lines[:3]
-    given = [word for word in alone if "=" in word]
+    both, last, pairs = [line for line in lines if line[0] == "flowllm"][:3]
+    given = [word for word in last if "=" in word]
     used = [line[line.index("--config") + 1] for line in lines if "--config" in line]
     assert used == [recipes[0], *recipes]
     model = load_recipe(PriorRecipe, recipes[0], given).model
     assert (model.architecture, model.name) == (None, f"{tmp_path}/prior-of-all/model")
     assert both[both.index("--out") + 1] == f"{tmp_path}/prior-of-all"
-    assert pairs[pairs.index("--prior") + 1] == alone[alone.index("--out") + 1] + "/model"
+    assert pairs[pairs.index("--prior") + 1] == last[last.index("--out") + 1] + "/model"
     for program, first, *rest in lines:
         if program == "flowllm":
             command, arguments = cli.commands[first], rest

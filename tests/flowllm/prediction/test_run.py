@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from cli_support import environment
 
 import flowllm
 from flowllm import FlowLLM, PredictionConfig, UserError, predict
 from flowllm.crystals.symmetry import symmetry_of
-from flowllm.prediction.run import PredictionRun
+from flowllm.prediction.outputs import PredictionRun
+from flowllm.runs.sharded import RunFolder
+from rfm import matrix_precision
 from run_jobs import contents, wait_until
 from support import run_command, same_bits
 
@@ -163,6 +166,8 @@ def test_the_bundled_models_add_candidates_and_python_gives_the_same(tmp_path: P
     run = predict("NaCl", 3, out=tmp_path / "run", device="cpu", progress=False, **options)
     (outcome,) = run.outcomes
     assert {p.source.split()[0] for p in outcome.predictions} == {"template", "sample"}
+    precision = matrix_precision(torch.device("cpu"))
+    assert RunFolder.open(run.folder).run["precision"] == precision
     model = FlowLLM.from_pretrained(device="cpu")
     found = model.predict("Na2Cl2", 3, PredictionConfig(**options))
     assert [p.id for p in found] == [p.id for p in outcome.predictions]

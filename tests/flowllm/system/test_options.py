@@ -188,4 +188,5 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_a_text_counts_as_one_value() -> None:
     assert as_tuple("ab") == ("ab",) and as_tuple(b"ab") == (b"ab",) and as_tuple(3) == (3,)
+    assert as_tuple(None) == ()
     assert as_tuple(["a", "b"]) == as_tuple(("a", "b")) == ("a", "b")
