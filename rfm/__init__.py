@@ -5,7 +5,8 @@ stay fixed. A crystal passes through the modules in this order:
 
 - `alignment` describes a target crystal as near as possible to its base, for training;
 - `dataset` holds such pairs, `base` draws the start of the flow from them;
-- `torus` and `lattice` are the two manifolds, `batch` holds crystals as tensors on them;
+- `torus` and `lattice` are the two manifolds, `batch` holds crystals as tensors on them
+  (`manifold` is the torus for geoopt);
 - `network` is the velocity network, `objective` its loss, `model` both with their `config`;
 - `symmetry` finds the space group of a crystal, `averages` averages motions over the groups of a
   batch;

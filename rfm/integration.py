@@ -36,8 +36,7 @@ from torch import Tensor
 
 from rfm.batch import CrystalBatch
 from rfm.config import IntegrationConfig
-from rfm.lattice import CELL_SPACE
-from rfm.objective import TORUS
+from rfm.torus import exponential
 
 Velocity = tuple[Tensor, Tensor]
 
@@ -116,9 +115,9 @@ def advance(now: Integration, velocity: Velocity, lengths: Lengths) -> Integrati
     symmetry = now.state.symmetry
     if symmetry is not None:
         coord_velocity = symmetry.blocks.average(coord_velocity)
-    lattice = CELL_SPACE.expmap(now.state.lattice, lengths.cell * lattice_velocity)
+    lattice = now.state.lattice + lengths.cell * lattice_velocity
     moved = now.state.at(
-        TORUS.expmap(now.state.frac_coords, lengths.position * coord_velocity),
+        exponential(now.state.frac_coords, lengths.position * coord_velocity),
         lattice if symmetry is None else symmetry.average_cells(lattice),
     )
     finite = now.finite & _finite(moved)

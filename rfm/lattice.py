@@ -25,12 +25,9 @@ import math
 from typing import Protocol
 
 import torch
-from geoopt import Euclidean
 from torch import Tensor
 
 from rfm.config import Statistics, check_chart
-
-CELL_SPACE = Euclidean(ndim=1)
 
 # Places of the six numbers of a symmetric matrix, here and in `rfm.symmetry`.
 ROWS = [0, 1, 2, 0, 0, 1]

@@ -18,12 +18,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from rfm.config import LossWeights
-from rfm.lattice import CELL_SPACE
 from rfm.network import remove_mean
-from rfm.torus import FlatTorus
-
-# Two manifolds instead of a geoopt.ProductManifold: a batch has N points on one, B on the other.
-TORUS = FlatTorus()
+from rfm.torus import exponential, logarithm
 
 
 class PathPoint(NamedTuple):
@@ -61,13 +57,13 @@ def conditional_path(
         t: (B,) in [0, 1], one time per crystal.
         batch: (N,) index of the crystal of each atom.
     """
-    coord_velocity = TORUS.logmap(base_frac_coords, target_frac_coords)  # (N, 3)
-    lattice_velocity = CELL_SPACE.logmap(base_lattice, target_lattice)  # (B, 6)
+    coord_velocity = logarithm(base_frac_coords, target_frac_coords)  # (N, 3)
+    lattice_velocity = target_lattice - base_lattice  # (B, 6)
     t = t.unsqueeze(-1)  # (B, 1)
     num_atoms = batch.bincount(minlength=t.shape[0]).unsqueeze(-1)  # (B, 1)
     return PathPoint(
-        frac_coords=TORUS.expmap(base_frac_coords, t.index_select(0, batch) * coord_velocity),
-        lattice=CELL_SPACE.expmap(base_lattice, t * lattice_velocity),
+        frac_coords=exponential(base_frac_coords, t.index_select(0, batch) * coord_velocity),
+        lattice=base_lattice + t * lattice_velocity,
         coord_velocity=remove_mean(coord_velocity, batch, num_atoms),
         lattice_velocity=lattice_velocity,
     )

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MOST_SLOTS = 128  # texts written at a time; more take memory and save no time
+
 
 class FlowLLM:
     """A text prior and a refiner (Sriram et al. 2024, arXiv 2410.23405).
@@ -316,7 +318,7 @@ class FlowLLM:
         drawing: dict[str, Any] = {
             **config.drawing,
             "exclude_elements": excluded,
-            "slots": -(-len(indices) // 2),  # a finished text makes room for the other half
+            "slots": min(len(indices), _MOST_SLOTS),
         }
         last = "choose" if config.best_of > 1 else "refine" if config.refine else "propose"
         proposals = propose(

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, overload
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pymatgen.core import Structure
 
 from flowllm.crystals.cif import cif_text
 from flowllm.crystals.crystal import ignore_missing_electronegativity
+from flowllm.crystals.documents import structure_dict
 from flowllm.crystals.io import Crystal
 from flowllm.crystals.symmetry import SYMPREC
 from flowllm.crystals.writers import extxyz_frame
@@ -393,7 +395,7 @@ def _row(record: CrystalRecord, cif: str | None, description: Description | None
 
 
 def _json(structure: Structure | None) -> str | None:
-    return None if structure is None else structure.to(fmt="json")
+    return None if structure is None else orjson.dumps(structure_dict(structure)).decode()
 
 
 def _atoms(numbers: Sequence[int], frame: Frame) -> Atoms:

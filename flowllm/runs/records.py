@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pymatgen.core import Structure
 
 from flowllm.crystals.cells import make_structure
-from flowllm.crystals.documents import geometry_of_dict
+from flowllm.crystals.documents import geometry_of_dict, structure_dict
 from flowllm.crystals.symmetrized_cif import symmetrized_cif
 from flowllm.crystals.symmetry import symmetry_of
 from flowllm.errors import UserError
@@ -208,7 +208,7 @@ def _is_json(value: float | int | str) -> bool:
 
 
 def _plain(structure: Structure | None) -> dict[str, Any] | None:
-    return None if structure is None else structure.as_dict(verbosity=0)
+    return None if structure is None else structure_dict(structure, verbosity=0)
 
 
 def _structure(content: dict[str, Any] | None) -> Structure | None:

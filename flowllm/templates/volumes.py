@@ -84,6 +84,8 @@ def with_template_volume(
 ) -> Structure:
     """Return a crystal scaled to `template_volume`, or as it is where there is none.
 
+    A scaled crystal has no site properties and no charge.
+
     Args:
         structure: an ordered crystal; not changed.
         exclude_formula: leave out templates of the same reduced formula.
@@ -100,6 +102,5 @@ def with_template_volume(
     )
     if volume is None:
         return structure
-    scaled = structure.copy()
-    scaled.scale_lattice(volume)
-    return scaled
+    species = [site.species for site in structure]
+    return Structure(structure.lattice.scale(volume), species, structure.frac_coords)

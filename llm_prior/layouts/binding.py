@@ -46,6 +46,7 @@ class TokenGrammar:
             raise PriorError("this tokenizer has no eos_token; name one")
         self._layout = layout
         self._table = TokenTable(tokenizer, layout.wyckoff_format)
+        self._last: tuple[str, TokenConstraint] | None = None  # what was asked for, and the answer
 
     def constraint(
         self, conditions: Mapping[str, Any], *, exclude_elements: Sequence[str] = ()
@@ -60,7 +61,11 @@ class TokenGrammar:
         Raises:
             PriorError: if no crystal up to `max_atoms` can meet the conditions.
         """
-        return TokenConstraint(self._table, self._layout.fields(conditions, exclude_elements))
+        asked = repr((dict(conditions), tuple(exclude_elements)))
+        if self._last is None or self._last[0] != asked:
+            fields = self._layout.fields(conditions, exclude_elements)
+            self._last = asked, TokenConstraint(self._table, fields)
+        return self._last[1]  # the batches of a run share what its grammar remembers
 
 
 class TokenConstraint:

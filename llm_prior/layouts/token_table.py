@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -151,12 +152,13 @@ def _trials(words: Mapping[str, Sequence[tuple[int, str]]]) -> list[list[tuple[s
     """Return texts as (kind, value, text) of each field; every value occurs at every place."""
     trials = []
     for shape in _SHAPES:
-        for step in range(max(len(words[kind]) for kind in shape)):
-            trial = []
-            for place, kind in enumerate(shape):
-                count = len(words[kind])
-                stride = _STRIDES[place % len(_STRIDES)]
-                stride = 1 if np.gcd(stride, count) > 1 else stride
-                trial.append((kind, *words[kind][(step * stride + place) % count]))
-            trials.append(trial)
+        steps = range(max(len(words[kind]) for kind in shape))
+        columns = []
+        for place, kind in enumerate(shape):
+            count = len(words[kind])
+            stride = _STRIDES[place % len(_STRIDES)]
+            stride = 1 if math.gcd(stride, count) > 1 else stride
+            fields = [(kind, value, text) for value, text in words[kind]]
+            columns.append([fields[(step * stride + place) % count] for step in steps])
+        trials += [list(trial) for trial in zip(*columns, strict=True)]
     return trials

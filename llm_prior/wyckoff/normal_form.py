@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -101,8 +102,7 @@ def reduce_cell(crystal: WyckoffCrystal) -> WyckoffCrystal:
     if group.family != "monoclinic":
         return crystal
     while True:
-        scores = [_score(crystal.cell)]
-        scores += [_score(_mapped_cell(crystal, change)) for change in group.cells]
+        scores = [_score(crystal.cell), *_changed_scores(crystal)]
         best = min(range(len(scores)), key=scores.__getitem__)
         if best == 0:
             return crystal
@@ -184,6 +184,26 @@ def _mapped_cell(crystal: WyckoffCrystal, change: AffineMap) -> tuple[float, ...
     mapped = np.linalg.inv(linear).T @ lattice
     moved = Lattice(mapped)
     return free_cell(crystal.group.family, moved.lengths, moved.angles)
+
+
+def _changed_scores(crystal: WyckoffCrystal) -> list[tuple[float, bool, bool]]:
+    """The scores of a monoclinic crystal after each change of its cell."""
+    lattice = Lattice.from_parameters(*crystal.parameters).matrix
+    vectors = _cell_changes(crystal.spacegroup) @ lattice  # (k, 3, 3)
+    first, _, third = vectors.transpose(1, 0, 2)
+    a, b, c = np.linalg.norm(vectors, axis=2).T
+    beta = np.degrees(np.arccos(np.clip((first * third).sum(1) / (a * c), -1, 1)))
+    return [_score(cell) for cell in zip(*(x.tolist() for x in (a, b, c, beta)), strict=True)]
+
+
+@cache
+def _cell_changes(number: int) -> NDArray[np.float64]:
+    """Matrices (k, 3, 3) that make the vectors of each changed cell of those of a monoclinic one.
+
+    Args:
+        number: space group.
+    """
+    return np.linalg.inv([change.linear for change in space_group(number).cells]).mT
 
 
 def _score(cell: tuple[float, ...]) -> tuple[float, bool, bool]:

@@ -7,8 +7,11 @@ from rfm.batch import CrystalBatch
 from rfm.config import IntegrationConfig, LossWeights, NetworkConfig, RefinerConfig
 from rfm.dataset import PairDataset, PairedCrystal, collate
 from rfm.integration import integrate
+from rfm.manifold import FlatTorus
 from rfm.model import Refiner
-from rfm.objective import TORUS, PathPoint, conditional_path, velocity_loss
+from rfm.objective import PathPoint, conditional_path, velocity_loss
+
+TORUS = FlatTorus()
 
 
 def make_path(t: torch.Tensor) -> tuple[PathPoint, dict[str, torch.Tensor]]:

@@ -8,10 +8,12 @@ from collections import Counter
 import ase.db
 import ase.io
 import numpy as np
+import orjson
 import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
+from flowllm.crystals.documents import structure_dict
 from flowllm.crystals.io import read, to_atoms
 from flowllm.errors import InvalidCrystal, UserError
 from support import CSCL, SALT, SHARED
@@ -233,3 +235,19 @@ def test_the_cases_of_materials_project(name):
     assert crystal.structure.composition.reduced_formula == "NaCl"
     if name == "docs.json":
         assert crystal.properties["spacegroup"] == 225 and crystal.properties["band_gap"] == 5.0
+
+
+def test_a_structure_dict_is_that_of_pymatgen():
+    mixed = Structure(
+        Lattice.from_parameters(3, 4, 5, 80, 85, 95),
+        [{"Na+": 0.5, "K+": 0.25}, "Cl-", "D"],
+        [[0.1, 0.2, 0.3], [0.5, -0.5, 1.5], [0.7, 0.7, 0.7]],
+        charge=-0.25,
+        site_properties={"magmom": [1.0, None, 2.0]},
+        properties={"source": "test"},
+        labels=["A", "B", "C"],
+    )
+    for structure in (SALT, CSCL, mixed):
+        assert orjson.dumps(structure_dict(structure)).decode() == structure.to(fmt="json")
+        light = structure.as_dict(verbosity=0)
+        assert json.dumps(structure_dict(structure, verbosity=0)) == json.dumps(light)

@@ -9,7 +9,7 @@ from cli_support import process
 ABSENT = {
     *("transformers", "accelerate", "peft", "bitsandbytes", "torch_geometric"),
     *("sympy", "torch._dynamo", "torch._inductor", "matgl", "chgnet", "matplotlib"),
-    *("pymatgen.io.cif", "pymatgen.io.vasp", "scipy.stats"),
+    *("pymatgen.io.cif", "pymatgen.io.vasp", "scipy.stats", "geoopt"),
 }
 
 

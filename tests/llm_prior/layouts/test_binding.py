@@ -179,3 +179,24 @@ def test_a_precision_with_too_many_values_is_refused() -> None:
         fine.grammar(byte_tokenizer())
     with pytest.raises(PriorError, match="this tokenizer has no eos_token"):
         layout().grammar(byte_tokenizer(eos_token=None))
+
+
+def test_a_grammar_that_remembers_another_request_writes_the_same_texts() -> None:
+    tokenizer, used = made("compact")
+    fresh = layout().grammar(tokenizer)
+    for conditions in ({}, {"num_atoms": 6}, {}):
+        texts = [
+            [
+                walk(grammar.constraint(conditions), np.random.default_rng(k), eos_of(tokenizer))
+                for k in range(3)
+            ]
+            for grammar in (used, used, fresh)
+        ]
+        assert texts[0] == texts[1] == texts[2]
+    assert used.constraint({}) is used.constraint({})
+    assert used.constraint({}) is not used.constraint({}, exclude_elements=["Pb"])
+
+
+def eos_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.eos_token_id, int)
+    return tokenizer.eos_token_id
