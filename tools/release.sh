@@ -30,7 +30,7 @@ PAIR=${PAIR:-wyckoff}
 case $PAIR in
     wyckoff)
         PRIOR_RECIPE=llm/wyckoff REFINER_RECIPE=rfm/wyckoff
-        LAST=${LAST:-tasks.augmented=0.1 tasks.near_hull=null training.epochs=3 training.learning_rate=7e-4 training.warmup_steps=50}
+        LAST=${LAST:-tasks.near_hull=null training.epochs=2 training.learning_rate=5e-4 training.warmup_steps=50}
         ;;
     sites)
         PRIOR_RECIPE=llm/release REFINER_RECIPE=rfm/release
