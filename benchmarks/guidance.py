@@ -7,11 +7,11 @@
         --references mp_elemental_ref_energies_per_atom.json
 
 `reaction` tells whether the prior uses a condition at all: the log-likelihood of validation
-crystals with their own value in the prompt, minus that without it, and with the value of another
-crystal. `groups` samples without the grammar with each of several space groups in the prompt, and
-counts the first texts that decode and those that have the group. `stability` samples with every
-weight, refines, relaxes with a potential and evaluates (`flowllm evaluate`). It goes on where it
-was stopped. Shares have Wilson's 95% intervals.
+crystals with their own value in the prompt, minus that without it, with the value of another
+crystal, and with the same energy above the hull for all. `groups` samples without the grammar with
+each of several space groups in the prompt, and counts the first texts that decode and those that
+have the group. `stability` samples with every weight, refines, relaxes with a potential and
+evaluates (`flowllm evaluate`). It goes on where it was stopped. Shares have Wilson's 95% intervals.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SHOWN = (
     *("median_e_above_hull", "stable_0", "stable_0.1", "sun", "metastable_sun"),
 )
 SETTINGS = ("spacegroup", "e_above_hull", "formation_energy_per_atom", "band_gap", "elements")
+ENERGIES = (0.0, 0.05, 0.1, 0.3, 1.0)  # eV/atom above the hull
 GROUPS = (2, 14, 62, 123, 166, 194, 221, 225)  # common ones of several crystal systems
 
 prior_option = click.option("--prior", help="Folder or name; default: the bundled one.")
@@ -103,6 +104,9 @@ def reaction(data: Path, prior: str | None, n: int, seed: int) -> None:
                 for column in (values, others)
             )
             click.echo(f"{name:26}  {shown(own):>18}  {shown(other):>18}")
+        for energy in ENERGIES:
+            gain = nats([{**request, "e_above_hull": energy} for request in base]) - without
+            click.echo(f"e_above_hull {energy:.2f} for all     {shown(gain):>18}")
 
 
 @main.command()
