@@ -115,7 +115,7 @@ def test_models_and_requests_name_the_same_engine(environment: Path) -> None:
 
 
 def test_vllm_has_large_batches() -> None:
-    assert SamplingConfig(engine="vllm").batch_size_for(1000, 7_000_000_000) == 125
+    assert SamplingConfig(engine="vllm").batch_size_for(1000, 7_000_000_000) == 250
     assert SamplingConfig().batch_size_for(1000, 7_000_000_000) == 16
 
 
