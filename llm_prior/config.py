@@ -124,7 +124,8 @@ class TaskMix:
             a condition if none is. The rest of generation takes a random subset of all known
             conditions.
         near_hull: eV/atom. A crystal further above the hull is only generated with its energy in
-            the prompt, so that prompts without it ask for crystals near the hull. None: no limit.
+            the prompt, so that prompts without it ask for crystals near the hull. Crystals without
+            a value count as near. None: no limit.
         translated: in the layout `sites`, share of the generated crystals that are shifted by a
             uniform random vector. The others keep the coordinates of the data, where most atoms of
             symmetric crystals are on multiples of 1/2, 1/3 and 1/4, which are easier to learn.

@@ -32,13 +32,24 @@ BATCH_ATOMS = 96
 NEAR = 0.08  # eV/atom: no crystal of MP-20 is further above the hull
 
 
-def energies_per_atom(potential: CHGNetPotential, crystals: list[Structure]) -> list[float | None]:
+def crystal_of(cif: str) -> Structure | None:
+    """Return the crystal of a CIF; None if it cannot be read."""
+    try:
+        return Structure.from_str(cif, fmt="cif")
+    except ValueError:
+        return None
+
+
+def energies_per_atom(
+    potential: CHGNetPotential, crystals: list[Structure | None]
+) -> list[float | None]:
     """Return the energy of each crystal in eV/atom; None where it has none."""
     energies: list[float | None] = [None] * len(crystals)
-    order = sorted(range(len(crystals)), key=lambda k: len(crystals[k]))
+    sizes = {k: len(crystal) for k, crystal in enumerate(crystals) if crystal is not None}
+    order = sorted(sizes, key=lambda k: sizes[k])
     start, began = 0, time.monotonic()
     while start < len(order):
-        batch = order[start : start + max(BATCH_ATOMS // len(crystals[order[start]]), 1)]
+        batch = order[start : start + max(BATCH_ATOMS // sizes[order[start]], 1)]
         start += len(batch)
         atoms = [AseAtomsAdaptor.get_atoms(crystals[k], msonable=False) for k in batch]
         try:
@@ -77,9 +88,8 @@ def main(
     near_hull: Path | None,
 ) -> None:
     """Write TABLE with the column `e_above_hull`."""
-    for path in (out, near_hull):
-        if path is not None and path.exists():
-            raise click.UsageError(f"{path} exists; give another name")
+    if out.exists():
+        raise click.UsageError(f"{out} exists; give another name")
     hull, elements = read_hull(hull_file), read_references(references)
     calculator = load_calculator("chgnet", check=False)
     assert isinstance(calculator, CHGNetPotential)
@@ -87,7 +97,7 @@ def main(
     def distances(rows: pd.DataFrame, hull: Hull) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # coordinates are rounded to symmetric ones
-            crystals = [Structure.from_str(cif, fmt="cif") for cif in rows["cif"]]
+            crystals = [crystal_of(cif) for cif in rows["cif"]]
         found = hull_distances(
             crystals,
             energies_per_atom(calculator, crystals),
@@ -99,7 +109,8 @@ def main(
         return np.array([np.nan if d.e_above_hull is None else d.e_above_hull for d in found])
 
     if check is not None:
-        known = pd.read_parquet(check).sample(1000, random_state=0)
+        known = pd.read_parquet(check)
+        known = known.sample(min(1000, len(known)), random_state=0)
         apart = distances(known, hull) - known[COLUMN].to_numpy()
         click.echo(
             f"of {np.isfinite(apart).sum()} crystals of {check.name}: {COLUMN} differs by "

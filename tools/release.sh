@@ -101,7 +101,7 @@ run flowllm train-rfm --config "$REFINER_RECIPE" --pairs "$RUNS/pairs" \
 [[ -e $RUNS/choice.json ]] ||
     run python benchmarks/match_rate.py "$DATA/mp20/val.parquet" -n $((TARGETS / 2)) --seed 1 \
         --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \
-        --slope 0 --slope 2 --slope 5 --slope 10 --out "$RUNS/choice.json"
+        --slope 0 --slope 1 --slope 2 --slope 5 --slope 10 --out "$RUNS/choice.json"
 run python tools/bundle.py weights --prior "$RUNS/prior/model" --refiner "$RUNS/refiner/model" \
     --choice "$RUNS/choice.json" --out "$BUNDLE"
 

@@ -105,7 +105,7 @@ class DrawingConfig(Options):
         "Crystals in a batch, as memory allows. A killed run loses the batch at work.",
         section="Drawing",
         minimum=1,
-        default_text="a quarter of the run, 64 to 256; 16 for slow crystals",
+        default_text="a quarter of the run, 32 to 256; 16 for slow crystals",
     )
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ Progress = Callable[[int], None]
 
 MANIFEST = "manifest.json"
 _LOG_EVERY = 30.0  # seconds
-_SMALLEST, _LARGEST = 64, 256  # records in a shard by default
+_SMALLEST, _LARGEST = 32, 256  # records in a shard by default
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ Work = Callable[[Any, Batch, Progress], list[Record]]
 
 
 def default_batch_size(total: int) -> int:
-    """Return the number of records in a shard: a quarter of the run, from 64 to 256.
+    """Return the number of records in a shard: a quarter of the run, from 32 to 256.
 
     A killed run loses the shards at work; larger batches are faster.
 

@@ -13,12 +13,13 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import psutil
 
 _MARK = "FLOWLLM_COMMAND"  # in the environment of all that the command starts
 _POLL = 0.5  # seconds; a look takes a few milliseconds
+_LONGEST = 60  # seconds for what cannot be ended
 
 
 @contextlib.contextmanager
@@ -26,12 +27,13 @@ def no_orphans() -> Iterator[None]:
     """End what this process starts, and what that starts, if this process is killed.
 
     Processes of this machine are found by their environment, as some leave their parent and its
-    session, and as descendants, as some overwrite their environment by a title. At the end of the
-    context nothing is ended.
+    session, and as descendants, as some overwrite their environment by a title. Processes that this
+    one had started before, and theirs, are left alone. At the end of the context nothing is ended.
     """
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+    others = [str(process.pid) for process in psutil.Process().children()]
     guard = subprocess.Popen(
-        [sys.executable, "-B", __file__, str(os.getpid()), mark],
+        [sys.executable, "-B", __file__, str(os.getpid()), mark, *others],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -46,16 +48,27 @@ def no_orphans() -> Iterator[None]:
         guard.wait()
 
 
-def _guard(parent: int, mark: str) -> None:
-    """Wait for the end of a process, then end its descendants and all that have a mark."""
+def _guard(parent: int, mark: str, others: Collection[int]) -> None:
+    """Wait for the end of a process, then end its descendants and all that have a mark.
+
+    Args:
+        parent: the process.
+        mark: in the environment of what it starts.
+        others: children of it that are left alone, with all that they start.
+    """
     me = psutil.Process()
     found: set[psutil.Process] = set()
     while os.getppid() == parent:
         with contextlib.suppress(psutil.Error):
-            found.update(psutil.Process(parent).children(recursive=True))
+            for child in psutil.Process(parent).children():
+                if child.pid not in others:
+                    found.update([child, *child.children(recursive=True)])
         found = {process for process in found if process != me and _lives(process)}
         time.sleep(_POLL)
+    patience = time.monotonic() + _LONGEST
     while found := {process for process in found | _marked(mark) if _lives(process)}:
+        if time.monotonic() > patience:
+            return
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -80,4 +93,4 @@ def _lives(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    _guard(int(sys.argv[1]), sys.argv[2])
+    _guard(int(sys.argv[1]), sys.argv[2], {int(pid) for pid in sys.argv[3:]})

@@ -85,6 +85,7 @@ class _EngineTrainer(Trainer):
         self.rate = rate
         self.labels_per_draw = labels_per_draw
         self.validation_labels_per_draw = validation_labels_per_draw
+        self._validates = False
         self._non_finite_in_a_row = 0
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -139,7 +140,7 @@ class _EngineTrainer(Trainer):
         that are too short.
         """
         labels_per_draw = (
-            self.labels_per_draw if self.module.training else self.validation_labels_per_draw
+            self.validation_labels_per_draw if self._validates else self.labels_per_draw
         )
         if labels_per_draw is None:
             return super()._get_num_items_in_batch(batch_samples, device)
@@ -160,7 +161,11 @@ class _EngineTrainer(Trainer):
         )
         with averaged:
             if self.evaluator is None:
-                return super().evaluate(*args, **kwargs)
+                self._validates = True
+                try:
+                    return super().evaluate(*args, **kwargs)
+                finally:
+                    self._validates = False
             self.module.eval()  # the next training step sets it back
             found = self.evaluator(self.module, self.state)
         metrics = {f"eval_{name}": value for name, value in found.items()}

@@ -378,7 +378,7 @@ assert not {"torch", "transformers"} & sys.modules.keys()
 
 def test_large_priors_draw_smaller_batches() -> None:
     config = SamplingConfig.of()
-    assert [config.batch_size_for(n, 5_200_000) for n in (1, 100, 800, 5000)] == [64, 64, 200, 256]
+    assert [config.batch_size_for(n, 5_200_000) for n in (1, 100, 800, 5000)] == [32, 32, 200, 256]
     assert config.batch_size_for(5000, 7_000_000_000) == 16
     assert SamplingConfig.of(batch_size=3).batch_size_for(5000, 7_000_000_000) == 3
     for slow in ({"score": True}, {"best_of": 4}):

@@ -70,3 +70,24 @@ def test_nothing_is_ended_after_a_command_that_ends_by_itself() -> None:
         assert command.stdout is not None and command.stdout.read() == "None\n"
         time.sleep(1.0)
         assert left.is_running() and left.status() != psutil.STATUS_ZOMBIE
+
+
+def test_processes_that_were_there_before_are_left_alone() -> None:
+    code = COMMAND.replace(
+        "with no_orphans():",
+        "before = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(120)'])\n"
+        "print(before.pid, flush=True)\nwith no_orphans():",
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code, "wait"], stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    before, left = (psutil.Process(int(command.stdout.readline())) for _ in range(2))
+    try:
+        time.sleep(2)  # the guard looks around
+        command.kill()
+        assert ended(left, 60)
+        assert not ended(before, 2)
+    finally:
+        before.kill()
+        command.communicate()

@@ -458,3 +458,16 @@ def test_validation_loss_does_not_depend_on_the_labels_of_the_training_data(
         losses += [entry["eval_loss"] for entry in last["log_history"] if "eval_loss" in entry]
     assert losses == pytest.approx([losses[0]] * 2)
     assert losses[0] == pytest.approx((np.log(2) + 4) / 5, rel=1e-3)  # nats per label
+
+
+def test_evaluations_do_not_change_the_weights(tmp_path: Path) -> None:
+    ends = []
+    for every in (1, 900):
+        model = FirstLabel()
+        run(
+            model, tmp_path / str(every), config(epochs=1, batch_size=8, eval_steps=every),
+            data=Texts(), collate=collate_texts, labels_per_draw=5.0, validation=Texts(),
+            validation_labels_per_draw=50.0,
+        )  # fmt: skip
+        ends.append(model.logits.tolist())
+    assert ends[0] == ends[1]
