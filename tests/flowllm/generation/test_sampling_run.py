@@ -374,7 +374,9 @@ def test_a_prior_that_cannot_be_guided_is_refused_before_anything_is_written(
     shutil.copytree(BUNDLED_PRIOR, prior)
     file = prior / "prior.json"
     settings = json.loads(file.read_bytes())
-    settings["info"]["recipe"]["tasks"] |= {"unconditional": 0, "formula": 0.5, "composition": 0.5}
+    settings["info"]["recipe"]["tasks"] |= {
+        "unconditional": 0, "formula": 0.5, "composition": 0.5, "one_property": 0
+    }  # fmt: skip
     file.chmod(0o644)
     file.write_text(json.dumps(settings))
     out = tmp_path / "run"

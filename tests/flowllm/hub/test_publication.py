@@ -66,7 +66,7 @@ def test_the_card_of_a_saved_pair_says_what_its_files_say(saved: Path) -> None:
     for text in (
         'FlowLLM.from_pretrained("my-pair")',
         "text layout `wyckoff`, at most 20 atoms",
-        "trained on 26,244 crystals",
+        "trained on 32,188 crystals",
         "6 layers of width 192",
     ):
         assert text in card.text
