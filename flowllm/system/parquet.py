@@ -24,7 +24,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         pyarrow.ArrowException: if it is damaged or lacks a column.
     """
     with open(path, "rb") as file:
-        return pq.read_table(file, columns=columns)
+        # Threads of pyarrow that still end while the process does abort it now and then.
+        return pq.read_table(file, columns=columns, use_threads=False, pre_buffer=False)
 
 
 def column_names(path: Path) -> list[str]:
