@@ -54,23 +54,14 @@ class CHGNetPotential(BatchCalculator):
         Raises:
             ValueError: if an atom has no neighbour within 6 Angstrom.
         """
-        model = self.model
-        converter = model.graph_converter
-        cutoffs = converter.atom_graph_cutoff, converter.bond_graph_cutoff
-        graphs = [crystal_graph(atoms, *cutoffs).to(self.device) for atoms in batch]
         with torch.enable_grad():
-            joined = BatchedGraph.from_graphs(
-                graphs,
-                bond_basis_expansion=model.bond_basis_expansion,
-                angle_basis_expansion=model.angle_basis_expansion,
-                compute_stress=True,
-            )
-            per_atom = model._compute(joined)["e"]
+            graphs, joined = self._joined(batch, stress=True)
+            per_atom = self.model._compute(joined)["e"]
             sizes = torch.tensor([len(atoms) for atoms in batch], device=per_atom.device)
             gradients = torch.autograd.grad(
                 (per_atom * sizes).sum(), [*joined.atom_positions, *joined.strains]
             )
-        energies = (per_atom.detach() + model.composition_model(graphs)).double() * sizes
+        energies = (per_atom.detach() + self.model.composition_model(graphs)).double() * sizes
         by_position, by_strain = gradients[: len(batch)], gradients[len(batch) :]
         return [
             SinglePoint(
@@ -90,20 +81,27 @@ class CHGNetPotential(BatchCalculator):
         Raises:
             ValueError: if an atom has no neighbour within 6 Angstrom.
         """
+        with torch.no_grad():
+            graphs, joined = self._joined(batch, stress=False)
+            per_atom = self.model._compute(joined)["e"] + self.model.composition_model(graphs)
+        energies: list[float] = per_atom.double().tolist()
+        return energies
+
+    def _joined(
+        self, batch: Sequence[Atoms], *, stress: bool
+    ) -> tuple[list[CrystalGraph], BatchedGraph]:
+        """Return the graph of each crystal, and one of all for the network."""
         model = self.model
         converter = model.graph_converter
         cutoffs = converter.atom_graph_cutoff, converter.bond_graph_cutoff
         graphs = [crystal_graph(atoms, *cutoffs).to(self.device) for atoms in batch]
-        with torch.no_grad():
-            joined = BatchedGraph.from_graphs(
-                graphs,
-                bond_basis_expansion=model.bond_basis_expansion,
-                angle_basis_expansion=model.angle_basis_expansion,
-                compute_stress=False,
-            )
-            per_atom = model._compute(joined)["e"] + model.composition_model(graphs)
-        energies: list[float] = per_atom.double().tolist()
-        return energies
+        joined = BatchedGraph.from_graphs(
+            graphs,
+            bond_basis_expansion=model.bond_basis_expansion,
+            angle_basis_expansion=model.angle_basis_expansion,
+            compute_stress=stress,
+        )
+        return graphs, joined
 
 
 def crystal_graph(atoms: Atoms, atom_cutoff: float, bond_cutoff: float) -> CrystalGraph:

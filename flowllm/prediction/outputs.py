@@ -1,4 +1,4 @@
-"""What a run of predictions ends with: its records, the table, the crystals and the report."""
+"""Outputs of a prediction run: records, table, crystals and report."""
 
 from __future__ import annotations
 

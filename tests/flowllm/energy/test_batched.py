@@ -131,6 +131,19 @@ def test_a_potential_says_what_its_package_says(name: str) -> None:
         assert np.allclose(point.stress, atoms.get_stress(), rtol=0, atol=1e-5)
 
 
+def test_energies_alone_are_those_with_forces() -> None:
+    pytest.importorskip("chgnet")
+    from flowllm.energy.chgnet_potential import CHGNetPotential
+
+    potential = CHGNetPotential("0.3.0")
+    batch = [to_atoms(c.structure) for c in read(MP20_SAMPLE, limit=4)]
+    expected = [
+        point.energy / len(atoms)
+        for atoms, point in zip(batch, potential.evaluate(batch), strict=True)
+    ]
+    assert potential.energies_per_atom(batch) == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_graph_of_arrays_is_the_one_of_chgnet() -> None:
     pytest.importorskip("chgnet")
     from chgnet.graph import CrystalGraphConverter
